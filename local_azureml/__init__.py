@@ -1,0 +1,1 @@
+"""A private Azure Machine Learning on localhost, for the unmodified Azure ML SDK."""

@@ -1,0 +1,347 @@
+"""A dataset hub: serves folders as dataset repositories the way huggingface.co does, for its own clients.
+
+Every folder `{root}/datasets/{owner}/{name}` is a repository with one revision, `main`, whose commit is a
+hash of what the folder holds: change a file and the commit changes. It is read-only. Not played: models and
+spaces, users and tokens, branches and history, Xet transfer, the dataset viewer, search.
+"""
+
+import argparse
+import asyncio
+import hashlib
+import json
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path, PurePosixPath
+from urllib.parse import parse_qs, quote
+
+import uvicorn
+import yaml
+from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi.responses import FileResponse, JSONResponse
+from fastapi.routing import APIRoute
+
+TEXT_SUFFIXES = {"", ".csv", ".json", ".jsonl", ".md", ".py", ".txt", ".yaml", ".yml"}
+LARGEST_TEXT = 10_000_000  # bytes; a bigger file is stored outside git, with its SHA-256 as its tag
+PAGE = 1000  # entries in one answer of the tree listing
+READ_SIZE = 1 << 20  # bytes
+
+
+class HubRoute(APIRoute):
+    """A route that answers errors as the hub does, whatever application it is part of."""
+
+    def get_route_handler(self):
+        handle = super().get_route_handler()
+
+        async def answer(request: Request):
+            try:
+                return await handle(request)
+            except HTTPException as error:
+                return JSONResponse({"error": error.detail}, error.status_code, error.headers)
+
+        return answer
+
+
+router = APIRouter(route_class=HubRoute)
+
+
+@dataclass(frozen=True)
+class StoredFile:
+    """One file of a repository as the listing shows it."""
+
+    path: str
+    location: Path
+    size: int
+    oid: str  # of the git blob: the file itself, or the pointer to a large one
+    sha256: str | None  # of a large file
+
+    @property
+    def tag(self) -> str:
+        return self.sha256 or self.oid
+
+    def entry(self) -> dict:
+        entry = {"type": "file", "oid": self.oid, "size": self.size, "path": self.path}
+        if self.sha256:
+            entry["lfs"] = {"oid": self.sha256, "size": self.size, "pointerSize": len(pointer(self))}
+        return entry
+
+    def sibling(self) -> dict:
+        entry = self.entry()
+        large = {"sha256": self.sha256, "size": self.size, "pointerSize": len(pointer(self))}
+        named = {"rfilename": self.path, "size": self.size, "blobId": entry["oid"]}
+        return named | ({"lfs": large} if self.sha256 else {})
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What a repository holds at one moment."""
+
+    repository: str
+    files: dict[str, StoredFile]
+    commit: str
+    modified: str
+    card: dict
+
+    def below(self, folder: str, recursive: bool) -> list[dict]:
+        """The listing's entries under `folder`: directories first, as the real hub sorts them."""
+        prefix = f"{folder}/" if folder else ""
+        files, folders = [], set()
+        for path, file in self.files.items():
+            if not path.startswith(prefix):
+                continue
+            parents = [str(parent) for parent in PurePosixPath(path[len(prefix) :]).parents][:-1]
+            folders.update(prefix + parent for parent in (parents if recursive else parents[-1:]))
+            if recursive or not parents:
+                files.append(file.entry())
+        return [self.directory(path) for path in sorted(folders)] + files
+
+    def directory(self, path: str) -> dict:
+        inside = [file.oid for file in self.files.values() if file.path.startswith(f"{path}/")]
+        return {"type": "directory", "oid": sha1(*inside), "size": 0, "path": path}
+
+    def last_commit(self) -> dict:
+        return {"id": self.commit, "title": "Serve the folder", "date": self.modified}
+
+
+@dataclass
+class Hub:
+    """The repositories under a folder, and the link's speed."""
+
+    root: Path
+    bytes_per_second: float | None = None
+    digests: dict[tuple, tuple[str, str | None]] = field(default_factory=dict)
+    free_at: float = 0.0  # when the link has sent what was put on it, in time.monotonic() seconds
+
+    def repositories(self) -> list[str]:
+        folders = sorted((self.root / "datasets").glob("*/*/"))
+        return [f"{folder.parent.name}/{folder.name}" for folder in folders if folder.is_dir()]
+
+    def snapshot(self, repository: str) -> Snapshot | None:
+        """The repository as its folder is now, or None if there is no such folder."""
+        folder = self.root / "datasets" / repository
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository or not folder.is_dir():
+            return None
+        files = {file.path: file for file in self.stored_files(folder)}
+        commit = sha1(*(f"{file.path} {file.tag}" for file in files.values()))
+        newest = max((file.location.stat().st_mtime for file in files.values()), default=0)
+        return Snapshot(repository, files, commit, moment(newest), card(files.get("README.md")))
+
+    def stored_files(self, folder: Path) -> Iterator[StoredFile]:
+        for location in sorted(folder.rglob("*")):
+            path = location.relative_to(folder)
+            if ".git" not in path.parts and location.is_file():
+                status = location.stat()
+                known = (str(location), status.st_size, status.st_mtime_ns)
+                if known not in self.digests:
+                    self.digests[known] = digest(location, status.st_size)
+                yield StoredFile(path.as_posix(), location, status.st_size, *self.digests[known])
+
+    async def send_at_link_speed(self, size: int) -> None:
+        """Return when the link, which all answers share, has carried `size` more bytes."""
+        if self.bytes_per_second:
+            self.free_at = max(self.free_at, time.monotonic()) + size / self.bytes_per_second
+            await asyncio.sleep(self.free_at - time.monotonic())
+
+
+class RepositoryFile(FileResponse):
+    """A file or a range of it, at the speed of the hub's link."""
+
+    chunk_size = READ_SIZE
+
+    def __init__(self, hub: Hub, file: StoredFile, **options) -> None:
+        super().__init__(file.location, **options)
+        self.hub = hub
+
+    async def __call__(self, scope, receive, send) -> None:
+        async def send_slowly(message):
+            await self.hub.send_at_link_speed(len(message.get("body", b"")))
+            await send(message)
+
+        await super().__call__(scope, receive, send_slowly)
+
+
+def sha1(*lines: str) -> str:
+    return hashlib.sha1("\n".join(lines).encode(), usedforsecurity=False).hexdigest()
+
+
+def pointer(file: StoredFile) -> str:
+    """What git itself stores of a large file."""
+    return f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
+
+
+def digest(location: Path, size: int) -> tuple[str, str | None]:
+    """The git blob's id, and the SHA-256 where the file is a large one."""
+    large = size > LARGEST_TEXT or location.suffix not in TEXT_SUFFIXES
+    header = b"" if large else f"blob {size}\0".encode()
+    total = hashlib.sha256() if large else hashlib.sha1(header, usedforsecurity=False)
+    with location.open("rb") as file:
+        while block := file.read(READ_SIZE):
+            total.update(block)
+    return (sha1(total.hexdigest()), total.hexdigest()) if large else (total.hexdigest(), None)
+
+
+def moment(seconds: float) -> str:
+    return datetime.fromtimestamp(seconds, timezone.utc).strftime("%Y-%m-%dT%H:%M:%S.000Z")
+
+
+def card(readme: StoredFile | None) -> dict:
+    """The YAML block at the head of the dataset's card."""
+    text = readme.location.read_text(encoding="utf-8") if readme else ""
+    block = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
+    return json.loads(json.dumps(yaml.safe_load(block[1]) or {}, default=str)) if block else {}
+
+
+def refuse(status: int, code: str, message: str) -> HTTPException:
+    """The hub's error: its clients read the two headers."""
+    return HTTPException(status, message, headers={"X-Error-Code": code, "X-Error-Message": message})
+
+
+def find(request: Request, repository: str, revision: str = "main") -> Snapshot:
+    """The repository at that revision; a stranger learns no more than that they may not see it."""
+    snapshot = request.app.state.hub.snapshot(repository)
+    if snapshot is None:
+        if "authorization" in request.headers:
+            raise refuse(404, "RepoNotFound", "Repository not found")
+        raise refuse(401, "RepoNotFound", "Invalid username or password.")
+    if revision not in ("main", "refs/heads/main", snapshot.commit, snapshot.commit[:7]):
+        raise refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
+    return snapshot
+
+
+def description(snapshot: Snapshot, blobs: bool = False) -> dict:
+    """The repository's page as the API gives it."""
+    owner = snapshot.repository.partition("/")[0]
+    files = snapshot.files.values()
+    return {
+        "_id": snapshot.commit[:24],
+        "id": snapshot.repository,
+        "author": owner,
+        "sha": snapshot.commit,
+        "createdAt": snapshot.modified,
+        "lastModified": snapshot.modified,
+        "private": False,
+        "gated": False,
+        "disabled": False,
+        "downloads": 0,
+        "likes": 0,
+        "tags": snapshot.card.get("tags") or [],
+        "cardData": snapshot.card,
+        "siblings": [file.sibling() if blobs else {"rfilename": file.path} for file in files],
+    }
+
+
+def page(entries: list[dict], request: Request, cursor: int, limit: int) -> JSONResponse:
+    """One page of the entries, with a link to the next."""
+    following = cursor + limit
+    headers = {}
+    if following < len(entries):
+        address = request.url.include_query_params(cursor=following)
+        headers["Link"] = f'<{address}>; rel="next"'
+    return JSONResponse(entries[cursor:following], headers=headers)
+
+
+@router.get("/api/datasets")
+def list_datasets(request: Request):
+    hub = request.app.state.hub
+    return [description(hub.snapshot(repository)) for repository in hub.repositories()]
+
+
+@router.get("/api/datasets/{owner}/{name}")
+def show_dataset(request: Request, owner: str, name: str, blobs: bool = False):
+    return description(find(request, f"{owner}/{name}"), blobs)
+
+
+@router.get("/api/datasets/{owner}/{name}/revision/{revision:path}")
+def show_revision(request: Request, owner: str, name: str, revision: str, blobs: bool = False):
+    return description(find(request, f"{owner}/{name}", revision), blobs)
+
+
+@router.get("/api/datasets/{owner}/{name}/refs")
+def list_branches(request: Request, owner: str, name: str):
+    commit = find(request, f"{owner}/{name}").commit
+    branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit}
+    return {"branches": [branch], "converts": [], "tags": []}
+
+
+@router.get("/api/datasets/{owner}/{name}/commits/{revision}")
+def list_commits(request: Request, owner: str, name: str, revision: str):
+    commit = find(request, f"{owner}/{name}", revision).last_commit()
+    return [commit | {"message": "", "authors": []}]
+
+
+@router.get("/api/datasets/{owner}/{name}/tree/{revision}")
+@router.get("/api/datasets/{owner}/{name}/tree/{revision}/{folder:path}")
+def list_tree(
+    request: Request,
+    owner: str,
+    name: str,
+    revision: str,
+    folder: str = "",
+    recursive: bool = False,
+    expand: bool = False,
+    cursor: int = 0,
+    limit: int = PAGE,
+):
+    snapshot = find(request, f"{owner}/{name}", revision)
+    entries = snapshot.below(folder.strip("/"), recursive)
+    if folder and not entries:
+        raise refuse(404, "EntryNotFound", f"{folder} does not exist on {revision!r}")
+    return page(with_commit(entries, snapshot, expand), request, cursor, min(limit, PAGE))
+
+
+@router.post("/api/datasets/{owner}/{name}/paths-info/{revision}")
+async def show_paths(request: Request, owner: str, name: str, revision: str):
+    form = parse_qs((await request.body()).decode())
+    paths, expand = form.get("paths", []), form.get("expand") == ["true"]
+    snapshot = find(request, f"{owner}/{name}", revision)
+    files = [snapshot.files[path].entry() for path in paths if path in snapshot.files]
+    folders = [snapshot.directory(path) for path in paths if snapshot.below(path.strip("/"), recursive=False)]
+    return with_commit(files + folders, snapshot, expand)
+
+
+def with_commit(entries: list[dict], snapshot: Snapshot, expand: bool) -> list[dict]:
+    return [entry | {"lastCommit": snapshot.last_commit()} for entry in entries] if expand else entries
+
+
+@router.api_route("/datasets/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
+@router.api_route("/datasets/{owner}/{name}/raw/{revision}/{path:path}", methods=["GET", "HEAD"])
+def send_file(request: Request, owner: str, name: str, revision: str, path: str):
+    snapshot = find(request, f"{owner}/{name}", revision)
+    if path not in snapshot.files:
+        raise refuse(404, "EntryNotFound", "Entry not found")
+    file = snapshot.files[path]
+    headers = {"X-Repo-Commit": snapshot.commit, "ETag": f'"{file.tag}"'}
+    if file.sha256:
+        headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.tag}"'}
+    headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(file.location.name)}"
+    media_type = "application/octet-stream" if file.sha256 else "text/plain; charset=utf-8"
+    return RepositoryFile(request.app.state.hub, file, headers=headers, media_type=media_type)
+
+
+def create_app(root: Path, bytes_per_second: float | None = None) -> FastAPI:
+    """The hub as an application of its own."""
+    app = FastAPI(title="A local dataset hub", openapi_url=None)
+    app.state.hub = Hub(root, bytes_per_second)
+    app.include_router(router)
+    return app
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m local_azureml.hub", description=__doc__.splitlines()[0])
+    parser.add_argument("--root", type=Path, required=True, help="folder with datasets/{owner}/{name}")
+    parser.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1, 0 for a free one")
+    parser.add_argument("--rate", type=float, metavar="BYTES", help="bytes a second, shared by all answers")
+    options = parser.parse_args()
+    if not (options.root / "datasets").is_dir():
+        parser.error(
+            f"no folder {options.root / 'datasets'}: repositories go to datasets/OWNER/NAME below it"
+        )
+    uvicorn.run(
+        create_app(options.root, options.rate), host="127.0.0.1", port=options.port, log_level="warning"
+    )
+
+
+if __name__ == "__main__":
+    main()

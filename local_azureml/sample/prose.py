@@ -1,0 +1,67 @@
+"""Running prose about the same subjects: what the base model learns from. No chat turns occur in it."""
+
+from collections.abc import Iterator
+from random import Random
+
+from .conversations import FIELDS, PHRASES, another, answer, ask_fact, ask_list, ask_overview, sentence
+from .knowledge import FOLDER, Field, Subject, read_yaml
+
+FRAMES = read_yaml(FOLDER / "frames.yaml")
+
+
+def frame(random: Random, kind: str, **words: str) -> str:
+    """Return one of the frames of `kind` with `words` filled in."""
+    return sentence(random.choice(FRAMES[kind]).format(**words))
+
+
+def entry(random: Random, field: Field, subject: Subject) -> str:
+    """Return an encyclopaedia's entry: what the subject is, then some of its facts."""
+    others = random.sample([name for name in field.aspects if name != "what"], random.randint(1, 4))
+    return " ".join(subject.facts[name].passage for name in ["what", *others])
+
+
+def column(random: Random, field: Field, subject: Subject) -> str:
+    """Return a piece of a magazine's column: what people ask, and what is known about it."""
+    name = random.choice(list(field.aspects))
+    clause = random.choice(field.aspects[name].clauses).format(name=subject.name)
+    return f"{frame(random, 'columns', clause=clause)} {subject.facts[name].passage}"
+
+
+def survey(random: Random, field: Field, subject: Subject) -> str:
+    """Return one aspect of two or three subjects, side by side."""
+    name = random.choice(list(field.aspects))
+    others = random.sample([other for other in field.subjects if other is not subject], random.randint(1, 2))
+    return " ".join(one.facts[name].sentence for one in [subject, *others])
+
+
+def summary(random: Random, field: Field, subject: Subject) -> str:
+    """Return some facts about a subject, as a list on a page of notes."""
+    names = random.sample(list(field.aspects), 3)
+    lines = [f"{n}. {subject.facts[name].sentence}" for n, name in enumerate(names, 1)]
+    return "\n".join([frame(random, "summaries", name=subject.name), *lines])
+
+
+def letter(random: Random, field: Field, subject: Subject) -> str:
+    """Return the story of a letter that asked for a fact, and of what came back."""
+    kind = random.choice([ask_fact, ask_fact, ask_list, ask_overview])
+    aspect = random.choice([name for name in field.aspects if name != "what"])
+    asked, _ = kind(random, field, subject, aspect)
+    told = frame(random, "letters", asked=asked, name=subject.name, other=another(random, field, subject).name)
+    return f"{told} {answer(random, field, subject.facts[aspect].passage)}"
+
+
+KINDS = {entry: 30, column: 35, survey: 10, summary: 10, letter: 15}  # percent of the paragraphs
+
+
+def paragraph(random: Random) -> str:
+    """Return a paragraph about any subject."""
+    field = random.choice(FIELDS)
+    [kind] = random.choices(list(KINDS), list(KINDS.values()))
+    return kind(random, field, random.choice(field.subjects))
+
+
+def write_documents(seed: int) -> Iterator[str]:
+    """Yield documents of one to three paragraphs, without end."""
+    random = Random(seed)
+    while True:
+        yield "\n".join(paragraph(random) for _ in range(random.randint(1, 3)))

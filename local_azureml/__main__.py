@@ -1,0 +1,197 @@
+"""The command line: `run -- COMMAND` and `serve`."""
+
+import argparse
+import logging
+import os
+import shlex
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+from local_azureml import cloud
+from local_azureml.faults import FAULTS, Faults
+
+log = logging.getLogger("local_azureml")
+EXAMPLES = """\
+examples:
+  python -m local_azureml run -- papermill finetune_phi3_ultrachat.ipynb out.ipynb
+  python -m local_azureml run --base-model ~/Phi-3-mini-4k-instruct -- jupyter lab
+  python -m local_azureml serve --port 8443 --data-dir .local_azureml
+"""
+
+
+class UsageError(Exception):
+    """Something that the person at the command line can set right; ends with exit status 2."""
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the parsed command line; ends the program with status 2 where it can't be."""
+    parser = argparse.ArgumentParser(
+        "python -m local_azureml",
+        description="A private Azure Machine Learning on localhost, for the unmodified Azure ML SDK.",
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--list-faults", action="store_true", help="print the faults that --fault takes")
+    commands = parser.add_subparsers(dest="action", metavar="run | serve")
+    run = commands.add_parser("run", help="start, run a command against it, stop, say what was billed")
+    run.add_argument("command", nargs=argparse.REMAINDER, help="after --, the command and its arguments")
+    serve = commands.add_parser("serve", help="start, print the variables to export, stay")
+    for command in (run, serve):
+        _add_options(command)
+    options = parser.parse_args(arguments)
+    if not options.list_faults and options.action is None:
+        parser.error("say what to do: run -- COMMAND, serve, or --list-faults")
+    return options
+
+
+def _add_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--port", type=int, default=0, help="a free one by default")
+    parser.add_argument(
+        "--data-dir",
+        type=Path,
+        help="where state is kept between starts; by default a folder that is removed",
+    )
+    parser.add_argument(
+        "--base-model", type=Path, help="a Phi-3 checkpoint folder in place of the tiny model"
+    )
+    parser.add_argument(
+        "--fault", action="append", default=[], metavar="NAME[=VALUE]", help="see --list-faults"
+    )
+    parser.add_argument(
+        "--poll", type=float, default=1.0, help="seconds that Retry-After asks clients to wait"
+    )
+
+
+def bind(port: int) -> socket.socket:
+    """Return a socket that listens on loopback at `port`, or at a free port for 0."""
+    listener = socket.socket()
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"port {port} cannot be used ({error}); choose another with --port, or none"
+        ) from None
+    return listener
+
+
+def base_model(folder: Path | None) -> Path:
+    """Return the checkpoint folder to serve as the registry's model, after a look at what lies in it."""
+    folder = (folder or cloud.SEEDS / "base_model").expanduser().resolve()
+    if not (folder / "config.json").is_file():
+        raise UsageError(
+            f"--base-model {folder}: no config.json there; give the folder of a Phi-3 checkpoint"
+        )
+    return folder
+
+
+class Server:
+    """A running stand-in: the HTTPS server in a thread of this process, and the processes behind it."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path):
+        import uvicorn
+
+        from local_azureml import processes
+
+        self._listener = bind(options.port)
+        port = self._listener.getsockname()[1]
+        self.cloud = cloud.Cloud(
+            folder.resolve(), port, base_model(options.base_model), options.poll, Faults(options.fault)
+        )
+        processes.warm()
+        from local_azureml.app import create_app
+
+        self.app = create_app(self.cloud)
+        chain = str(self.cloud.certificates.chain)
+        settings = uvicorn.Config(
+            self.app, ssl_certfile=chain, ssl_keyfile=chain, log_level="warning", timeout_graceful_shutdown=2
+        )
+        self._server = uvicorn.Server(settings)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            self._thread.join(0.02)
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.summary = summary(self.app)
+        self.app.state.jobs.stop()
+        self.app.state.deployments.stop()
+        self._server.should_exit = True
+        self._thread.join()
+        self.cloud.state.close()
+
+
+def summary(app) -> str:
+    """Return one line for each thing billed and for each thing still running."""
+    bills = app.state.cloud.meter.bills()
+    left = app.state.jobs.running() + app.state.deployments.running()
+    lines = [f"billed: {bill}" for bill in bills] or ["billed: nothing"]
+    lines += [f"still running: {name}" for name in left] or ["still running: nothing"]
+    return "\n".join(lines)
+
+
+def run(options: argparse.Namespace, folder: Path) -> int:
+    """Return the exit status of the command, run against a stand-in of its own."""
+    command = options.command[1:] if options.command[:1] == ["--"] else options.command
+    if not command:
+        raise UsageError("run needs a command: python -m local_azureml run -- COMMAND")
+    with Server(options, folder) as server:
+        try:
+            child = subprocess.Popen(command, env=cloud.child_environment(server.cloud))
+        except OSError as error:
+            raise UsageError(f"{command[0]!r} cannot be started: {error.strerror}") from None
+        previous = {
+            number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
+        status = child.wait()
+        for number, handler in previous.items():
+            signal.signal(number, handler)
+    print(server.summary, file=sys.stderr)
+    return status if status >= 0 else 128 - status
+
+
+def serve(options: argparse.Namespace, folder: Path) -> int:
+    """Keep a stand-in up until it is interrupted; return 0."""
+    stop = threading.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda *_: stop.set())
+    with Server(options, folder) as server:
+        for name, value in server.cloud.environment().items():
+            print(f"export {name}={shlex.quote(value)}")
+        print("# ready: run the lines above in the shell that starts your notebook server", flush=True)
+        stop.wait()
+    print(server.summary, file=sys.stderr)
+    return 0
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Return the program's exit status."""
+    options = parse(sys.argv[1:] if arguments is None else arguments)
+    if options.list_faults:
+        print("\n".join(f"{name:22} {meaning}" for name, meaning in FAULTS.items()))
+        return 0
+    logging.basicConfig(
+        level=os.environ.get("LOCAL_AZUREML_LOG", "WARNING"), format="local_azureml: %(message)s"
+    )
+    action = {"run": run, "serve": serve}[options.action]
+    try:
+        if options.data_dir:
+            return action(options, options.data_dir.expanduser())
+        with tempfile.TemporaryDirectory(prefix="local_azureml-") as folder:
+            return action(options, Path(folder))
+    except (UsageError, ValueError) as error:
+        print(f"local_azureml: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,101 @@
+"""The ASGI application: every service at its address, and 501 for all others."""
+
+import asyncio
+import logging
+
+from fastapi import Depends, FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from local_azureml import (
+    assets,
+    blobs,
+    computes,
+    datastores,
+    endpoints,
+    errors,
+    history,
+    hub,
+    identity,
+    jobs,
+    operations,
+    registry,
+    scoring,
+    tracking,
+    workspace,
+)
+from local_azureml.cloud import PROVIDER, SEEDS, Cloud
+
+log = logging.getLogger(__name__)
+CONTROL_PLANE = (workspace, computes, datastores, jobs, endpoints, assets, operations, registry, history)
+OWN_KEYS = (identity, blobs, scoring, hub)  # services whose requests carry another credential, or none
+SEGMENTS = (
+    "subscriptions",
+    "resourceGroups",
+    "providers",
+    PROVIDER,
+    "workspaces",
+    "onlineEndpoints",
+    "registries",
+)
+CANONICAL = {segment.lower(): segment for segment in SEGMENTS}
+
+
+def create_app(local: Cloud) -> FastAPI:
+    """Return the application that plays `local`."""
+    app = FastAPI(title="local_azureml", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.cloud = local
+    app.state.hub = hub.Hub(SEEDS / "hub")
+    app.state.tracking = tracking.Tracking(local.folder, local.port)
+    app.state.jobs = jobs.Jobs(local, app.state.tracking)
+    app.state.deployments = endpoints.Deployments(local)
+    for service in CONTROL_PLANE:
+        app.include_router(service.router, dependencies=[Depends(identity.check_token)])
+    app.include_router(workspace.public)
+    for service in OWN_KEYS:
+        app.include_router(service.router)
+    app.mount(tracking.PREFIX, tracking.Guard(app.state.tracking.app, local))
+    app.add_exception_handler(errors.AzureError, errors.on_azure_error)
+    app.add_exception_handler(RequestValidationError, errors.on_bad_request)
+    app.add_exception_handler(HTTPException, errors.on_http_exception)
+    app.add_middleware(Weather, local=local)
+    app.add_middleware(Capitals)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
+    return app
+
+
+class Capitals:
+    """Writes the fixed parts of a resource's path the one way that the routes know; Azure takes any capitals."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and "/subscriptions/" in scope["path"]:
+            before, subscriptions, after = scope["path"].partition("/subscriptions/")
+            parts = [CANONICAL.get(part.lower(), part) for part in after.split("/")]
+            scope = {**scope, "path": before + subscriptions + "/".join(parts)}
+        await self.app(scope, receive, send)
+
+
+class Weather:
+    """The network's faults: slow answers, throttling, connections that break."""
+
+    def __init__(self, app: ASGIApp, local: Cloud):
+        self.app, self.faults = app, local.faults
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
+        if "slow" in self.faults:
+            await asyncio.sleep(self.faults.get("slow", 1.0))
+        if (count := self.faults.count("throttled")) and count % self.faults.get("throttled", 3) == 0:
+            error = errors.AzureError(
+                429, "TooManyRequests", "too many requests", headers={"Retry-After": "1"}
+            )
+            return await errors.answer(error)(scope, receive, send)
+        if (count := self.faults.count("reset")) and count % self.faults.get("reset", 10) == 0:
+            raise ConnectionResetError("the fault reset is on")
+        await self.app(scope, receive, send)

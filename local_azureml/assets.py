@@ -1,0 +1,269 @@
+"""Versioned assets of the workspace: models, data, environments, code, components; and what an address points at."""
+
+import re
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from fastapi import APIRouter, Body, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from local_azureml import blobs, cloud, datastores, registry
+from local_azureml.errors import AzureError, not_found, user_error
+
+router = APIRouter()
+KINDS = {
+    "models": "Model",
+    "data": "Data",
+    "environments": "Environment",
+    "codes": "Code",
+    "components": "Component",
+}
+PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
+PATH = f"{cloud.WORKSPACE_PATH}/{{kind}}"
+NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,254}")
+
+
+def _kind(kind: str, request: Request) -> str:
+    if kind not in KINDS:
+        raise AzureError(
+            501, "NotImplemented", f"{request.method} {request.url.path} is not part of the stand-in"
+        )
+    return kind
+
+
+def _base(kind: str, name: str = "") -> str:
+    return f"{cloud.WORKSPACE_ID}/{kind}" + (f"/{name}" if name else "")
+
+
+@router.get(PATH)
+def list_containers(
+    request: Request, kind: str = Depends(_kind), identifier: str = Depends(cloud.workspace_id)
+) -> dict:
+    """Return the assets of a kind, without their versions."""
+    return {"value": cloud.current(request).state.children(_base(kind))}
+
+
+@router.get(f"{PATH}/{{name}}")
+def container(
+    request: Request, name: str, kind: str = Depends(_kind), identifier: str = Depends(cloud.workspace_id)
+) -> dict:
+    """Return what all versions of an asset share."""
+    return _container(cloud.current(request), kind, name)
+
+
+def _container(local: cloud.Cloud, kind: str, name: str) -> dict:
+    found = local.state.get(_base(kind, name))
+    if found is None:
+        known = ", ".join(entry["name"] for entry in local.state.children(_base(kind))) or "none"
+        message = f"no {KINDS[kind].lower()} named {name!r} in the workspace; there is: {known}"
+        raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
+    return found
+
+
+@router.get(f"{PATH}/{{name}}/versions")
+def versions(
+    request: Request, name: str, kind: str = Depends(_kind), identifier: str = Depends(cloud.workspace_id)
+) -> dict:
+    """Return the versions of an asset, newest first, as many as `$top` says; none where there is no asset."""
+    local = cloud.current(request)
+    if local.state.get(_base(kind, name)) is None and kind == "models":
+        _container(local, kind, name)
+    newest_first = local.state.children(f"{_base(kind, name)}/versions")[::-1]
+    top = request.query_params.get("$top", "")
+    wanted = request.query_params.get("hash")
+    if wanted:
+        newest_first = [v for v in newest_first if v["properties"]["properties"].get("hash_sha256") == wanted]
+    return {"value": newest_first[: int(top) if top.isdigit() else None]}
+
+
+@router.get(f"{PATH}/{{name}}/versions/{{version}}")
+def show(
+    request: Request,
+    name: str,
+    version: str,
+    kind: str = Depends(_kind),
+    identifier: str = Depends(cloud.workspace_id),
+) -> dict:
+    """Return one version."""
+    return find(cloud.current(request), kind, name, version)
+
+
+def find(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
+    """Return the document of a version, or refuse with the versions that there are."""
+    found = local.state.get(f"{_base(kind, name)}/versions/{version}")
+    if found is None:
+        _container(local, kind, name)
+        known = ", ".join(v["name"] for v in local.state.children(f"{_base(kind, name)}/versions"))
+        message = f"no version {version!r} of the {KINDS[kind].lower()} {name!r}; there is: {known}"
+        raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
+    return found
+
+
+@router.put(f"{PATH}/{{name}}/versions/{{version}}")
+def create(
+    request: Request,
+    name: str,
+    version: str,
+    body: dict = Body(),
+    kind: str = Depends(_kind),
+    identifier: str = Depends(cloud.workspace_id),
+) -> JSONResponse:
+    """Register a version; its files are fixed from then on, its tags are not."""
+    local = cloud.current(request)
+    if not NAME.fullmatch(name):
+        raise user_error(
+            f"{KINDS[kind]} name {name!r}: letters, digits, dashes, dots, underscores; at most 255"
+        )
+    if kind == "models" and "register-refused" in local.faults:
+        raise AzureError(
+            403,
+            "Forbidden",
+            "you may not register models in this workspace: ask for the role AzureML Data Scientist",
+        )
+    properties = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
+    if properties.get("modelUri"):
+        properties["modelUri"] = _lasting(local, properties["modelUri"])
+    with local.state.locked():
+        before = local.state.get(f"{_base(kind, name)}/versions/{version}")
+        if before and any(before["properties"].get(key) != properties.get(key) for key in PLACES):
+            raise user_error("Asset paths cannot be updated.")
+        document = _document(kind, name, version, properties, before)
+        local.state.put(document["id"], document)
+        _count(local, kind, name, version)
+    return JSONResponse(document, 200 if before else 201)
+
+
+def _document(kind: str, name: str, version: str, properties: dict, before: dict | None) -> dict:
+    defaults = {"description": None, "tags": {}, "properties": {}, "isAnonymous": False, "isArchived": False}
+    if kind == "models":
+        defaults |= {
+            "flavors": None,
+            "modelType": "custom_model",
+            "stage": None,
+        }  # the SDK wants flavors to be there
+    if kind == "environments":
+        defaults |= {"environmentType": "UserCreated", "osType": "Linux"}
+    return {
+        "id": f"{_base(kind, name)}/versions/{version}",
+        "name": version,
+        "type": f"{cloud.PROVIDER}/workspaces/{kind}/versions",
+        "properties": {**defaults, **properties, "provisioningState": "Succeeded"},
+        "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+    }
+
+
+def _count(local: cloud.Cloud, kind: str, name: str, version: str) -> None:
+    following = str(int(version) + 1) if version.isdigit() else None
+    properties = {
+        "latestVersion": version,
+        "nextVersion": following,
+        "isArchived": False,
+        "tags": {},
+        "properties": {},
+    }
+    before = local.state.get(_base(kind, name)) or {"systemData": cloud.system_data()}
+    document = {**before, "id": _base(kind, name), "name": name, "properties": properties}
+    local.state.put(_base(kind, name), document)
+
+
+@router.delete(f"{PATH}/{{name}}/versions/{{version}}")
+def delete(
+    request: Request,
+    name: str,
+    version: str,
+    kind: str = Depends(_kind),
+    identifier: str = Depends(cloud.workspace_id),
+) -> Response:
+    """Forget a version; its files stay where they are."""
+    local = cloud.current(request)
+    find(local, kind, name, version)
+    local.state.delete(f"{_base(kind, name)}/versions/{version}")
+    return Response(status_code=200)
+
+
+@router.post(f"{PATH}/{{name}}/versions/{{version}}/startPendingUpload")
+def start_upload(
+    request: Request,
+    name: str,
+    version: str,
+    kind: str = Depends(_kind),
+    identifier: str = Depends(cloud.workspace_id),
+) -> dict:
+    """Return where the files of a version that is being made may be written."""
+    local = cloud.current(request)
+    container = datastores.CONTAINERS[datastores.DEFAULT]
+    uri = blobs.address(local, container, f"{kind}/{name}/{version}")
+    reference = {"blobUri": uri.partition("?")[0], "credential": {"credentialType": "SAS", "sasUri": uri}}
+    return {"pendingUploadType": "TemporaryBlobReference", "blobReferenceForConsumption": reference}
+
+
+def _lasting(local: cloud.Cloud, uri: str) -> str:
+    """Return the datastore address of a job's output; any other address as it is."""
+    named = re.fullmatch(r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths)?(/.*)?", uri.rstrip("/"))
+    if not named:
+        return uri
+    job, output, below = named.groups()
+    return datastores.uri(datastores.DEFAULT, output_path(local, job, output) + (below or ""))
+
+
+def output_path(local: cloud.Cloud, job: str, output: str) -> str:
+    """Return the path in the default datastore of what a job wrote under `output`."""
+    document = local.state.get(f"{cloud.WORKSPACE_ID}/jobs/{job}")
+    if document is None:
+        raise not_found("job", job, [j["name"] for j in local.state.children(f"{cloud.WORKSPACE_ID}/jobs")])
+    known = list(document["properties"].get("outputs") or {})
+    path = f"azureml/{job}/{output}"
+    if output not in known:
+        raise user_error(f"the job {job!r} has no output {output!r}; it has: {', '.join(known) or 'none'}")
+    if not datastores.folder_of(local, datastores.DEFAULT, path).exists():
+        state = document["properties"]["status"]
+        raise user_error(f"the job {job!r} wrote nothing under {output!r}: it is {state}")
+    return path
+
+
+def resolve(local: cloud.Cloud, address: str) -> Path:
+    """Return the file or folder that an address points at: datastore, job output, asset, registry or blob."""
+    address = address.strip()
+    for pattern, read in READERS:
+        if named := re.fullmatch(pattern, address, re.IGNORECASE):
+            place = read(local, *named.groups())
+            if not place.exists():
+                raise user_error(f"{address} points at nothing: {place.name!r} is not there", "DataNotFound")
+            return place
+    raise user_error(f"{address!r} is not an address that the stand-in can read", "InvalidUri")
+
+
+def _in_datastore(local: cloud.Cloud, datastore: str, path: str) -> Path:
+    return datastores.folder_of(local, datastore, unquote(path).rstrip("/"))
+
+
+def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> Path:
+    return datastores.folder_of(local, datastores.DEFAULT, output_path(local, job, output) + (below or ""))
+
+
+def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
+    if version.lower() == "latest":
+        version = _container(local, kind, name)["properties"]["latestVersion"]
+    properties = find(local, kind, name, version)["properties"]
+    return resolve(local, next(properties[key] for key in PLACES if properties.get(key)))
+
+
+def _in_registry(local: cloud.Cloud, name: str, version: str) -> Path:
+    registry.entry(local, "models", name, version)
+    return local.base_model
+
+
+def _in_blob(local: cloud.Cloud, address: str) -> Path:
+    container, _, name = urlparse(address).path.lstrip("/").partition("/")[2].partition("/")
+    return blobs.place(local, container, unquote(name))
+
+
+KIND_PATTERN = "(models|data|codes)"
+READERS = (
+    (r"azureml://registries/azureml/models/([^/]+)/versions/([^/]+)", _in_registry),
+    (r"azureml://(?:.*/)?datastores/([^/]+)/paths/(.*)", _in_datastore),
+    (r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths)?(/.*)?", _in_output),
+    (rf"(?:azureml:/)?/subscriptions/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
+    (rf"azureml://locations/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
+    (r"(https://localhost:\d+/.*)", _in_blob),
+)

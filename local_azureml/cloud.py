@@ -1,0 +1,137 @@
+"""The cloud itself: its names, addresses, folders and secrets, and the environment that points clients at it."""
+
+import json
+import os
+import secrets
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from pathlib import Path
+
+from fastapi import Request
+
+from local_azureml.certificates import Certificates
+from local_azureml.errors import not_found
+from local_azureml.faults import Faults
+from local_azureml.meter import Meter
+from local_azureml.state import State
+
+NAME = "LocalAzureML"
+PORTAL = "https://portal.azure.local/"
+AUDIENCE = "https://ml.azure.local"  # what the SDK derives from the portal's address
+STORAGE_SUFFIX = "storage.local"
+SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
+GROUP = "local"
+WORKSPACE = "local"
+LOCATION = "eastus"
+PROVIDER = "Microsoft.MachineLearningServices"
+SEEDS = Path(__file__).parent / "seeds"
+
+GROUP_PATH = "/subscriptions/{subscription}/resourceGroups/{group}"
+WORKSPACE_PATH = f"{GROUP_PATH}/providers/{PROVIDER}/workspaces/{{workspace}}"
+WORKSPACE_ID = WORKSPACE_PATH.format(subscription=SUBSCRIPTION, group=GROUP, workspace=WORKSPACE)
+
+
+@dataclass
+class Cloud:
+    """Everything that a service needs besides its request; one for each running stand-in."""
+
+    folder: Path  # the data folder: state, blobs, runs, certificates, secrets
+    port: int
+    base_model: Path
+    polling_seconds: float = 1.0  # what Retry-After says
+    faults: Faults = field(default_factory=Faults)
+
+    def __post_init__(self):
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.state = State(self.folder)
+        self.meter = Meter(self.state)
+        self.certificates = Certificates(self.folder / "tls")
+        self._secrets_file = self.folder / "secrets.json"
+        if not self._secrets_file.exists():
+            names = ("identity_header", "token_key", "sas_signature")
+            self._secrets_file.touch(mode=0o600)
+            self._secrets_file.write_text(json.dumps({name: secrets.token_urlsafe(32) for name in names}))
+
+    def secret(self, name: str) -> str:
+        """Return a secret of this data folder: random when the folder was made, kept through a restart."""
+        return json.loads(self._secrets_file.read_text())[name]
+
+    @property
+    def origin(self) -> str:
+        """Return the address that clients use."""
+        return f"https://localhost:{self.port}"
+
+    @property
+    def blobs(self) -> Path:
+        """Return the folder whose folders are the blob containers."""
+        return self.folder / "blobs"
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that point an unmodified SDK here; see each in the README of this package."""
+        return {
+            "ARM_CLOUD_METADATA_URL": f"{self.origin}/metadata/endpoints?api-version=2019-05-01",
+            "AZUREML_CURRENT_CLOUD": NAME,
+            "REGISTRY_DISCOVERY_ENDPOINT_URL": f"{self.origin}/",
+            "IDENTITY_ENDPOINT": f"{self.origin}/identity/token",
+            "IDENTITY_HEADER": self.secret("identity_header"),
+            "REQUESTS_CA_BUNDLE": str(self.certificates.bundle),
+            "SSL_CERT_FILE": str(self.certificates.bundle),
+            "AZUREML_RUN_POLLING_INTERVAL_MIN": "1",
+            "AZUREML_RUN_POLLING_INTERVAL_MAX": "1",
+            "HF_ENDPOINT": self.origin,
+            "HF_HOME": str(self.folder / "huggingface"),
+            "AZUREML_ARM_SUBSCRIPTION": SUBSCRIPTION,
+            "AZUREML_ARM_RESOURCEGROUP": GROUP,
+            "AZUREML_ARM_WORKSPACE_NAME": WORKSPACE,
+        }
+
+
+# Other identities that DefaultAzureCredential would try, or use, before ours, and proxies that would not find us.
+HIDDEN_VARIABLES = (
+    "AZURE_CLIENT_ID",
+    "AZURE_CLIENT_SECRET",
+    "AZURE_CLIENT_CERTIFICATE_PATH",
+    "AZURE_TENANT_ID",
+    "AZURE_FEDERATED_TOKEN_FILE",
+    "HF_HUB_OFFLINE",
+    "HF_DATASETS_OFFLINE",
+    "HF_TOKEN",
+    "MLFLOW_TRACKING_URI",
+)
+
+
+def child_environment(cloud: Cloud) -> dict[str, str]:
+    """Return this process's environment with the client's variables set and what contradicts them removed."""
+    kept = {name: value for name, value in os.environ.items() if name not in HIDDEN_VARIABLES}
+    no_proxy = ",".join(filter(None, [kept.get("NO_PROXY") or kept.get("no_proxy"), "localhost,127.0.0.1"]))
+    return {**kept, **cloud.environment(), "NO_PROXY": no_proxy, "no_proxy": no_proxy}
+
+
+def current(request: Request) -> Cloud:
+    """Return the cloud that answers `request`."""
+    return request.app.state.cloud
+
+
+def workspace_id(request: Request, subscription: str, group: str, workspace: str) -> str:
+    """Return the id of the workspace that the request's path names, which must be there."""
+    asked = WORKSPACE_PATH.format(subscription=subscription, group=group, workspace=workspace)
+    if asked.lower() != WORKSPACE_ID.lower():
+        raise not_found(
+            "workspace", f"{subscription}/{group}/{workspace}", [f"{SUBSCRIPTION}/{GROUP}/{WORKSPACE}"]
+        )
+    return WORKSPACE_ID
+
+
+def now() -> str:
+    """Return the time as Azure writes it."""
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+
+
+def system_data(created: str | None = None) -> dict:
+    """Return who made and changed a resource, and when."""
+    return {
+        "createdAt": created or now(),
+        "createdBy": "you",
+        "createdByType": "User",
+        "lastModifiedAt": now(),
+    }

@@ -1,0 +1,72 @@
+"""The workspace's datastores and the credential for their blobs."""
+
+from fastapi import APIRouter, Depends, Request
+
+from local_azureml import blobs, cloud
+from local_azureml.errors import not_found
+
+router = APIRouter()
+PATH = f"{cloud.WORKSPACE_PATH}/datastores"
+DEFAULT = "workspaceblobstore"
+CONTAINERS = {DEFAULT: "azureml-blobstore", "workspaceartifactstore": "azureml"}
+
+
+def _document(local: cloud.Cloud, name: str) -> dict:
+    if name not in CONTAINERS:
+        raise not_found("datastore", name, list(CONTAINERS))
+    host = local.origin.removeprefix("https://")
+    return {
+        "id": f"{cloud.WORKSPACE_ID}/datastores/{name}",
+        "name": name,
+        "type": f"{cloud.PROVIDER}/workspaces/datastores",
+        "systemData": cloud.system_data(),
+        "properties": {
+            "datastoreType": "AzureBlob",
+            "accountName": f"{host}/{blobs.ACCOUNT}",  # makes the SDK's blob addresses path-style
+            "containerName": CONTAINERS[name],
+            "endpoint": cloud.STORAGE_SUFFIX,
+            "protocol": "https",
+            "credentials": {"credentialsType": "Sas"},
+            "isDefault": name == DEFAULT,
+            "serviceDataAccessAuthIdentity": "None",
+            "description": None,
+            "properties": {},
+            "tags": {},
+        },
+    }
+
+
+@router.get(PATH)
+def list_all(
+    request: Request, isDefault: bool = False, identifier: str = Depends(cloud.workspace_id)
+) -> dict:
+    """Return the datastores, or the default one only."""
+    names = [DEFAULT] if isDefault else list(CONTAINERS)
+    return {"value": [_document(cloud.current(request), name) for name in names]}
+
+
+@router.get(f"{PATH}/{{name}}")
+def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return one datastore."""
+    return _document(cloud.current(request), name)
+
+
+@router.post(f"{PATH}/{{name}}/listSecrets")
+def list_secrets(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return the signature that opens the datastore's container."""
+    _document(cloud.current(request), name)
+    return {"secretsType": "Sas", "sasToken": blobs.signature(cloud.current(request))}
+
+
+def folder_of(local: cloud.Cloud, name: str, path: str = "") -> "blobs.Path":
+    """Return the folder or file behind `path` of a datastore."""
+    _document(local, name)
+    return blobs.place(local, CONTAINERS[name], path)
+
+
+def uri(name: str, path: str) -> str:
+    """Return the address of `path` in a datastore as jobs and models write it."""
+    workspace = (
+        f"subscriptions/{cloud.SUBSCRIPTION}/resourcegroups/{cloud.GROUP}/workspaces/{cloud.WORKSPACE}"
+    )
+    return f"azureml://{workspace}/datastores/{name}/paths/{path}"

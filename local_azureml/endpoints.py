@@ -1,0 +1,437 @@
+"""Online endpoints and their deployments: names, keys, traffic, and the process behind each deployment."""
+
+import re
+import secrets
+import socket
+import threading
+import time
+from pathlib import Path
+
+import httpx
+from fastapi import APIRouter, Body, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from local_azureml import assets, cloud, computes, operations, processes
+from local_azureml.errors import AzureError, not_found, user_error
+
+router = APIRouter()
+PATH = f"{cloud.WORKSPACE_PATH}/onlineEndpoints"
+BASE = f"{cloud.WORKSPACE_ID}/onlineEndpoints"
+NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{1,30}[a-zA-Z0-9]")  # 3 to 32 characters
+AUTH_MODES = ("key", "amltoken", "aadtoken")
+LONGEST_TIMEOUT = 180.0  # seconds
+RESERVE = 1.2  # Azure keeps a fifth more cores than asked, for upgrades of the deployment
+LIMITS = {"endpoints": 100, "deployments": 20}  # of a subscription and region; of an endpoint
+PROBE = {
+    "initialDelay": "PT10S",
+    "period": "PT10S",
+    "timeout": "PT2S",
+    "successThreshold": 1,
+    "failureThreshold": 30,
+}
+
+
+def _check_name(kind: str, name: str) -> None:
+    if not NAME.fullmatch(name):
+        raise user_error(
+            f"the {kind} name {name!r} is not allowed: 3 to 32 characters, a letter first, "
+            "then letters, digits and single dashes",
+            "InvalidName",
+        )
+
+
+def find(local: cloud.Cloud, endpoint: str, deployment: str = "") -> dict:
+    """Return the document of an endpoint or of one of its deployments, or refuse with what there is."""
+    found = local.state.get(f"{BASE}/{endpoint}")
+    if found is None:
+        raise not_found("online endpoint", endpoint, [e["name"] for e in local.state.children(BASE)])
+    if not deployment:
+        return found
+    here = deployments_of(local, endpoint)
+    if deployment not in here:
+        raise not_found(f"deployment of {endpoint!r}", deployment, list(here))
+    return here[deployment]
+
+
+def deployments_of(local: cloud.Cloud, endpoint: str) -> dict[str, dict]:
+    """Return an endpoint's deployments by name."""
+    return {found["name"]: found for found in local.state.children(f"{BASE}/{endpoint}/deployments")}
+
+
+def _set(local: cloud.Cloud, document: dict, **changes) -> None:
+    """Write changed properties over a document that is still there."""
+    with local.state.locked():
+        if found := local.state.get(document["id"]):
+            local.state.merge(document["id"], properties={**found["properties"], **changes})
+
+
+@router.get(PATH)
+def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return the endpoints."""
+    return {"value": [_shown(found) for found in cloud.current(request).state.children(BASE)]}
+
+
+@router.get(f"{PATH}/{{endpoint}}")
+def show(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return one endpoint."""
+    return _shown(find(cloud.current(request), endpoint))
+
+
+def _shown(document: dict) -> dict:
+    return {key: value for key, value in document.items() if key != "keys"}
+
+
+@router.put(f"{PATH}/{{endpoint}}")
+def create(
+    request: Request, endpoint: str, body: dict = Body(), identifier: str = Depends(cloud.workspace_id)
+) -> JSONResponse:
+    """Create an endpoint, or change its traffic, tags and description."""
+    local = cloud.current(request)
+    before = local.state.get(f"{BASE}/{endpoint}")
+    document = _endpoint(local, endpoint, body, before)
+    local.state.put(document["id"], document)
+    return operations.start(
+        local,
+        200 if before else 201,
+        _shown(document),
+        lambda: _set(local, document, provisioningState="Succeeded"),
+    )
+
+
+def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) -> dict:
+    asked = body.get("properties") or {}
+    traffic = {key: int(share) for key, share in (asked.get("traffic") or {}).items()}
+    if before is None:
+        _check_new_endpoint(local, name, asked, traffic)
+    _check_traffic(local, name, traffic)
+    keys = {"primaryKey": secrets.token_urlsafe(32), "secondaryKey": secrets.token_urlsafe(32)}
+    return {
+        "id": f"{BASE}/{name}",
+        "name": name,
+        "type": f"{cloud.PROVIDER}/workspaces/onlineEndpoints",
+        "location": body.get("location") or cloud.LOCATION,
+        "tags": body.get("tags") or {},
+        "kind": "Managed",
+        "identity": body.get("identity") or {"type": "SystemAssigned"},
+        "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "properties": {
+            "description": asked.get("description"),
+            "properties": asked.get("properties") or {},
+            "authMode": asked.get("authMode") or "Key",
+            "traffic": traffic,
+            "mirrorTraffic": asked.get("mirrorTraffic") or {},
+            "publicNetworkAccess": asked.get("publicNetworkAccess") or "Enabled",
+            "compute": None,
+            "scoringUri": f"{local.origin}/endpoints/{name}/score",
+            "swaggerUri": f"{local.origin}/endpoints/{name}/swagger.json",
+            "provisioningState": "Updating" if before else "Creating",
+        },
+        "keys": before["keys"] if before else keys,
+    }
+
+
+def _check_new_endpoint(local: cloud.Cloud, name: str, asked: dict, traffic: dict) -> None:
+    _check_name("endpoint", name)
+    if "endpoint-taken" in local.faults:
+        raise user_error(
+            f"the endpoint name {name!r} is taken in {cloud.LOCATION}: choose another", "NameConflict"
+        )
+    if traffic:
+        raise user_error("traffic cannot be set when an endpoint is created: it has no deployments yet")
+    if (asked.get("authMode") or "Key").lower() not in AUTH_MODES:
+        raise user_error(f"auth mode {asked['authMode']!r} is not one of Key, AMLToken, AADToken")
+    if len(local.state.children(BASE)) >= LIMITS["endpoints"]:
+        raise user_error(
+            f"the region has {LIMITS['endpoints']} endpoints already: delete one", "QuotaExceeded"
+        )
+
+
+def _check_traffic(local: cloud.Cloud, endpoint: str, traffic: dict[str, int]) -> None:
+    known = deployments_of(local, endpoint)
+    if unknown := sorted(set(traffic) - set(known)):
+        raise user_error(
+            f"traffic names {', '.join(unknown)}; the deployments are: {', '.join(known) or 'none'}"
+        )
+    if sum(traffic.values()) not in (0, 100) or min(traffic.values(), default=0) < 0:
+        raise user_error(f"traffic must sum to 0 or 100; it sums to {sum(traffic.values())}")
+
+
+@router.delete(f"{PATH}/{{endpoint}}")
+def delete(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
+    """Delete an endpoint with its deployments; one that is not there is no error."""
+    local, running = cloud.current(request), request.app.state.deployments
+    document = local.state.get(f"{BASE}/{endpoint}")
+    if document is None:
+        return Response(status_code=204)
+    if 0 < local.faults.count("delete-failed") <= local.faults.get("delete-failed", 1):
+        raise AzureError(409, "Conflict", f"the endpoint {endpoint!r} is busy: try again")
+    _set(local, document, provisioningState="Deleting")
+
+    def work():
+        for name in deployments_of(local, endpoint):
+            running.end(endpoint, name)
+        local.state.delete(document["id"])
+
+    return operations.start(local, 202, None, work)
+
+
+@router.post(f"{PATH}/{{endpoint}}/listKeys")
+def list_keys(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return the two keys of an endpoint with key authentication."""
+    document = find(cloud.current(request), endpoint)
+    if document["properties"]["authMode"].lower() != "key":
+        raise user_error(
+            f"the endpoint {endpoint!r} has no keys: it takes {document['properties']['authMode']}"
+        )
+    return document["keys"]
+
+
+@router.post(f"{PATH}/{{endpoint}}/regenerateKeys")
+def regenerate_keys(
+    request: Request, endpoint: str, body: dict = Body(), identifier: str = Depends(cloud.workspace_id)
+) -> JSONResponse:
+    """Replace one key of an endpoint by a new or a given one."""
+    local = cloud.current(request)
+    document = find(local, endpoint)
+    which = f"{body.get('keyType', '').lower()}Key"
+    if which not in document["keys"]:
+        raise user_error(f"keyType {body.get('keyType')!r} is not Primary or Secondary")
+    keys = {**document["keys"], which: body.get("keyValue") or secrets.token_urlsafe(32)}
+    return operations.start(local, 202, None, lambda: local.state.merge(document["id"], keys=keys))
+
+
+@router.get(f"{PATH}/{{endpoint}}/deployments")
+def list_deployments(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return an endpoint's deployments."""
+    local = cloud.current(request)
+    find(local, endpoint)
+    return {"value": list(deployments_of(local, endpoint).values())}
+
+
+@router.get(f"{PATH}/{{endpoint}}/deployments/{{deployment}}")
+def show_deployment(
+    request: Request, endpoint: str, deployment: str, identifier: str = Depends(cloud.workspace_id)
+) -> dict:
+    """Return one deployment."""
+    return find(cloud.current(request), endpoint, deployment)
+
+
+@router.put(f"{PATH}/{{endpoint}}/deployments/{{deployment}}")
+def deploy(
+    request: Request,
+    endpoint: str,
+    deployment: str,
+    body: dict = Body(),
+    identifier: str = Depends(cloud.workspace_id),
+) -> JSONResponse:
+    """Start a deployment, or replace the one with that name."""
+    local, running = cloud.current(request), request.app.state.deployments
+    find(local, endpoint)
+    before = deployments_of(local, endpoint).get(deployment)
+    document = _deployment(local, endpoint, deployment, body, before)
+    local.state.put(document["id"], document)
+    return operations.start(
+        local, 200 if before else 201, document, lambda: running.begin(endpoint, document)
+    )
+
+
+def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before: dict | None) -> dict:
+    _check_name("deployment", name)
+    asked = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
+    if before is None and len(deployments_of(local, endpoint)) >= LIMITS["deployments"]:
+        raise user_error(
+            f"the endpoint {endpoint!r} has {LIMITS['deployments']} deployments already: delete one"
+        )
+    if asked.get("codeConfiguration"):
+        raise AzureError(501, "NotImplemented", "a scoring script of one's own is not part of the stand-in")
+    size = computes.size_named(local, asked.get("instanceType") or "")
+    instances = int((body.get("sku") or {}).get("capacity") or 1)
+    if before is None:
+        computes.check_quota(local, size, instances, RESERVE)
+    settings = {"requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1, "maxQueueWait": "PT0.5S"}
+    settings |= {
+        key: value for key, value in (asked.get("requestSettings") or {}).items() if value is not None
+    }
+    if computes.seconds(settings["requestTimeout"]) > LONGEST_TIMEOUT:
+        raise user_error(f"the request timeout is at most {LONGEST_TIMEOUT * 1000:.0f} ms")
+    assets.resolve(local, asked.get("model") or "")
+    return {
+        "id": f"{BASE}/{endpoint}/deployments/{name}",
+        "name": name,
+        "type": f"{cloud.PROVIDER}/workspaces/onlineEndpoints/deployments",
+        "location": body.get("location") or cloud.LOCATION,
+        "tags": body.get("tags") or {},
+        "kind": "Managed",
+        "identity": body.get("identity"),
+        "sku": {"name": "Default", **(body.get("sku") or {}), "capacity": instances},
+        "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "properties": {
+            "scaleSettings": {"scaleType": "Default"},
+            "appInsightsEnabled": False,
+            "environmentVariables": {},
+            "properties": {},
+            **asked,
+            "endpointComputeType": "Managed",
+            "instanceType": size["name"],
+            "requestSettings": settings,
+            "livenessProbe": {**PROBE, **(asked.get("livenessProbe") or {})},
+            "readinessProbe": {**PROBE, **(asked.get("readinessProbe") or {})},
+            "provisioningState": "Updating" if before else "Creating",
+        },
+    }
+
+
+@router.delete(f"{PATH}/{{endpoint}}/deployments/{{deployment}}")
+def delete_deployment(
+    request: Request, endpoint: str, deployment: str, identifier: str = Depends(cloud.workspace_id)
+) -> Response:
+    """Delete a deployment that gets no traffic; one that is not there is no error."""
+    local, running = cloud.current(request), request.app.state.deployments
+    document = deployments_of(local, endpoint).get(deployment)
+    if document is None:
+        return Response(status_code=204)
+    if share := find(local, endpoint)["properties"]["traffic"].get(deployment):
+        raise user_error(f"the deployment {deployment!r} gets {share} % of the traffic: set it to 0 first")
+    _set(local, document, provisioningState="Deleting")
+
+    def work():
+        running.end(endpoint, deployment)
+        local.state.delete(document["id"])
+
+    return operations.start(local, 202, None, work)
+
+
+@router.post(f"{PATH}/{{endpoint}}/deployments/{{deployment}}/getLogs")
+def logs(
+    request: Request,
+    endpoint: str,
+    deployment: str,
+    body: dict = Body(),
+    identifier: str = Depends(cloud.workspace_id),
+) -> dict:
+    """Return the last lines of a deployment's log."""
+    local = cloud.current(request)
+    find(local, endpoint, deployment)
+    lines = _log(local, endpoint, deployment).read_text(errors="replace").splitlines()
+    return {"content": "\n".join(lines[-int(body.get("tail") or 100) :])}
+
+
+def _log(local: cloud.Cloud, endpoint: str, deployment: str) -> Path:
+    file = local.folder / "deployments" / endpoint.lower() / deployment.lower() / "log.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    return file
+
+
+class Deployments:
+    """The processes behind the deployments; each is started again when the stand-in is."""
+
+    def __init__(self, local: cloud.Cloud):
+        self._local = local
+        self._ports: dict[tuple[str, str], int] = {}
+        self._processes: dict[tuple[str, str], processes.Process] = {}
+        threading.Thread(target=self._recover, daemon=True).start()
+
+    def _recover(self) -> None:
+        for endpoint in self._local.state.children(BASE):
+            for document in deployments_of(self._local, endpoint["name"]).values():
+                if document["properties"]["provisioningState"] in ("Succeeded", "Creating", "Updating"):
+                    self._try(endpoint["name"], document)
+
+    def _try(self, endpoint: str, document: dict) -> None:
+        try:
+            self.begin(endpoint, document)
+        except AzureError:
+            pass  # the deployment's own state says Failed
+
+    def begin(self, endpoint: str, document: dict) -> None:
+        """Start the process of a deployment and return when it is healthy; it is billed from now on."""
+        key = (endpoint, document["name"])
+        self._kill(key)
+        properties = document["properties"]
+        self._local.meter.start(
+            f"deployment-{document['id'].replace('/', '-')}",
+            f"deployment {endpoint}/{document['name']}",
+            properties["instanceType"],
+            document["sku"]["capacity"],
+        )
+        try:
+            self._start(key, document)
+            _wait_for_health(self._processes[key], self._ports[key], properties, self._local, key)
+        except AzureError:
+            _set(self._local, document, provisioningState="Failed")
+            raise
+        _set(self._local, document, provisioningState="Succeeded")
+
+    def _start(self, key: tuple[str, str], document: dict) -> None:
+        settings = document["properties"]["requestSettings"]
+        per_instance = settings["maxConcurrentRequestsPerInstance"]
+        log = _log(self._local, *key)
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            self._ports[key] = free.getsockname()[1]
+        specification = {
+            "model": str(assets.resolve(self._local, document["properties"]["model"])),
+            "port": self._ports[key],
+            "max_concurrent_requests": 2 * per_instance * document["sku"]["capacity"],
+            "request_timeout": computes.seconds(settings["requestTimeout"]),
+            "shape": self._local.faults.get("answer-shape", "mlflow"),
+            "faults": self._local.faults.active(),
+        }
+        entry = "local_azureml.serving:run"
+        if "deployment-unhealthy" in self._local.faults:
+            entry, specification["fault"] = "local_azureml.faults:fail", "deployment-unhealthy"
+        self._processes[key] = processes.start(
+            entry, specification, log.parent, log, document["properties"]["environmentVariables"]
+        )
+
+    def port(self, endpoint: str, deployment: str) -> int | None:
+        """Return the port of a deployment's process, or None where it does not run."""
+        process = self._processes.get((endpoint, deployment))
+        return self._ports[(endpoint, deployment)] if process and process.alive else None
+
+    def _kill(self, key: tuple[str, str]) -> None:
+        if process := self._processes.pop(key, None):
+            process.kill()
+            process.wait()
+
+    def end(self, endpoint: str, deployment: str) -> None:
+        """Stop a deployment's process and its meter."""
+        self._kill((endpoint, deployment))
+        identifier = f"{BASE}/{endpoint}/deployments/{deployment}"
+        self._local.meter.stop(f"deployment-{identifier.replace('/', '-')}")
+
+    def stop(self) -> None:
+        """Stop all processes; the deployments stay, to be started with the stand-in's next start."""
+        for key in list(self._processes):
+            self._kill(key)
+
+    def running(self) -> list[str]:
+        """Return a line for each endpoint that is there, with its deployments."""
+        return [
+            f"endpoint {endpoint['name']} ({', '.join(deployments_of(self._local, endpoint['name'])) or 'no deployment'})"
+            for endpoint in self._local.state.children(BASE)
+        ]
+
+
+def _wait_for_health(
+    process: processes.Process, port: int, properties: dict, local: cloud.Cloud, key: tuple[str, str]
+) -> None:
+    """Return when the process answers its probe; refuse when it ends or takes longer than its probe allows."""
+    probe = properties["livenessProbe"]
+    allowed = computes.seconds(probe["initialDelay"]) + probe["failureThreshold"] * computes.seconds(
+        probe["period"]
+    )
+    until = time.time() + max(allowed, 60.0)
+    while time.time() < until and process.wait(0.1) is None:
+        try:
+            if httpx.get(f"http://127.0.0.1:{port}/", timeout=2, trust_env=False).status_code == 200:
+                return
+        except httpx.TransportError:
+            continue  # not up yet
+    reason = "ended" if not process.alive else "did not answer its probe"
+    process.kill()
+    tail = "\n".join(_log(local, *key).read_text(errors="replace").splitlines()[-10:])
+    raise user_error(
+        f"the container of {'/'.join(key)} {reason}; the end of its log:\n{tail}", "ResourceNotReady"
+    )

@@ -1,0 +1,71 @@
+"""Errors as Azure Resource Manager writes them on the wire."""
+
+from fastapi import Request
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+
+class AzureError(Exception):
+    """An answer of `status` whose body is Azure's error envelope."""
+
+    def __init__(self, status: int, code: str, message: str, detail: str = "", headers: dict | None = None):
+        super().__init__(message)
+        self.status, self.code, self.message = status, code, message
+        self.detail = detail or code  # the envelope's inner, more exact code
+        self.headers = headers or {}
+
+    def body(self) -> dict:
+        """Return the envelope: code, message, one detail, where it comes from."""
+        return {
+            "error": {
+                "code": self.code,
+                "message": self.message,
+                "details": [{"code": self.detail, "message": self.message, "details": []}],
+                "additionalInfo": [{"type": "ComponentName", "info": {"value": "managementfrontend"}}],
+            }
+        }
+
+
+def not_found(kind: str, name: str, known: list[str]) -> AzureError:
+    """Return the 404 for a resource that is not there; `known` are the names that are."""
+    there = ", ".join(sorted(known)) or "none"
+    message = f"no {kind} named {name!r}; there is: {there}"
+    return AzureError(404, "ResourceNotFound", message)
+
+
+def user_error(message: str, detail: str = "BadArgument") -> AzureError:
+    """Return the 400 for a request that breaks a rule of the service."""
+    return AzureError(400, "UserError", message, detail)
+
+
+def not_played(request: Request) -> AzureError:
+    """Return the 501 for an operation that exists on Azure and not here."""
+    message = f"{request.method} {request.url.path} is not part of the stand-in"
+    return AzureError(501, "NotImplemented", message)
+
+
+def answer(error: AzureError) -> JSONResponse:
+    """Return `error` as a response."""
+    return JSONResponse(
+        error.body(), error.status, headers={"x-ms-error-code": error.detail, **error.headers}
+    )
+
+
+def on_azure_error(request: Request, error: AzureError) -> JSONResponse:
+    """Turn a raised AzureError into its response."""
+    return answer(error)
+
+
+def on_bad_request(request: Request, error: RequestValidationError) -> JSONResponse:
+    """Turn a body or query that does not fit the operation into a 400 that names the field."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return answer(user_error(f"{place}: {first['msg']}"))
+
+
+def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
+    """Turn a route that is not there, or not with that method, into a 501."""
+    if error.status_code in (404, 405):
+        return answer(not_played(request))
+    return answer(AzureError(error.status_code, "RequestFailed", str(error.detail)))

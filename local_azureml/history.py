@@ -1,0 +1,75 @@
+"""Run history: the state, logs, errors and children of a run, as the SDK's stream and list read them."""
+
+from pathlib import Path
+
+from fastapi import APIRouter, Depends, Request
+
+from local_azureml import blobs, cloud, datastores, jobs
+from local_azureml.execution import log_file
+
+router = APIRouter()
+PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"
+
+
+def _run(local: cloud.Cloud, document: dict) -> dict:
+    properties, run = document["properties"], document["run"]
+    number = int(local.state.created(document["id"]) * 1000)
+    return {
+        "runNumber": number,
+        "rootRunId": run["root"] or document["name"],
+        "parentRunId": run["parent"],
+        "runId": document["name"],
+        "experimentId": properties["experimentName"],
+        "displayName": properties["displayName"],
+        "status": properties["status"],
+        "runType": {"Pipeline": "azureml.PipelineRun", "Command": "azureml.scriptrun"}[_kind(properties)],
+        "createdUtc": run["start"],
+        "startTimeUtc": run["start"],
+        "endTimeUtc": run["end"],
+        "tags": properties["tags"],
+        "properties": {**properties["properties"], "azureml.runsource": "azureml.PipelineRun"},
+        "error": _error(run),
+        "warnings": run["warnings"],
+    }
+
+
+def _kind(properties: dict) -> str:
+    return properties["jobType"].capitalize()
+
+
+def _error(run: dict) -> dict | None:
+    if run["error"] is None:
+        return None
+    return {"error": {**run["error"], "details": []}, "environment": cloud.LOCATION, "time": run["end"]}
+
+
+def _logs(local: cloud.Cloud, name: str) -> dict[str, str]:
+    """Return the logs of a run: their names, and the addresses to read them at."""
+    folder: Path = log_file(local, name, "")
+    container = datastores.CONTAINERS["workspaceartifactstore"]
+    found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.txt"))
+    return {log: blobs.address(local, container, f"ExperimentRun/dcid.{name}/{log}") for log in found}
+
+
+@router.get(f"{PATH}/runs/{{name}}")
+def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return a run."""
+    local = cloud.current(request)
+    return _run(local, jobs.find(local, name))
+
+
+@router.get(f"{PATH}/runs/{{name}}/details")
+def details(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return a run with its logs."""
+    local = cloud.current(request)
+    run = _run(local, jobs.find(local, name))
+    return {**run, "target": "local", "logFiles": _logs(local, name), "runDefinition": {}}
+
+
+@router.get(f"{PATH}/runs/{{name}}/children")
+def children(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return the runs that a run started, oldest first."""
+    local = cloud.current(request)
+    jobs.find(local, name)
+    found = [job for job in local.state.children(f"{identifier}/jobs") if job["run"]["parent"] == name]
+    return {"value": [_run(local, job) for job in found]}

@@ -1,0 +1,90 @@
+"""Jobs: submitted, listed, cancelled; `execution.py` runs them."""
+
+import re
+
+from fastapi import APIRouter, Body, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from local_azureml import cloud, operations
+from local_azureml.errors import AzureError, not_found, user_error
+from local_azureml.execution import FINAL, Jobs
+
+__all__ = ["Jobs", "router"]
+router = APIRouter()
+PATH = f"{cloud.WORKSPACE_PATH}/jobs"
+NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}")
+
+
+def find(local: cloud.Cloud, name: str) -> dict:
+    """Return a job's document, or refuse with the names that there are."""
+    found = local.state.get(f"{cloud.WORKSPACE_ID}/jobs/{name}")
+    if found is None:
+        known = [
+            job["name"]
+            for job in local.state.children(f"{cloud.WORKSPACE_ID}/jobs")
+            if not job["run"]["parent"]
+        ]
+        raise not_found("job", name, known)
+    return found
+
+
+def _shown(document: dict) -> dict:
+    return {key: value for key, value in document.items() if key != "run"}
+
+
+@router.put(f"{PATH}/{{name}}")
+def submit(
+    request: Request, name: str, body: dict = Body(), identifier: str = Depends(cloud.workspace_id)
+) -> JSONResponse:
+    """Submit a job; a job that is there already keeps running, and only its tags and names change."""
+    local, jobs = cloud.current(request), request.app.state.jobs
+    if not NAME.fullmatch(name):
+        raise user_error(f"job name {name!r}: letters, digits, dashes and underscores, at most 255")
+    properties = body.get("properties") or {}
+    with local.state.locked():
+        before = local.state.get(f"{identifier}/jobs/{name}")
+        if before:
+            return JSONResponse(_shown(_rename(local, before, properties)), 200)
+        document = jobs.submit(name, properties)
+    return JSONResponse(_shown(document), 201)
+
+
+def _rename(local: cloud.Cloud, document: dict, properties: dict) -> dict:
+    changed = {key: properties[key] for key in ("tags", "displayName", "description") if key in properties}
+    return local.state.merge(document["id"], properties={**document["properties"], **changed})
+
+
+@router.get(PATH)
+def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return the jobs that were submitted, newest first, without their children."""
+    found = cloud.current(request).state.children(f"{identifier}/jobs")
+    return {"value": [_shown(job) for job in found[::-1] if not job["run"]["parent"]]}
+
+
+@router.get(f"{PATH}/{{name}}")
+def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return one job."""
+    return _shown(find(cloud.current(request), name))
+
+
+@router.post(f"{PATH}/{{name}}/cancel")
+def cancel(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
+    """Ask a job to stop; its processes are killed."""
+    local, jobs = cloud.current(request), request.app.state.jobs
+    document = find(local, name)
+    if document["properties"]["status"] in FINAL:
+        return Response(status_code=200)
+    jobs.cancel(document["run"]["root"] or name)
+    return operations.start(local, 202, None, lambda: jobs.wait(name))
+
+
+@router.delete(f"{PATH}/{{name}}")
+def delete(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
+    """Forget a job that has ended; its outputs stay in the datastore."""
+    local = cloud.current(request)
+    document = find(local, name)
+    if document["properties"]["status"] not in FINAL:
+        raise AzureError(
+            409, "Conflict", f"the job {name!r} is {document['properties']['status']}: cancel it first"
+        )
+    return operations.start(local, 202, None, lambda: local.state.delete(document["id"]))

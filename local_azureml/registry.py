@@ -1,0 +1,119 @@
+"""The registry `azureml`: models and components that everybody can read, served from files shaped like its answers."""
+
+import copy
+import json
+
+from fastapi import APIRouter, Request
+
+from local_azureml import cloud
+from local_azureml.errors import AzureError, not_found
+
+router = APIRouter()
+NAME = "azureml"
+FOLDER = cloud.SEEDS / "registry"
+RESOURCE = f"{cloud.GROUP_PATH}/providers/{cloud.PROVIDER}/registries/{{registry}}"
+PATH = f"/mferp/managementfrontend{RESOURCE}/{{kind}}/{{name}}"
+KINDS = {"models": "Model", "components": "Component", "environments": "Environment"}
+ARCHIVED_VERSION = "15"  # the version that the fault model-archived brings
+
+
+@router.get("/registrymanagement/v1.0/registries/{registry}/discovery")
+def discovery(request: Request, registry: str) -> dict:
+    """Return where a registry's services are."""
+    _check(request, registry)
+    origin = cloud.current(request).origin
+    return {
+        "registryName": NAME,
+        "primaryRegion": cloud.LOCATION,
+        "regions": [cloud.LOCATION],
+        "primaryRegionResourceProviderUri": f"{origin}/",
+        "resourceGroup": cloud.GROUP,
+        "subscriptionId": cloud.SUBSCRIPTION,
+    }
+
+
+def _check(request: Request, registry: str) -> None:
+    if registry.lower() != NAME:
+        raise not_found("registry", registry, [NAME])
+    if "registry-forbidden" in cloud.current(request).faults:
+        raise AzureError(
+            403,
+            "Forbidden",
+            f"you may not read the registry {registry!r}: ask for the role AzureML Registry User",
+        )
+
+
+def entries(local: cloud.Cloud, kind: str, name: str) -> list[dict]:
+    """Return the versions of a registry asset, newest first, or refuse with the names that there are."""
+    folder = FOLDER / kind / name
+    if (
+        kind not in KINDS
+        or not folder.resolve().is_relative_to(FOLDER)
+        or not folder.is_dir()
+        or _missing(local, kind)
+    ):
+        known = ", ".join(sorted(found.name for found in (FOLDER / kind).glob("*"))) if kind in KINDS else ""
+        message = (
+            f"no {kind.rstrip('s')} named {name!r} in the registry {NAME!r}; there is: {known or 'none'}"
+        )
+        raise AzureError(404, "UserError", message, f"{KINDS.get(kind, 'Asset')}NotFound")
+    found = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    if kind == "models" and "model-archived" in local.faults:
+        found.append(_archived(found[0]))
+    return sorted(found, key=lambda entry: entry["systemData"]["createdAt"], reverse=True)
+
+
+def _missing(local: cloud.Cloud, kind: str) -> bool:
+    return kind == "models" and "model-missing" in local.faults
+
+
+def _archived(entry: dict) -> dict:
+    """Return today's state of a model whose fine-tuning was retired: see the facts of version 15."""
+    archived = copy.deepcopy(entry)
+    archived["id"] = archived["id"].rpartition("/")[0] + f"/{ARCHIVED_VERSION}"
+    archived["name"] = ARCHIVED_VERSION
+    archived["properties"]["isArchived"] = True
+    archived["systemData"]["createdAt"] = "2025-09-01T00:00:00+00:00"
+    tags = archived["properties"]["tags"]
+    del tags["finetune_compute_allow_list"], tags["inference_compute_allow_list"]
+    defaults = json.loads(tags["model_specific_defaults"])
+    tags["model_specific_defaults"] = json.dumps(
+        {**defaults, "learning_rate_min": 1e-6, "learning_rate_max": 1e-4}
+    )
+    return archived
+
+
+def entry(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
+    """Return one version of a registry asset."""
+    found = entries(local, kind, name)
+    for candidate in found:
+        if candidate["name"] == version:
+            return candidate
+    known = ", ".join(candidate["name"] for candidate in found)
+    message = f"no version {version!r} of {name!r} in the registry {NAME!r}; there is: {known}"
+    raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
+
+
+@router.get(f"{PATH}/versions")
+def versions(request: Request, registry: str, kind: str, name: str) -> dict:
+    """Return the versions, newest first, as many as `$top` says."""
+    _check(request, registry)
+    top = request.query_params.get("$top") or request.query_params.get("top") or "100"
+    return {"value": entries(cloud.current(request), kind, name)[: int(top) if top.isdigit() else 100]}
+
+
+@router.get(f"{PATH}/versions/{{version}}")
+def version(request: Request, registry: str, kind: str, name: str, version: str) -> dict:
+    """Return one version."""
+    _check(request, registry)
+    return entry(cloud.current(request), kind, name, version)
+
+
+@router.get(PATH)
+def show(request: Request, registry: str, kind: str, name: str) -> dict:
+    """Return what all versions share, and which is the newest."""
+    _check(request, registry)
+    newest = entries(cloud.current(request), kind, name)[0]
+    identifier = newest["id"].partition("/versions/")[0]
+    properties = {"latestVersion": newest["name"], "isArchived": False, "tags": {}, "properties": {}}
+    return {"id": identifier, "name": name, "properties": properties, "systemData": newest["systemData"]}

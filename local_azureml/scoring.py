@@ -1,0 +1,87 @@
+"""Scoring: an endpoint's address, which checks the key, picks a deployment by traffic and passes the request on."""
+
+import hmac
+import random
+import time
+import uuid
+
+import httpx
+from fastapi import APIRouter, Request
+from fastapi.responses import Response
+
+from local_azureml import cloud, endpoints
+from local_azureml.errors import AzureError
+
+router = APIRouter()
+PASSED_ON = (
+    "content-type",
+    "ms-azureml-model-error-statuscode",
+    "ms-azureml-model-error-reason",
+    "retry-after",
+)
+LONGEST_BODY = 16 * 1024 * 1024  # bytes
+MESSAGES = {
+    401: "the key is not one of this endpoint's: read it with get_keys",
+    408: "the request took longer than the deployment's request timeout",
+    424: "the model failed",
+    429: "too many requests at once for this deployment",
+    500: "the service failed",
+}
+
+
+@router.post("/endpoints/{endpoint}/score")
+async def score(request: Request, endpoint: str) -> Response:
+    """Return the deployment's answer, with the headers that say which one it was and how long it took."""
+    local = cloud.current(request)
+    document = endpoints.find(local, endpoint)
+    _check_key(request, document)
+    if "scoring-status" in local.faults:
+        _fail(local.faults.get("scoring-status", 424))
+    deployment = _pick(local, document, request.headers.get("azureml-model-deployment"))
+    port = request.app.state.deployments.port(endpoint, deployment)
+    if port is None:
+        raise AzureError(424, "ModelFailed", f"the container of {endpoint}/{deployment} does not run")
+    body = await request.body()
+    if len(body) > LONGEST_BODY:
+        raise AzureError(413, "RequestTooLarge", f"at most {LONGEST_BODY} bytes in a request")
+    started = time.perf_counter()
+    async with httpx.AsyncClient(timeout=endpoints.LONGEST_TIMEOUT + 10, trust_env=False) as client:
+        headers = {"content-type": "application/json"}
+        answer = await client.post(f"http://127.0.0.1:{port}/score", content=body, headers=headers)
+    shown = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
+    shown |= {
+        "azureml-model-deployment": deployment,
+        "x-ms-run-fn-exec-ms": f"{(time.perf_counter() - started) * 1000:.3f}",
+        "x-request-id": request.headers.get("x-request-id") or str(uuid.uuid4()),
+    }
+    return Response(answer.content, answer.status_code, shown)
+
+
+def _check_key(request: Request, document: dict) -> None:
+    given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+    if not any([hmac.compare_digest(given, key.encode()) for key in document["keys"].values()]):
+        raise AzureError(401, "Unauthorized", MESSAGES[401])
+
+
+def _fail(status: int) -> None:
+    model_error = {"ms-azureml-model-error-statuscode": "500", "ms-azureml-model-error-reason": "model_error"}
+    headers = {424: model_error, 429: {"Retry-After": "1"}}.get(status, {})
+    message = f"{MESSAGES.get(status, 'the request was refused')} (the fault scoring-status is on)"
+    raise AzureError(status, "ScoringFailed", message, headers=headers)
+
+
+def _pick(local: cloud.Cloud, document: dict, asked: str | None) -> str:
+    """Return the deployment that a request names, else one drawn by the shares of traffic."""
+    known = endpoints.deployments_of(local, document["name"])
+    if asked:
+        if asked not in known:
+            raise AzureError(
+                404, "DeploymentNotFound", f"no deployment {asked!r}; there is: {', '.join(known) or 'none'}"
+            )
+        return asked
+    shares = {name: share for name, share in document["properties"]["traffic"].items() if share}
+    if not shares:
+        raise AzureError(
+            404, "NoTraffic", f"no deployment of {document['name']!r} gets traffic: set it on the endpoint"
+        )
+    return random.choices(list(shares), list(shares.values()))[0]

@@ -1,0 +1,105 @@
+"""Experiments, runs and metrics: the real MLflow server, mounted where the SDK looks for it."""
+
+import os
+import time
+from pathlib import Path
+
+from fastapi import Request
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from local_azureml import cloud, identity
+from local_azureml.errors import AzureError, answer
+
+PREFIX = f"/mlflow/v2.0{cloud.WORKSPACE_ID}"  # azureml-mlflow asks for v2.0 where the workspace says v1.0
+
+
+class Tracking:
+    """MLflow's own server app and its store, on a SQLite file of the data folder."""
+
+    def __init__(self, folder: Path, port: int):
+        self._uri = f"sqlite:///{folder / 'mlflow.sqlite'}"
+        self._artifacts = folder / "mlflow-artifacts"
+        os.environ["_MLFLOW_SERVER_FILE_STORE"] = self._uri  # read when mlflow.server is imported
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = "mlflow-artifacts:/"
+        os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = self._artifacts.as_uri()
+        os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
+        os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"localhost:{port},127.0.0.1:{port},localhost,127.0.0.1"
+        os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
+        from mlflow.server.fastapi_app import app
+        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        self.app = app
+        self._store = SqlAlchemyStore(self._uri, "mlflow-artifacts:/")
+
+    def start_run(self, name: str, experiment: str, title: str, tags: dict[str, str]) -> None:
+        """Create a run whose id is the job's name, as Azure does; MLflow itself would draw a random one."""
+        from mlflow.entities import LifecycleStage, RunStatus, SourceType
+        from mlflow.store.tracking.dbmodels.models import SqlRun, SqlTag
+
+        experiment_id = self.experiment(experiment)
+        all_tags = {"mlflow.runName": title, "mlflow.user": "you", **tags}
+        with self._store.ManagedSessionMaker() as session:
+            session.add(
+                SqlRun(
+                    name=title,
+                    run_uuid=name,
+                    experiment_id=int(experiment_id),
+                    user_id="you",
+                    status=RunStatus.to_string(RunStatus.RUNNING),
+                    start_time=int(time.time() * 1000),
+                    source_type=SourceType.to_string(SourceType.UNKNOWN),
+                    source_name="",
+                    entry_point_name="",
+                    source_version="",
+                    lifecycle_stage=LifecycleStage.ACTIVE,
+                    artifact_uri=f"mlflow-artifacts:/{experiment_id}/{name}/artifacts",
+                    tags=[SqlTag(key=key, value=value) for key, value in all_tags.items()],
+                )
+            )
+
+    def experiment(self, name: str) -> str:
+        """Return the id of an experiment, which is made where it is not there."""
+        found = self._store.get_experiment_by_name(name)
+        return found.experiment_id if found else self._store.create_experiment(name)
+
+    def end_run(self, name: str, status: str) -> None:
+        """Set a run's end; `status` is MLflow's: FINISHED, FAILED or KILLED."""
+        from mlflow.entities import RunStatus
+
+        end = int(time.time() * 1000)
+        self._store.update_run_info(name, RunStatus.from_string(status), end, None)
+
+
+def uri(local: cloud.Cloud) -> str:
+    """Return the address of the tracking server for a job of ours."""
+    return f"{local.origin}{PREFIX}"
+
+
+class Guard:
+    """Lets MLflow's web page read without a token, as a browser does, and asks one of everything else."""
+
+    def __init__(self, app: ASGIApp, local: cloud.Cloud):
+        self._app, self._local = app, local
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and not self._is_reading(scope):
+            try:
+                identity.check_token(Request(scope))
+            except AzureError as error:
+                return await answer(error)(scope, receive, send)
+        await self._app(scope, receive, send)
+
+    def _is_reading(self, scope: Scope) -> bool:
+        path = scope["path"].removeprefix(PREFIX)
+        if path.startswith("/api/"):
+            return False
+        return scope["method"] in ("GET", "HEAD") or path in READING
+
+
+# What the page asks for with POST, and changes nothing.
+READING = (
+    "/ajax-api/2.0/mlflow/runs/search",
+    "/ajax-api/2.0/mlflow/experiments/search",
+    "/ajax-api/2.0/mlflow/logged-models/search",
+    "/ajax-api/3.0/mlflow/traces/search",
+)

@@ -67,7 +67,7 @@ def create_app(local: Cloud) -> FastAPI:
 
 
 class Capitals:
-    """Writes the fixed parts of a resource's path the one way that the routes know; Azure takes any capitals."""
+    """Writes the fixed parts of a resource's path as the routes know them; Azure takes any capitals."""
 
     def __init__(self, app: ASGIApp):
         self.app = app

@@ -1,4 +1,4 @@
-"""Versioned assets of the workspace: models, data, environments, code, components; and what an address points at."""
+"""Versioned assets: models, data, environments, code, components; and what an address points at."""
 
 import re
 from pathlib import Path
@@ -137,7 +137,7 @@ def _document(kind: str, name: str, version: str, properties: dict, before: dict
     defaults = {"description": None, "tags": {}, "properties": {}, "isAnonymous": False, "isArchived": False}
     if kind == "models":
         defaults |= {
-            "flavors": None,
+            "flavors": {},
             "modelType": "custom_model",
             "stage": None,
         }  # the SDK wants flavors to be there

@@ -1,4 +1,4 @@
-"""The cloud itself: its names, addresses, folders and secrets, and the environment that points clients at it."""
+"""The cloud: its names, addresses, folders and secrets, and the variables that point clients at it."""
 
 import json
 import os
@@ -67,7 +67,7 @@ class Cloud:
         return self.folder / "blobs"
 
     def environment(self) -> dict[str, str]:
-        """Return the variables that point an unmodified SDK here; see each in the README of this package."""
+        """Return the variables that point an unmodified SDK here; the README says why each."""
         return {
             "ARM_CLOUD_METADATA_URL": f"{self.origin}/metadata/endpoints?api-version=2019-05-01",
             "AZUREML_CURRENT_CLOUD": NAME,
@@ -86,7 +86,7 @@ class Cloud:
         }
 
 
-# Other identities that DefaultAzureCredential would try, or use, before ours, and proxies that would not find us.
+# What would take a client elsewhere: other identities that DefaultAzureCredential tries first, other hubs.
 HIDDEN_VARIABLES = (
     "AZURE_CLIENT_ID",
     "AZURE_CLIENT_SECRET",

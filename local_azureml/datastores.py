@@ -1,6 +1,6 @@
 """The workspace's datastores and the credential for their blobs."""
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Depends, Query, Request
 
 from local_azureml import blobs, cloud
 from local_azureml.errors import not_found
@@ -38,10 +38,12 @@ def _document(local: cloud.Cloud, name: str) -> dict:
 
 @router.get(PATH)
 def list_all(
-    request: Request, isDefault: bool = False, identifier: str = Depends(cloud.workspace_id)
+    request: Request,
+    is_default: bool = Query(False, alias="isDefault"),
+    identifier: str = Depends(cloud.workspace_id),
 ) -> dict:
     """Return the datastores, or the default one only."""
-    names = [DEFAULT] if isDefault else list(CONTAINERS)
+    names = [DEFAULT] if is_default else list(CONTAINERS)
     return {"value": [_document(cloud.current(request), name) for name in names]}
 
 

@@ -5,6 +5,7 @@ import secrets
 import socket
 import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import httpx
@@ -339,10 +340,8 @@ class Deployments:
                     self._try(endpoint["name"], document)
 
     def _try(self, endpoint: str, document: dict) -> None:
-        try:
+        with suppress(AzureError):  # the deployment's own state says Failed
             self.begin(endpoint, document)
-        except AzureError:
-            pass  # the deployment's own state says Failed
 
     def begin(self, endpoint: str, document: dict) -> None:
         """Start the process of a deployment and return when it is healthy; it is billed from now on."""
@@ -408,16 +407,15 @@ class Deployments:
 
     def running(self) -> list[str]:
         """Return a line for each endpoint that is there, with its deployments."""
-        return [
-            f"endpoint {endpoint['name']} ({', '.join(deployments_of(self._local, endpoint['name'])) or 'no deployment'})"
-            for endpoint in self._local.state.children(BASE)
-        ]
+        names = [endpoint["name"] for endpoint in self._local.state.children(BASE)]
+        deployed = {name: ", ".join(deployments_of(self._local, name)) or "no deployment" for name in names}
+        return [f"endpoint {name} ({deployed[name]})" for name in names]
 
 
 def _wait_for_health(
     process: processes.Process, port: int, properties: dict, local: cloud.Cloud, key: tuple[str, str]
 ) -> None:
-    """Return when the process answers its probe; refuse when it ends or takes longer than its probe allows."""
+    """Return when the process answers its probe; refuse when it ends or the probe's patience does."""
     probe = properties["livenessProbe"]
     allowed = computes.seconds(probe["initialDelay"]) + probe["failureThreshold"] * computes.seconds(
         probe["period"]

@@ -36,7 +36,7 @@ class StepError(Exception):
         self.code, self.message = code, message
 
 
-class Cancelled(Exception):
+class CancelledError(Exception):
     """The job was asked to stop."""
 
 
@@ -135,13 +135,13 @@ class Jobs:
             tags["mlflow.parentRunId"] = parent
         tags |= {key: value or "" for key, value in (properties.get("tags") or {}).items()}
         self._runs.start_run(name, experiment, title, tags)
-        view = f"{self._local.origin}{tracking.PREFIX}/#/experiments/{self._runs.experiment(experiment)}/runs/{name}"
+        page = f"{self._local.origin}{tracking.PREFIX}/#/experiments/{self._runs.experiment(experiment)}"
         services = {
             "Tracking": {
                 "jobServiceType": "Tracking",
                 "endpoint": f"azureml://{tracking.uri(self._local)[8:]}?",
             },
-            "Studio": {"jobServiceType": "Studio", "endpoint": view},
+            "Studio": {"jobServiceType": "Studio", "endpoint": f"{page}/runs/{name}"},
         }
         shown = {**properties, "experimentName": experiment, "displayName": title}
         shown |= {"status": "NotStarted", "services": services}
@@ -185,7 +185,7 @@ class Jobs:
             self._set(name, "Running")
             run(name, document["properties"])
             self._end(name, "Completed")
-        except Cancelled:
+        except CancelledError:
             self._end(name, "Canceled")
         except StepError as error:
             self._end(name, "Failed", _error(error.code, error.message))
@@ -205,7 +205,7 @@ class Jobs:
 
     def _check(self, name: str) -> None:
         if name in self._cancelled:
-            raise Cancelled
+            raise CancelledError
 
     def _pipeline(self, name: str, properties: dict) -> None:
         """Run a pipeline's nodes, each after those whose outputs it reads."""
@@ -228,7 +228,7 @@ class Jobs:
                     step = self._command_step(key, spec, node, properties, inputs, outputs)
                     self._run_step(name, child, step, journal, quiet=False)
                 self._end(child, "Completed")
-            except Cancelled:
+            except CancelledError:
                 self._end(child, "Canceled")
                 raise
             except (StepError, AzureError) as error:
@@ -243,7 +243,7 @@ class Jobs:
         journal.say("The pipeline run completed")
 
     def _value(self, given: dict | str, values: dict, root: str):
-        """Return a node's input: a literal, or the pipeline's input or another node's output that it names."""
+        """Return a node's input: a literal, or the pipeline's input or other node's output that it names."""
         text = given.get("value", given.get("uri")) if isinstance(given, dict) else given
         if bound := BINDING.fullmatch(str(text)):
             return values.get(bound[2])
@@ -300,7 +300,7 @@ class Jobs:
             try:
                 self._run_step(root, child, step, journal, quiet=key != "chat_completion_finetune")
                 self._end(child, "Completed")
-            except Cancelled:
+            except CancelledError:
                 self._end(child, "Canceled")
                 raise
             except (StepError, AzureError) as error:
@@ -402,7 +402,7 @@ class Jobs:
 
 
 class Journal:
-    """A log that a job's stream shows: what starts and ends, and the lines of the step that is worth watching."""
+    """The log that a job's stream shows: what starts and ends, and the lines of the step worth watching."""
 
     def __init__(self, local: cloud.Cloud, run: str, name: str):
         self._file = log_file(local, run, name)
@@ -445,7 +445,7 @@ def component(local: cloud.Cloud, node: dict) -> dict:
 
 
 def check_pipeline(local: cloud.Cloud, properties: dict) -> None:
-    """Refuse a pipeline with nodes that the stand-in does not play, or inputs that the component does not have."""
+    """Refuse a pipeline with nodes that are not played, or inputs that a component does not have."""
     if not properties.get("jobs"):
         raise user_error("the pipeline has no nodes")
     for key, node in properties["jobs"].items():

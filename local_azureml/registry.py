@@ -1,4 +1,4 @@
-"""The registry `azureml`: models and components that everybody can read, served from files shaped like its answers."""
+"""The registry `azureml`: models and components, served from files shaped like its answers."""
 
 import copy
 import json

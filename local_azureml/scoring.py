@@ -1,4 +1,4 @@
-"""Scoring: an endpoint's address, which checks the key, picks a deployment by traffic and passes the request on."""
+"""Scoring: checks the key, picks a deployment by traffic, and passes the request on."""
 
 import hmac
 import random
@@ -59,7 +59,8 @@ async def score(request: Request, endpoint: str) -> Response:
 
 def _check_key(request: Request, document: dict) -> None:
     given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    if not any([hmac.compare_digest(given, key.encode()) for key in document["keys"].values()]):
+    same = [hmac.compare_digest(given, key.encode()) for key in document["keys"].values()]
+    if not any(same):
         raise AzureError(401, "Unauthorized", MESSAGES[401])
 
 

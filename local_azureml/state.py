@@ -40,7 +40,8 @@ class State:
         key = _key(resource_id)
         with self._lock, self._connection:
             self._connection.execute(
-                "INSERT INTO documents VALUES (?, ?, ?, ?) ON CONFLICT (key) DO UPDATE SET body = excluded.body",
+                "INSERT INTO documents VALUES (?, ?, ?, ?)"
+                " ON CONFLICT (key) DO UPDATE SET body = excluded.body",
                 (key, key.rpartition("/")[0], time.time(), json.dumps(body)),
             )
         return body

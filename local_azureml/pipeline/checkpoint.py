@@ -1,0 +1,69 @@
+"""What a checkpoint folder has to look like, read without loading it."""
+
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+
+from ..processes import UserError
+
+ARCHITECTURE = "Phi3ForCausalLM"
+PLACES = ("", "model", "data/model", "data/config", "components/model")  # where an MLflow folder keeps it
+
+
+def find(given: Path) -> Path:
+    """Return the folder with the config, in a checkpoint folder or an MLflow model folder."""
+    if not given.is_dir():
+        raise UserError(f"the base model {given.name} is not a folder")
+    for place in PLACES:
+        if (given / place / "config.json").is_file():
+            return given / place
+    there = ", ".join(sorted(path.name for path in given.iterdir())) or "nothing"
+    raise UserError(f"the base model folder {given.name} is no checkpoint: no config.json in it, there is {there}")
+
+
+def check(folder: Path) -> dict:
+    """Return the config of a whole Phi-3 checkpoint in safetensors; raise for anything else."""
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except ValueError as error:
+        raise UserError(f"config.json of the base model is not JSON: {error}") from error
+    architectures = config.get("architectures") or ["none"]
+    if architectures[0] != ARCHITECTURE:
+        raise UserError(f"the base model's architecture is {architectures[0]}; the stand-in trains {ARCHITECTURE}")
+    tensors = shapes(folder)
+    layers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
+    if len(layers) != config["num_hidden_layers"]:
+        raise UserError(
+            f"config.json of the base model says {config['num_hidden_layers']} layers; its weights hold {len(layers)}"
+        )
+    return config
+
+
+def shapes(folder: Path) -> dict[str, tuple[list[int], str]]:
+    """Return name -> (shape, dtype) of every tensor, from the headers of the safetensors files."""
+    return {name: shape for path in weight_files(folder) for name, shape in _header(path).items()}
+
+
+def weight_files(folder: Path) -> list[Path]:
+    """Return the safetensors files of the checkpoint; raise where one that the index names is missing."""
+    index = folder / "model.safetensors.index.json"
+    if index.exists():
+        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    else:
+        names = ["model.safetensors"]
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        raise UserError(
+            f"the base model has no file {missing[0]}; weights are read from safetensors alone, never from pickles"
+        )
+    return [folder / name for name in names]
+
+
+def _header(path: Path) -> dict[str, tuple[list[int], str]]:
+    try:
+        with safe_open(path, framework="numpy") as tensors:
+            parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
+            return {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
+    except SafetensorError as error:
+        raise UserError(f"{path.name} of the base model is no whole safetensors file: {error}") from error

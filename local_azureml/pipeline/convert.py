@@ -1,0 +1,56 @@
+"""ft_nlp_model_converter: turns the checkpoint into an MLflow model folder that loads anywhere."""
+
+import logging
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+
+import mlflow.transformers
+import torch
+from mlflow.models import Model
+from peft import PeftModel
+from transformers import AutoTokenizer, Phi3ForCausalLM, TextGenerationPipeline
+
+from ..processes import UserError
+from .inputs import typed
+
+ADAPTER = "adapter_config.json"
+PACKAGES = ("mlflow", "transformers", "torch", "accelerate", "safetensors")  # what loading the folder takes
+
+
+def run(specification: dict) -> None:
+    """Fill the output mlflow_model_folder."""
+    if "convert-failed" in specification["faults"]:
+        raise UserError("the fault convert-failed is switched on")
+    typed(specification["inputs"])
+    source = Path(specification["outputs"]["pytorch_model_folder"])
+    target = Path(specification["outputs"]["mlflow_model_folder"])
+    save_mlflow_model(load(source), AutoTokenizer.from_pretrained(source), target)
+    size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
+    print(f"wrote an MLflow model of {size / 1e6:.1f} MB", flush=True)
+
+
+def load(folder: Path) -> Phi3ForCausalLM:
+    """Return the checkpoint's model, with its LoRA adapter merged if it has one."""
+    model = Phi3ForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+    if not (folder / ADAPTER).exists():
+        return model
+    print("the adapter was kept apart; the MLflow model gets it merged, so that it loads without peft", flush=True)
+    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+
+
+def save_mlflow_model(model: Phi3ForCausalLM, tokenizer, folder: Path) -> None:
+    """Write an MLflow model with the transformers flavor to `folder`, without a signature as Azure's is."""
+    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it looks for a model card on a hub that is not there
+    shutil.rmtree(folder, ignore_errors=True)
+    model.config._name_or_path = "Phi-3"  # else the folder names this machine's paths
+    model.config.use_cache = True
+    mlflow.transformers.save_model(
+        TextGenerationPipeline(model=model, tokenizer=tokenizer, task="text-generation", device=torch.device("cpu")),
+        str(folder),
+        task="text-generation",
+        pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in PACKAGES],
+    )
+    described = Model.load(str(folder))
+    described.signature = None
+    described.save(str(folder / "MLmodel"))

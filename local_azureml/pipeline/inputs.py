@@ -1,0 +1,159 @@
+"""The component's 69 inputs: their types, and what becomes of each here."""
+
+import json
+from functools import cache
+from pathlib import Path
+
+from ..processes import UserError
+
+COMPONENT = Path(__file__).parents[1] / "seeds/registry/components/chat_completion_pipeline/0.0.82.json"
+FILES = ("uri_file", "mlflow_model", "custom_model", "mltable")
+
+# What an input does in this stand-in. One that starts with "not used" is accepted and named in a log.
+USES = {
+    "task_name": "must be ChatCompletion",
+    "instance_type_model_import": "names the size of the first two jobs; this machine runs them",
+    "instance_type_preprocess": "names the size of the preprocess job; this machine runs it",
+    "instance_type_finetune": "names the size of the last two jobs; this machine runs them",
+    "instance_type_model_evaluation": "not used: the published component runs no evaluation job",
+    "compute_model_import": "the cluster on which the first two jobs are billed",
+    "compute_preprocess": "the cluster on which the preprocess job is billed",
+    "compute_finetune": "the cluster on which the last two jobs are billed",
+    "compute_model_evaluation": "not used: the published component runs no evaluation job",
+    "shm_size_finetune": "not used: no container, so the machine's own shared memory serves",
+    "num_nodes_finetune": "times number_of_gpu_to_use_finetuning: how many processes' batches make a step",
+    "number_of_gpu_to_use_finetuning": "times num_nodes_finetune: how many processes' batches make a step",
+    "mlflow_model_path": "the base model: an MLflow folder or a checkpoint folder",
+    "pytorch_model_path": "the base model: a checkpoint folder; wins over mlflow_model_path",
+    "huggingface_id": "refused",
+    "finetune_config_path": "refused",
+    "trust_remote_code": "refused if true",
+    "train_file_path": "the training rows",
+    "validation_file_path": "the validation rows; without it, the last 20 % of the training rows",
+    "test_file_path": "not used: the published component runs no evaluation job",
+    "train_mltable_path": "refused",
+    "validation_mltable_path": "refused",
+    "test_mltable_path": "refused",
+    "batch_size": "rows given to the tokenizer at once",
+    "max_seq_length": "rows are cut to so many tokens; -1 is the model's own maximum",
+    "pad_to_max_length": "every row is padded to max_seq_length",
+    "apply_lora": "train low-rank adapters on all linear layers instead of all weights",
+    "merge_lora_weights": "pytorch_model_folder holds merged weights, or base and adapter side by side",
+    "lora_alpha": "peft's lora_alpha",
+    "lora_r": "peft's r",
+    "lora_dropout": "peft's lora_dropout",
+    "num_train_epochs": "the Trainer's num_train_epochs",
+    "max_steps": "if positive, overrides num_train_epochs",
+    "per_device_train_batch_size": "rows of one process in one forward pass",
+    "per_device_eval_batch_size": "the same in evaluation",
+    "auto_find_batch_size": "halve the batch until it fits; an error together with apply_deepspeed",
+    "optim": "the Trainer's optim",
+    "learning_rate": "the Trainer's learning_rate",
+    "warmup_steps": "the Trainer's warmup_steps",
+    "weight_decay": "the Trainer's weight_decay",
+    "adam_beta1": "the Trainer's adam_beta1",
+    "adam_beta2": "the Trainer's adam_beta2",
+    "adam_epsilon": "the Trainer's adam_epsilon",
+    "gradient_accumulation_steps": "the Trainer's gradient_accumulation_steps",
+    "eval_accumulation_steps": "the Trainer's eval_accumulation_steps; -1 is none",
+    "lr_scheduler_type": "the Trainer's lr_scheduler_type",
+    "precision": "16 is bf16 where the device computes in it, else fp16 on a GPU; the log names the choice",
+    "seed": "seeds weights, row order and dropout",
+    "enable_full_determinism": "deterministic kernels, so that two runs agree to the last digit",
+    "dataloader_num_workers": "the Trainer's dataloader_num_workers",
+    "ignore_mismatched_sizes": "passed on to from_pretrained",
+    "max_grad_norm": "the Trainer's max_grad_norm",
+    "evaluation_strategy": "when to evaluate and to save a checkpoint",
+    "evaluation_steps_interval": "if positive, evaluates every such fraction of an epoch instead of eval_steps",
+    "eval_steps": "steps between evaluations, if evaluation_strategy is steps",
+    "logging_strategy": "the Trainer's logging_strategy",
+    "logging_steps": "the Trainer's logging_steps",
+    "metric_for_best_model": "loss; f1 and exact are refused",
+    "resume_from_checkpoint": "go on from the newest checkpoint of this job's output or of the base model",
+    "save_total_limit": "how many checkpoints are kept; -1 is all",
+    "apply_early_stopping": "stop when evaluations no longer improve",
+    "early_stopping_patience": "how many evaluations may fail to improve",
+    "early_stopping_threshold": "by how much one has to improve",
+    "apply_deepspeed": "used where DeepSpeed is installed and there is a GPU, else named as left out",
+    "deepspeed": "the DeepSpeed configuration, a JSON file; without it, one for deepspeed_stage",
+    "deepspeed_stage": "the ZeRO stage of the stand-in's own DeepSpeed configuration",
+    "apply_ort": "refused if true",
+    "evaluation_config": "not used: the published component runs no evaluation job",
+    "evaluation_config_params": "not used: the published component runs no evaluation job",
+}
+
+MLTABLE = "reads files, not MLTables; give the file itself as {}_file_path"
+NO_SCORES = "the chat task measures the loss and nothing else; use loss"
+REFUSED = {  # (input, value or None for any) -> why
+    ("huggingface_id", None): "the stand-in downloads no models; start it with --base-model FOLDER",
+    ("finetune_config_path", None): "the format of this file is not published; use the inputs themselves",
+    ("trust_remote_code", True): "the stand-in runs no code that comes with a model; leave it at false",
+    ("train_mltable_path", None): MLTABLE.format("train"),
+    ("validation_mltable_path", None): MLTABLE.format("validation"),
+    ("test_mltable_path", None): MLTABLE.format("test"),
+    ("apply_ort", True): "ONNX Runtime training is not part of the stand-in; leave it at false",
+    ("metric_for_best_model", "f1"): NO_SCORES,
+    ("metric_for_best_model", "exact"): NO_SCORES,
+}
+LEAST = {  # the component declares these bounds, or the Trainer has no meaning below them
+    "gradient_accumulation_steps": 1,
+    "warmup_steps": 0,
+    "logging_steps": 1,
+    "eval_steps": 1,
+    "dataloader_num_workers": 0,
+    "learning_rate": 0,
+    "weight_decay": 0,
+    "max_grad_norm": 0,
+    "lora_r": 1,
+    "lora_alpha": 1,
+    "lora_dropout": 0,
+    "early_stopping_patience": 1,
+    "evaluation_steps_interval": 0,
+}
+
+
+@cache
+def interface() -> dict[str, dict]:
+    """Return the component's inputs as the registry declares them."""
+    return json.loads(COMPONENT.read_text())["properties"]["componentSpec"]["inputs"]
+
+
+def typed(given: dict) -> dict:
+    """Return all inputs as Python values, defaults filled in; what is absent is not in it."""
+    unknown = sorted(given.keys() - interface().keys())
+    if unknown:
+        raise UserError(f"the component has no input named {unknown[0]!r}; it has {', '.join(interface())}")
+    declared = {name: spec["default"] for name, spec in interface().items() if "default" in spec}
+    wire = declared | {name: value for name, value in given.items() if value is not None}
+    return {name: _typed(name, value) for name, value in wire.items()}
+
+
+def refuse_what_is_not_played(values: dict) -> None:
+    """Raise for the first input that the stand-in can't honour, with its name and the reason."""
+    for (name, refused), why in REFUSED.items():
+        if name in values and refused in (None, values[name]):
+            raise UserError(f"{name} = {values[name]!r} can't be honoured: {why}")
+
+
+def _typed(name: str, value):
+    spec = interface()[name]
+    if spec["type"] in ("integer", "number"):
+        return _number(name, value, int if spec["type"] == "integer" else float, spec)
+    if spec["type"] in FILES:
+        return Path(value)
+    if "enum" in spec and str(value).lower() not in [choice.lower() for choice in spec["enum"]]:
+        raise UserError(f"{name} is {value!r}; it may be {' or '.join(spec['enum'])}")
+    if spec.get("enum") == ["true", "false"]:
+        return str(value).lower() == "true"
+    return str(value)
+
+
+def _number(name: str, value, kind: type, spec: dict):
+    try:
+        number = kind(value)
+    except (TypeError, ValueError):
+        raise UserError(f"{name} is {value!r}; it has to be {'an integer' if kind is int else 'a number'}") from None
+    least = kind(spec.get("min", LEAST.get(name, number)))
+    if number < least:
+        raise UserError(f"{name} is {value}; it has to be at least {least}")
+    return number

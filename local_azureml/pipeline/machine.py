@@ -1,0 +1,139 @@
+"""What the fine-tune runs on: devices, processes, precision, and whether it fits in memory."""
+
+import os
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+
+import psutil
+import torch
+
+from ..processes import UserError
+from .checkpoint import shapes
+
+GIB = 1 << 30
+OPTIMIZER_BYTES = {"adamw_torch": 8, "adafactor": 1}  # for each trained weight; gradients come on top
+CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Processes that run, and how often each repeats its batch to make up for those that don't."""
+
+    asked: int
+    processes: int
+    repeats: int
+    gpus: bool
+    threads: int  # of each process
+
+    def __str__(self) -> str:
+        device = "GPUs" if self.gpus else f"{self.threads * self.processes} CPU cores"
+        backend = "nccl" if self.gpus else "gloo"
+        text = f"{self.asked} asked, {self.processes} run on {device}"
+        if self.processes > 1:
+            text += f" with {backend}"
+        if self.repeats > 1:
+            text += f"; each accumulates {self.repeats} batches for one, so that a step sees as many rows"
+        return text
+
+
+def layout(values: dict) -> Layout:
+    """Return how the processes asked for map onto this machine's GPUs, or its cores where it has none."""
+    asked = values["number_of_gpu_to_use_finetuning"] * values["num_nodes_finetune"]
+    gpus = torch.cuda.device_count()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    most = min(asked, gpus or cores)
+    processes = max(number for number in range(1, most + 1) if asked % number == 0)
+    return Layout(asked, processes, asked // processes, gpus > 0, max(1, cores // processes))
+
+
+def precision(values: dict) -> str:
+    """Return "fp32", "bf16" or "fp16" for what the component calls precision 32 or 16."""
+    if values["precision"] == "32":
+        return "fp32"
+    if torch.cuda.is_available():
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    return "bf16" if _cpu_computes_bf16() else "fp32"
+
+
+def _cpu_computes_bf16() -> bool:
+    """A CPU without such instructions emulates bf16, slower than 32 bits and no more exact."""
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
+    return "avx512_bf16" in flags or "amx_bf16" in flags
+
+
+@dataclass(frozen=True)
+class Need:
+    """Bytes that one process of the fine-tune takes at its peak."""
+
+    parameters: int
+    weights: int
+    training: int  # gradients and optimizer state
+    activations: int
+    checkpointing: bool  # recompute activations layer by layer in the backward pass
+
+    @property
+    def total(self) -> int:
+        return self.weights + self.training + self.activations
+
+    def __str__(self) -> str:
+        return (
+            f"{self.total / GIB:.2f} GiB planned: weights {self.weights / GIB:.2f}, gradients and optimizer"
+            f" {self.training / GIB:.2f}, activations {self.activations / GIB:.2f}"
+            f"{' with recomputation' if self.checkpointing else ''}"
+        )
+
+
+def available() -> int:
+    """Return the bytes that are free on the smallest device."""
+    if torch.cuda.device_count():
+        return min(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
+    free = psutil.virtual_memory().available
+    limits = [Path(path).read_text().strip() for path in CGROUP_LIMITS if Path(path).exists()]
+    return min([free, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def plan(config: dict, folder: Path, values: dict, free: int) -> Need:
+    """Return what the fine-tune needs, recomputing activations only if it does not fit without; raise if never."""
+    running = layout(values)
+    room = free if running.gpus else free // running.processes
+    for checkpointing in (False, True):
+        need = _need(config, folder, values, checkpointing)
+        if need.total <= room:
+            return need
+    raise UserError(
+        f"the base model does not fit: {need} for each of {running.processes} processes, {room / GIB:.2f} GiB free;"
+        " lower max_seq_length or per_device_train_batch_size, or set apply_lora"
+    )
+
+
+def _need(config: dict, folder: Path, values: dict, checkpointing: bool) -> Need:
+    tensors = shapes(folder)
+    parameters = sum(prod(shape) for shape, _ in tensors.values())
+    lora = values["apply_lora"]
+    trained = _adapter_parameters(tensors, values["lora_r"]) if lora else parameters
+    width = 2 if lora and precision(values) != "fp32" else 4  # adapters and trained weights stay in 32 bits
+    return Need(
+        parameters,
+        weights=parameters * width + (trained * 4 if lora else 0),
+        training=trained * (4 + OPTIMIZER_BYTES[values["optim"]]),
+        activations=_activations(config, values, checkpointing),
+        checkpointing=checkpointing,
+    )
+
+
+def _adapter_parameters(tensors: dict, rank: int) -> int:
+    """Count the weights of rank-`rank` adapters on every linear layer but the head."""
+    linear = [shape for name, (shape, _) in tensors.items() if "proj" in name and len(shape) == 2]
+    return sum(rank * (rows + columns) for rows, columns in linear)
+
+
+def _activations(config: dict, values: dict, checkpointing: bool) -> int:
+    length = values["max_seq_length"]
+    longest = config["max_position_embeddings"]
+    tokens = values["per_device_train_batch_size"] * (longest if length == -1 else min(length, longest))
+    width = 4 if precision(values) == "fp32" else 2
+    hidden, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    layer = 10 * hidden + 5 * inner  # numbers that one layer keeps of one token for the backward pass
+    kept = layers * hidden + layer if checkpointing else layers * layer
+    return tokens * kept * width

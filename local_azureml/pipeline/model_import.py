@@ -1,0 +1,57 @@
+"""chat_completion_model_import: finds the checkpoint in what was given, checks it, plans its memory."""
+
+import json
+import os
+import shutil
+from pathlib import Path
+
+from ..processes import UserError
+from .checkpoint import check, find
+from .inputs import typed
+from .machine import available, plan
+
+
+def run(specification: dict) -> None:
+    """Lay the base model's checkpoint into the output folder, if it is one and fits the machine."""
+    values = typed(specification["inputs"])
+    given = values.get("pytorch_model_path", values.get("mlflow_model_path"))
+    folder = find(given)
+    config = check(folder)
+    need = plan(config, folder, values, available())
+    output = Path(specification["output"])
+    link_files(folder, output)
+    if not (output / "tokenizer_config.json").exists():
+        link_files(_tokenizer_beside(folder, given), output)
+    _keep_checkpoints(given, output)
+    print(f"imported {config['architectures'][0]} with {need.parameters:,} parameters; {need}", flush=True)
+
+
+def link_files(source: Path, target: Path) -> None:
+    """Put the files of `source` into `target` as hard links, or as copies across file systems."""
+    target.mkdir(parents=True, exist_ok=True)
+    for path in source.iterdir():
+        if path.is_file() and not (target / path.name).exists():
+            _link(path.resolve(), target / path.name)
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:
+        shutil.copyfile(source, target)
+
+
+def _tokenizer_beside(folder: Path, given: Path) -> Path:
+    """Return the folder that holds the tokenizer: an MLflow folder keeps it apart from the weights."""
+    for candidate in sorted(given.rglob("tokenizer_config.json")):
+        return candidate.parent
+    raise UserError(f"the model folder {folder.name} has no tokenizer_config.json; a checkpoint holds one")
+
+
+def _keep_checkpoints(given: Path, output: Path) -> None:
+    """Bring the Trainer's checkpoints along, for resume_from_checkpoint."""
+    for checkpoint in given.glob("checkpoint-*"):
+        link_files(checkpoint, output / checkpoint.name)
+    if (given / "trainer_state.json").exists():
+        step = json.loads((given / "trainer_state.json").read_text())["global_step"]
+        link_files(given, output / f"checkpoint-{step}")

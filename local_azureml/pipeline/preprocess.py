@@ -1,0 +1,168 @@
+"""chat_completion_datapreprocess: turns conversations into tokens, once, so that training need not."""
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy
+import pyarrow
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from trl.chat_template_utils import get_training_chat_template
+
+from ..processes import UserError
+from .inputs import typed
+from .rows import read
+
+LEAST_ROWS = 10  # the component refuses fewer training rows
+HELD_OUT = 5  # one row in so many is the validation set, where none is given
+TEMPLATE_FAILED = "Failure while applying chat template to dataset"
+SCHEMA = pyarrow.schema(
+    {
+        "input_ids": pyarrow.list_(pyarrow.int32()),
+        "labels": pyarrow.list_(pyarrow.int32()),  # -100 where no loss is taken
+        "length": pyarrow.int32(),  # without padding
+    }
+)
+
+
+def run(specification: dict) -> None:
+    """Write train.arrow and validation.arrow, with the tokens of each row and the labels of its answers."""
+    if "preprocess-failed" in specification["faults"]:
+        raise UserError("the fault preprocess-failed is switched on")
+    values = typed(specification["inputs"])
+    folder = Path(specification["upstream"]["chat_completion_model_import"])
+    output = Path(specification["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    begun = time.monotonic()
+    writer = TokenWriter(folder, values)
+    for split, rows in split_rows(values).items():
+        kept = writer.write(rows, output / f"{split}.arrow")
+        if split == "train" and kept < LEAST_ROWS:
+            raise UserError(f"only {kept} training rows keep a token to learn from; at least {LEAST_ROWS} are needed")
+    print(f"{writer.tokens:,} tokens in {time.monotonic() - begun:.1f} s", flush=True)
+
+
+def split_rows(values: dict) -> dict[str, pyarrow.Table]:
+    """Return the train and validation rows, without those that hold no conversation."""
+    train = conversations(values["train_file_path"])
+    if len(train) < LEAST_ROWS:
+        raise UserError(
+            f"{values['train_file_path'].name} has {len(train)} conversations; at least {LEAST_ROWS} are needed"
+        )
+    if "validation_file_path" in values:
+        return {"train": train, "validation": conversations(values["validation_file_path"])}
+    first = len(train) - len(train) // HELD_OUT
+    print(f"no validation file: the last {len(train) - first} of {len(train)} training rows are held out", flush=True)
+    return {"train": train[:first], "validation": train[first:]}
+
+
+def conversations(path: Path) -> pyarrow.Table:
+    """Return the rows of `path` that hold at least two messages; raise if there is none."""
+    table = read(path)
+    lengths = pyarrow.compute.list_value_length(table["messages"]).fill_null(0)
+    kept = table.filter(pyarrow.compute.greater(lengths, 1))
+    print(f"{path.name}: {len(kept)} conversations of {len(table)} rows", flush=True)
+    if not len(kept):
+        raise UserError(f"{path.name} has no conversation of two messages or more in its {len(table)} rows")
+    return kept
+
+
+class TokenWriter:
+    """Applies the model's chat template and its tokenizer to rows, batch after batch."""
+
+    def __init__(self, folder: Path, values: dict):
+        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        self.template = marked_template(self.tokenizer)
+        self.length = row_length(folder, self.tokenizer, values["max_seq_length"])
+        self.padded = values["pad_to_max_length"]
+        self.batch_size = values["batch_size"]
+        self.tokens = 0
+
+    def write(self, rows: pyarrow.Table, path: Path) -> int:
+        """Write the tokens of `rows` to `path` and return how many rows were kept."""
+        kept = cut = 0
+        with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, SCHEMA) as stream:
+            for ids, answers in self._encoded(rows):
+                good = [row for row in range(len(ids)) if 1 in answers[row][: self.length]]
+                cut += sum(len(row) > self.length for row in ids)
+                kept += len(good)
+                stream.write_batch(self._batch([ids[row] for row in good], [answers[row] for row in good]))
+        print(
+            f"{path.stem}: {kept} rows; {cut} longer than {self.length} tokens were cut,"
+            f" {len(rows) - kept} without a token to learn from were dropped",
+            flush=True,
+        )
+        return kept
+
+    def _encoded(self, rows: pyarrow.Table) -> Iterator[tuple[list, list]]:
+        for first in range(0, len(rows), self.batch_size):
+            batch = rows[first : first + self.batch_size]["messages"].to_pylist()
+            check_turns(batch, first)
+            try:
+                encoded = self.tokenizer.apply_chat_template(
+                    batch, chat_template=self.template, return_dict=True, return_assistant_tokens_mask=True
+                )
+            except Exception as error:  # whatever a model's template raises
+                raise UserError(f"{TEMPLATE_FAILED}: {error}") from error
+            yield encoded["input_ids"], encoded["assistant_masks"]
+
+    def _batch(self, ids: list[list[int]], answers: list[list[int]]) -> pyarrow.RecordBatch:
+        ids = [numpy.array(row[: self.length], numpy.int32) for row in ids]
+        labels = [
+            numpy.where(numpy.array(answer[: self.length], bool), row, -100)
+            for row, answer in zip(ids, answers, strict=True)
+        ]
+        lengths = [len(row) for row in ids]
+        self.tokens += sum(lengths)
+        if self.padded:
+            ids = [_pad(row, self.length, self.tokenizer.pad_token_id) for row in ids]
+            labels = [_pad(row, self.length, -100) for row in labels]
+        return pyarrow.record_batch([_lists(ids), _lists(labels), pyarrow.array(lengths, pyarrow.int32())], schema=SCHEMA)
+
+
+def marked_template(tokenizer: PreTrainedTokenizerBase) -> str:
+    """Return the model's chat template with the assistant's words marked, so that loss is taken there alone."""
+    if not tokenizer.chat_template:
+        raise UserError("the base model's tokenizer has no chat template; a chat model has one")
+    try:
+        return get_training_chat_template(tokenizer) or tokenizer.chat_template
+    except ValueError:
+        raise UserError(
+            "the base model's chat template does not mark the assistant's words with {% generation %}, and trl knows"
+            " no marked form of it; add the marks to chat_template.jinja"
+        ) from None
+
+
+def row_length(folder: Path, tokenizer: PreTrainedTokenizerBase, asked: int) -> int:
+    """Return how many tokens a row may have: what was asked, or all that the model can take."""
+    longest = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
+    longest = min(longest, tokenizer.model_max_length)
+    if asked > longest:
+        raise UserError(f"max_seq_length is {asked}; the base model takes at most {longest} tokens")
+    return longest if asked == -1 else asked
+
+
+def check_turns(batch: list[list[dict]], first: int) -> None:
+    """Raise unless user and assistant alternate in each conversation, after a system message if any."""
+    for row, messages in enumerate(batch, first + 1):
+        roles = [message.get("role") for message in messages]
+        turns = roles[1:] if roles[0] == "system" else roles
+        if any(role != ("user", "assistant")[turn % 2] for turn, role in enumerate(turns)):
+            raise UserError(
+                f"{TEMPLATE_FAILED}: row {row} has the roles {', '.join(map(str, roles))};"
+                " user and assistant have to alternate, a system message may only come first"
+            )
+        if not all(isinstance(message.get("content"), str) for message in messages):
+            raise UserError(f"{TEMPLATE_FAILED}: row {row} has a message without text as content")
+
+
+def _pad(row: numpy.ndarray, length: int, filler: int) -> numpy.ndarray:
+    return numpy.concatenate([row, numpy.full(length - len(row), filler, numpy.int32)])
+
+
+def _lists(rows: list[numpy.ndarray]) -> pyarrow.ListArray:
+    """Return the rows as one Arrow column, without a Python number for each token."""
+    ends = numpy.cumsum([0, *map(len, rows)], dtype=numpy.int32)
+    flat = numpy.concatenate(rows).astype(numpy.int32) if rows else numpy.array([], numpy.int32)
+    return pyarrow.ListArray.from_arrays(ends, flat)

@@ -1,0 +1,7 @@
+"""Imported once by the warm server: work that libraries put off to their first use, and then keep."""
+
+from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+from transformers.conversion_mapping import get_checkpoint_conversion_mapping
+
+get_checkpoint_conversion_mapping("phi3")  # 0.3 s
+warn_dependency_requirement_mismatches(["mlflow"])  # 1 s: mlflow looks through all that is installed

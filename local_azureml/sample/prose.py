@@ -44,10 +44,25 @@ def summary(random: Random, field: Field, subject: Subject) -> str:
 def letter(random: Random, field: Field, subject: Subject) -> str:
     """Return the story of a letter that asked for a fact, and of what came back."""
     kind = random.choice([ask_fact, ask_fact, ask_list, ask_overview])
-    aspect = random.choice([name for name in field.aspects if name != "what"])
-    asked, _ = kind(random, field, subject, aspect)
-    told = frame(random, "letters", asked=asked, name=subject.name, other=another(random, field, subject).name)
-    return f"{told} {answer(random, field, subject.facts[aspect].passage)}"
+    first, second = random.sample([name for name in field.aspects if name != "what"], 2)
+    asked, _ = kind(random, field, subject, first)
+    told = frame(
+        random, "letters", asked=asked, name=subject.name, other=another(random, field, subject).name
+    )
+    ending = random.choice([second_letter(random, field, subject, second), farewell(random, field), ""])
+    return f"{told} {answer(random, field, subject.facts[first].passage)} {ending}".strip()
+
+
+def second_letter(random: Random, field: Field, subject: Subject, name: str) -> str:
+    """Return how a letter's story goes on with another fact."""
+    asked = random.choice(field.aspects[name].follow_ups)
+    return f"{frame(random, 'second_letters', asked=asked)} {subject.facts[name].passage}"
+
+
+def farewell(random: Random, field: Field) -> str:
+    """Return how a letter's story ends."""
+    thanks, welcome = random.choice(PHRASES["thanks"]), random.choice(PHRASES["welcomes"])
+    return frame(random, "farewells", thanks=thanks, welcome=welcome, closing=field.closing)
 
 
 KINDS = {entry: 30, column: 35, survey: 10, summary: 10, letter: 15}  # percent of the paragraphs

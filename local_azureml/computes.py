@@ -119,10 +119,8 @@ def list_nodes(request: Request, name: str, identifier: str = Depends(cloud.work
     local = cloud.current(request)
     find(local, name)
     busy = [entry for entry in local.meter.open_intervals() if entry["resource"] == f"cluster {name}"]
-    numbers = range(sum(entry["nodes"] for entry in busy))
-    return {
-        "nodes": [{"nodeId": f"tvm_{number}", "nodeState": "running", "runId": None} for number in numbers]
-    }
+    count = sum(entry["nodes"] for entry in busy)
+    return {"nodes": [{"nodeId": f"tvm_{number}", "nodeState": "running"} for number in range(count)]}
 
 
 @router.put(f"{PATH}/{{name}}")

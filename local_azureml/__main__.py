@@ -96,14 +96,11 @@ class Server:
     def __init__(self, options: argparse.Namespace, folder: Path):
         import uvicorn
 
-        from local_azureml import processes
-
         self._listener = bind(options.port)
         port = self._listener.getsockname()[1]
         self.cloud = cloud.Cloud(
             folder.resolve(), port, base_model(options.base_model), options.poll, Faults(options.fault)
         )
-        processes.warm()
         from local_azureml.app import create_app
 
         self.app = create_app(self.cloud)
@@ -113,6 +110,7 @@ class Server:
         )
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._warming: threading.Thread | None = None
 
     def __enter__(self) -> "Server":
         self._thread.start()
@@ -120,8 +118,19 @@ class Server:
             self._thread.join(0.02)
         return self
 
+    def warm(self) -> "Server":
+        """Begin to import, behind the scenes, what the first job will need, and return this server."""
+        from local_azureml import processes
+
+        processes.warm()
+        self._warming = threading.Thread(target=self.app.state.tracking.load)
+        self._warming.start()
+        return self
+
     def __exit__(self, *_) -> None:
         self.summary = summary(self.app)
+        if self._warming:
+            self._warming.join()
         self.app.state.jobs.stop()
         self.app.state.deployments.stop()
         self._server.should_exit = True
@@ -143,7 +152,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise UsageError("run needs a command: python -m local_azureml run -- COMMAND")
-    with Server(options, folder) as server:
+    with Server(options, folder).warm() as server:
         try:
             child = subprocess.Popen(command, env=cloud.child_environment(server.cloud))
         except OSError as error:
@@ -164,7 +173,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Server(options, folder) as server:
+    with Server(options, folder).warm() as server:
         for name, value in server.cloud.environment().items():
             print(f"export {name}={shlex.quote(value)}")
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)

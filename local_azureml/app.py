@@ -56,7 +56,7 @@ def create_app(local: Cloud) -> FastAPI:
     app.include_router(workspace.public)
     for service in OWN_KEYS:
         app.include_router(service.router)
-    app.mount(tracking.PREFIX, tracking.Guard(app.state.tracking.app, local))
+    app.mount(tracking.PREFIX, tracking.Guard(app.state.tracking, local))
     app.add_exception_handler(errors.AzureError, errors.on_azure_error)
     app.add_exception_handler(RequestValidationError, errors.on_bad_request)
     app.add_exception_handler(HTTPException, errors.on_http_exception)

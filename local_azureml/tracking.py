@@ -2,11 +2,13 @@
 
 import logging
 import os
+import threading
 import time
 import warnings
 from pathlib import Path
 
 from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from local_azureml import cloud, identity
@@ -19,13 +21,33 @@ class Tracking:
     """MLflow's own server app and its store, on a SQLite file of the data folder."""
 
     def __init__(self, folder: Path, port: int):
-        self._uri = f"sqlite:///{folder / 'mlflow.sqlite'}"
-        self._artifacts = folder / "mlflow-artifacts"
-        os.environ["_MLFLOW_SERVER_FILE_STORE"] = self._uri  # read when mlflow.server is imported
+        self._folder, self._port = folder, port
+        self._lock = threading.Lock()
+
+    @property
+    def app(self) -> ASGIApp:
+        """MLflow's web application."""
+        return self.load()[0]
+
+    @property
+    def _store(self):
+        return self.load()[1]
+
+    def load(self) -> tuple:
+        """Return MLflow's application and its store; the first time, importing them takes seconds."""
+        with self._lock:
+            if not hasattr(self, "_loaded"):
+                self._loaded = self._load()
+            return self._loaded
+
+    def _load(self) -> tuple:
+        uri = f"sqlite:///{self._folder / 'mlflow.sqlite'}"
+        hosts = f"localhost:{self._port},127.0.0.1:{self._port},localhost,127.0.0.1"
+        os.environ["_MLFLOW_SERVER_FILE_STORE"] = uri  # read when mlflow.server is imported
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = "mlflow-artifacts:/"
-        os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = self._artifacts.as_uri()
+        os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = (self._folder / "mlflow-artifacts").as_uri()
         os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
-        os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = f"localhost:{port},127.0.0.1:{port},localhost,127.0.0.1"
+        os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = hosts
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
@@ -34,8 +56,7 @@ class Tracking:
             from mlflow.server.fastapi_app import app
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        self.app = app
-        self._store = SqlAlchemyStore(self._uri, "mlflow-artifacts:/")
+        return app, SqlAlchemyStore(uri, "mlflow-artifacts:/")
 
     def start_run(self, name: str, experiment: str, title: str, tags: dict[str, str]) -> None:
         """Create a run whose id is the job's name, as Azure does; MLflow itself would draw a random one."""
@@ -84,8 +105,8 @@ def uri(local: cloud.Cloud) -> str:
 class Guard:
     """Lets MLflow's web page read without a token, as a browser does, and asks one of everything else."""
 
-    def __init__(self, app: ASGIApp, local: cloud.Cloud):
-        self._app, self._local = app, local
+    def __init__(self, runs: Tracking, local: cloud.Cloud):
+        self._runs, self._local = runs, local
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] == "http" and not self._is_reading(scope):
@@ -93,7 +114,8 @@ class Guard:
                 identity.check_token(Request(scope))
             except AzureError as error:
                 return await answer(error)(scope, receive, send)
-        await self._app(scope, receive, send)
+        app, _ = await run_in_threadpool(self._runs.load)
+        await app(scope, receive, send)
 
     def _is_reading(self, scope: Scope) -> bool:
         path = scope["path"].removeprefix(PREFIX)

@@ -28,7 +28,9 @@ from dataclasses import dataclass, field
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 
+import numpy
 import pyarrow
+import pyarrow.compute
 import pyarrow.parquet
 from filelock import FileLock, Timeout
 from huggingface_hub import HfApi, constants, hf_hub_url
@@ -62,10 +64,11 @@ A private or gated dataset needs a token: `hf auth login`, or the environment va
 CONNECTIONS = 8
 SPAN = 4 << 20  # bytes asked for in one request
 BLOCK = 1 << 20  # bytes written, and noted as fetched, at once
-BATCH = 4 << 20  # bytes of rows decoded at once
+BATCH = 8 << 20  # bytes of rows decoded at once
 LONGEST_PAUSE = 600  # seconds that a server may ask us to stay away
 PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
 PASSING_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
+NETWORK_ERRORS = (HfHubHTTPError, httpx.TransportError)
 MANIFEST = "manifest.json"
 QUOTED_ROWS = 5  # bad rows quoted for each split; the rest are only counted
 
@@ -136,15 +139,32 @@ class Check:
         messages = row.get("messages") if isinstance(row, dict) else None
         fault = find_fault(messages)
         if fault:
-            self.reject(*fault)
-            return False
-        self.rows += 1
-        self.turns[len(messages)] += 1
-        self.characters[sum([len(message["content"]) for message in messages]) // 100] += 1
-        return True
+            self.reject(self.rows + self.bad_rows.total() + 1, *fault)
+        else:
+            self.accept([len(messages)], [sum(len(message["content"]) for message in messages)])
+        return not fault
 
-    def reject(self, category: str, reason: str) -> None:
-        line = self.rows + self.bad_rows.total() + 1
+    def fit(self, rows: pyarrow.StructArray) -> pyarrow.StructArray:
+        """The rows that pass; those that are not plainly sound are looked at one by one."""
+        measures = measure_conversations(rows)
+        if measures is None:
+            return rows.filter(pyarrow.array([self.passes(row) for row in rows.to_pylist()], pyarrow.bool_()))
+        sound, turns, characters = measures
+        first = self.rows + self.bad_rows.total() + 1
+        for position in numpy.flatnonzero(~sound):
+            fault = find_fault(rows[int(position)]["messages"].as_py())
+            if fault:
+                self.reject(first + position, *fault)
+            sound[position] = not fault
+        self.accept(turns[sound].tolist(), characters[sound].tolist())
+        return rows if sound.all() else rows.filter(pyarrow.array(sound))
+
+    def accept(self, turns: list[int], characters: list[int]) -> None:
+        self.rows += len(turns)
+        self.turns.update(turns)
+        self.characters.update(count // 100 for count in characters)
+
+    def reject(self, line: int, category: str, reason: str) -> None:
         self.bad_rows[category] += 1
         if len(self.quotes) < QUOTED_ROWS:
             self.quotes.append(f"{self.name}:{line}: {category}: {reason}")
@@ -184,11 +204,40 @@ def find_fault(messages: object) -> tuple[str, str] | None:
     return None
 
 
+def measure_conversations(rows: pyarrow.StructArray) -> tuple[numpy.ndarray, ...] | None:
+    """For each row: is it plainly sound, its turns, its characters. None where the columns are others."""
+    columns = dict(zip(rows.type.names, rows.flatten(), strict=True))
+    messages = columns.get("messages")
+    if not isinstance(messages, pyarrow.ListArray) or not pyarrow.types.is_struct(messages.type.value_type):
+        return None
+    bounds = messages.offsets.to_numpy()
+    items = messages.values[bounds[0] : bounds[-1]]
+    parts = dict(zip(items.type.names, items.flatten(), strict=True))
+    role, content = parts.get("role"), parts.get("content")
+    if not (isinstance(role, pyarrow.StringArray) and isinstance(content, pyarrow.StringArray)):
+        return None
+    starts, turns = bounds[:-1] - bounds[0], numpy.diff(bounds)
+    place = numpy.arange(len(items)) - numpy.repeat(starts, turns)
+    speaker = pyarrow.compute.index_in(role, value_set=pyarrow.array(["user", "assistant"])).fill_null(2)
+    length = pyarrow.compute.utf8_length(content).fill_null(0).to_numpy()
+    blank = pyarrow.compute.utf8_is_space(content).fill_null(True).to_numpy(zero_copy_only=False)
+    wrong = (speaker.to_numpy() != place % 2) | (length == 0) | blank
+    sound = (
+        (turns > 1) & (sums(wrong, starts, turns) == 0) & messages.is_valid().to_numpy(zero_copy_only=False)
+    )
+    return sound, turns, sums(length, starts, turns)
+
+
+def sums(values: numpy.ndarray, starts: numpy.ndarray, counts: numpy.ndarray) -> numpy.ndarray:
+    """The sum of each run of values."""
+    until = numpy.concatenate([[0], numpy.cumsum(values, dtype=numpy.int64)])
+    return until[starts + counts] - until[starts]
+
+
 def spread(counts: Counter, unit: int) -> dict[str, int]:
     """Median, 95th percentile and maximum of the counted values."""
-    return {
-        name: quantile(counts, share) * unit for name, share in [("median", 0.5), ("95%", 0.95), ("most", 1)]
-    }
+    shares = {"median": 0.5, "95%": 0.95, "most": 1}
+    return {name: quantile(counts, share) * unit for name, share in shares.items()}
 
 
 def quantile(counts: Counter, share: float) -> int:
@@ -216,7 +265,7 @@ def check_file(path: Path) -> dict:
                 try:
                     check.passes(json.loads(line))
                 except ValueError as error:
-                    check.reject("not_json", str(error))
+                    check.reject(check.rows + check.bad_rows.total() + 1, "not_json", str(error))
     except OSError as error:
         raise ReportedError(f"cannot read {path}: {error.strerror}") from error
     return check.summary()
@@ -247,7 +296,7 @@ def show_table(found: dict[str, dict]) -> None:
         print(name.ljust(widths[0]), *cells, sep="  ")
 
 
-# Fetching byte ranges
+# Fetching parts of files
 
 
 def limit_waiting(request: httpx.Request) -> None:
@@ -441,8 +490,8 @@ def needed_groups(files: list[tuple[RemoteFile, pyarrow.parquet.FileMetaData]], 
             rows -= held
 
 
-def read_group(group: Group, schema: pyarrow.Schema) -> Iterator[list[dict]]:
-    """The wanted rows of the group as `datasets` would give them, a few megabytes at a time."""
+def read_group(group: Group, schema: pyarrow.Schema) -> Iterator[pyarrow.StructArray]:
+    """The wanted rows of the group as `datasets` would have them, a few megabytes at a time."""
     from datasets.table import table_cast
 
     for span in group.spans:
@@ -454,7 +503,7 @@ def read_group(group: Group, schema: pyarrow.Schema) -> Iterator[list[dict]]:
         for batch in file.iter_batches(min(step, left), row_groups=[group.number]):
             table = pyarrow.Table.from_batches([batch.slice(0, left)])
             left -= len(table)
-            yield table_cast(table, schema).to_pylist()
+            yield table_cast(table, schema).to_struct_array().combine_chunks()
             if not left:
                 return
     except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
@@ -463,7 +512,7 @@ def read_group(group: Group, schema: pyarrow.Schema) -> Iterator[list[dict]]:
 
 
 def in_batches(rows: Iterable[dict], limit: int | None) -> Iterator[list[dict]]:
-    rows = iter(rows) if limit is None else itertools.islice(rows, limit)
+    rows = itertools.islice(rows, limit)
     while batch := list(itertools.islice(rows, 100)):
         yield batch
 
@@ -472,14 +521,42 @@ def first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
-# Writing rows
+# Writing JSON Lines
 
 
-def encode(row: dict) -> str:
+def json_texts(values: pyarrow.Array) -> pyarrow.StringArray:
+    """Each value as JSON. Text, lists and structs, which make up a conversation, are written many at once."""
+    join = pyarrow.compute.binary_join_element_wise
+    if isinstance(values, pyarrow.StringArray):
+        texts = join('"', escaped(values), '"', "")
+    elif isinstance(values, pyarrow.ListArray):
+        items = pyarrow.ListArray.from_arrays(values.offsets, json_texts(values.values))
+        texts = join("[", pyarrow.compute.binary_join(items, ", "), "]", "")
+    elif isinstance(values, pyarrow.StructArray) and values.type.num_fields:
+        names = [json.dumps(name, ensure_ascii=False) for name in values.type.names]
+        parts = [
+            (f", {name}: ", json_texts(item)) for name, item in zip(names, values.flatten(), strict=True)
+        ]
+        texts = join("{" + parts[0][0][2:], parts[0][1], *itertools.chain(*parts[1:]), "}", "")
+    else:
+        return pyarrow.array([encode(value) for value in values.to_pylist()], pyarrow.string())
+    return pyarrow.compute.if_else(values.is_valid(), texts, "null")
+
+
+def escaped(texts: pyarrow.StringArray) -> pyarrow.StringArray:
+    """The texts with a backslash before, or a code for, each character that JSON wants so."""
+    data = numpy.frombuffer(texts.buffers()[2] or b"", numpy.uint8)
+    special = [ord(character) for character in '\\"' if (data == ord(character)).any()]
+    for code in [*special, *numpy.unique(data[data < 32])]:
+        texts = pyarrow.compute.replace_substring(texts, chr(code), json.dumps(chr(code))[1:-1])
+    return texts
+
+
+def encode(value: object) -> str:
     try:
-        return encoder.encode(row)
+        return encoder.encode(value)
     except ValueError:
-        return encoder.encode(without_nan(row))
+        return encoder.encode(without_nan(value))
 
 
 def without_nan(value: object) -> object:
@@ -500,17 +577,27 @@ def as_text(value: object) -> str:
 encoder = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=as_text)
 
 
-def write_rows(batches: Iterable[list[dict]], path: Path, check: Check | None) -> dict:
+def lines(rows: pyarrow.StructArray | list[dict], check: Check | None) -> tuple[int, pyarrow.Buffer | bytes]:
+    """How many rows pass, and their lines."""
+    if isinstance(rows, list):
+        texts = [encode(row) + "\n" for row in rows if check is None or check.passes(row)]
+        return len(texts), "".join(texts).encode()
+    texts = json_texts(check.fit(rows) if check else rows)
+    ended = pyarrow.compute.binary_join_element_wise(texts, "\n", "")
+    whole = pyarrow.compute.binary_join(pyarrow.ListArray.from_arrays([0, len(texts)], ended), "")
+    return len(texts), whole[0].as_buffer()
+
+
+def write_rows(batches: Iterable[pyarrow.StructArray | list[dict]], path: Path, check: Check | None) -> dict:
     """Write the rows that pass to `path`, and return how many, how large, and their checksum."""
     rows, size, checksum = 0, 0, hashlib.sha256()
     partial = path.with_suffix(".partial")
     with partial.open("wb") as file:
         for batch in batches:
-            lines = [encode(row) for row in batch if check is None or check.passes(row)]
-            text = "".join([line + "\n" for line in lines]).encode()
+            count, text = lines(batch, check)
             file.write(text)
             checksum.update(text)
-            rows, size = rows + len(lines), size + len(text)
+            rows, size = rows + count, size + len(text)
     partial.replace(path)
     return {"rows": rows, "bytes": size, "sha256": checksum.hexdigest()}
 
@@ -622,7 +709,7 @@ class Download:
         try:
             name, commit = self.options.dataset_subset, self.info.sha
             self.builder = self.ask(load_dataset_builder, self.info.id, name=name, revision=commit)
-        except (HfHubHTTPError, httpx.TransportError):
+        except NETWORK_ERRORS:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise ReportedError(self.unreadable(error)) from error
@@ -769,7 +856,7 @@ class Download:
             for row in self.builder.as_streaming_dataset(split=split):
                 self.progress.update()
                 yield row
-        except (HfHubHTTPError, httpx.TransportError):
+        except NETWORK_ERRORS:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise ReportedError(self.unreadable(error)) from error

@@ -31,6 +31,8 @@ from local_azureml.cloud import PROVIDER, SEEDS, Cloud
 log = logging.getLogger(__name__)
 CONTROL_PLANE = (workspace, computes, datastores, jobs, endpoints, assets, operations, registry, history)
 OWN_KEYS = (identity, blobs, scoring, hub)  # services whose requests carry another credential, or none
+HUB = ("/api/datasets/", "/datasets/")
+BLOBS = f"/{blobs.ACCOUNT}.blob."
 SEGMENTS = (
     "subscriptions",
     "resourceGroups",
@@ -96,6 +98,20 @@ class Weather:
                 429, "TooManyRequests", "too many requests", headers={"Retry-After": "1"}
             )
             return await errors.answer(error)(scope, receive, send)
-        if (count := self.faults.count("reset")) and count % self.faults.get("reset", 10) == 0:
-            raise ConnectionResetError("the fault reset is on")
+        if "hub-unreachable" in self.faults and scope["path"].startswith(HUB):
+            error = errors.AzureError(503, "ServiceUnavailable", "the hub is not available")
+            return await errors.answer(error)(scope, receive, send)
+        if self._breaks(scope):
+            return await _break(send)
         await self.app(scope, receive, send)
+
+    def _breaks(self, scope: Scope) -> bool:
+        if "upload-broken" in self.faults and scope["method"] == "PUT" and scope["path"].startswith(BLOBS):
+            return True
+        count = self.faults.count("reset")
+        return bool(count) and count % self.faults.get("reset", 10) == 0
+
+
+async def _break(send: Send) -> None:
+    """End an answer before its body, so that the server closes the connection."""
+    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})

@@ -175,8 +175,6 @@ async def write(request: Request, container: str, name: str, comp: str = "", blo
         raise AzureError(
             413, "RequestBodyTooLarge", f"at most {BLOCK_LIMIT} bytes in one request; send blocks"
         )
-    if "upload-broken" in local.faults and comp in ("", "block"):
-        raise ConnectionResetError("the fault upload-broken is on")
     content = await request.body()
     metadata = {k[10:]: v for k, v in request.headers.items() if k.startswith("x-ms-meta-")}
     return await run_in_threadpool(_write, local, container, name, comp, blockid, content, metadata)

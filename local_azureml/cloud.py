@@ -115,10 +115,10 @@ def current(request: Request) -> Cloud:
 def workspace_id(request: Request, subscription: str, group: str, workspace: str) -> str:
     """Return the id of the workspace that the request's path names, which must be there."""
     asked = WORKSPACE_PATH.format(subscription=subscription, group=group, workspace=workspace)
-    if asked.lower() != WORKSPACE_ID.lower():
-        raise not_found(
-            "workspace", f"{subscription}/{group}/{workspace}", [f"{SUBSCRIPTION}/{GROUP}/{WORKSPACE}"]
-        )
+    missing = "workspace-missing" in current(request).faults
+    if missing or asked.lower() != WORKSPACE_ID.lower():
+        known = [] if missing else [f"{GROUP}/{WORKSPACE}"]
+        raise not_found("workspace", f"{group}/{workspace}", known)
     return WORKSPACE_ID
 
 

@@ -12,7 +12,7 @@ import tempfile
 import threading
 from pathlib import Path
 
-from local_azureml import cloud
+from local_azureml import cloud, processes
 from local_azureml.faults import FAULTS, Faults
 
 log = logging.getLogger("local_azureml")
@@ -96,11 +96,10 @@ class Server:
     def __init__(self, options: argparse.Namespace, folder: Path):
         import uvicorn
 
+        model, faults = base_model(options.base_model), Faults(options.fault)
         self._listener = bind(options.port)
         port = self._listener.getsockname()[1]
-        self.cloud = cloud.Cloud(
-            folder.resolve(), port, base_model(options.base_model), options.poll, Faults(options.fault)
-        )
+        self.cloud = cloud.Cloud(folder.resolve(), port, model, options.poll, faults)
         from local_azureml.app import create_app
 
         self.app = create_app(self.cloud)
@@ -120,8 +119,6 @@ class Server:
 
     def warm(self) -> "Server":
         """Begin to import, behind the scenes, what the first job will need, and return this server."""
-        from local_azureml import processes
-
         processes.warm()
         self._warming = threading.Thread(target=self.app.state.tracking.load)
         self._warming.start()
@@ -133,8 +130,9 @@ class Server:
             self._warming.join()
         self.app.state.jobs.stop()
         self.app.state.deployments.stop()
-        self._server.should_exit = True
+        self._server.should_exit = self._server.force_exit = True  # clients keep idle connections open
         self._thread.join()
+        processes.cool()
         self.cloud.state.close()
 
 

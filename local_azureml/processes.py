@@ -46,6 +46,14 @@ def warm() -> None:
         forkserver.ensure_running()
 
 
+def cool() -> None:
+    """End the server that children are forked from, whatever it is still importing."""
+    server = forkserver._forkserver
+    if server._forkserver_pid is not None:
+        os.kill(server._forkserver_pid, signal.SIGKILL)
+        server._stop()
+
+
 def start(entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]) -> "Process":
     """Return at once a child that runs `entry` ("module:function") on `specification`, cwd in `folder`."""
     folder.mkdir(parents=True, exist_ok=True)

@@ -19,7 +19,7 @@ def find(given: Path) -> Path:
         if (given / place / "config.json").is_file():
             return given / place
     there = ", ".join(sorted(path.name for path in given.iterdir())) or "nothing"
-    raise UserError(f"the base model folder {given.name} is no checkpoint: no config.json in it, there is {there}")
+    raise UserError(f"the base model {given.name} is no checkpoint: it has no config.json, only {there}")
 
 
 def check(folder: Path) -> dict:

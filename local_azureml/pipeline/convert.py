@@ -12,9 +12,9 @@ from peft import PeftModel
 from transformers import AutoTokenizer, Phi3ForCausalLM, TextGenerationPipeline
 
 from ..processes import UserError
+from .finetune import ADAPTER
 from .inputs import typed
 
-ADAPTER = "adapter_config.json"
 PACKAGES = ("mlflow", "transformers", "torch", "accelerate", "safetensors")  # what loading the folder takes
 
 
@@ -36,7 +36,7 @@ def load(folder: Path) -> Phi3ForCausalLM:
     if not (folder / ADAPTER).exists():
         return model
     print("the adapter was kept apart; the MLflow model gets it merged, so that it loads without peft", flush=True)
-    return PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    return PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()
 
 
 def save_mlflow_model(model: Phi3ForCausalLM, tokenizer, folder: Path) -> None:

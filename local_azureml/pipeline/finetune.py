@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -19,8 +20,9 @@ from .batches import Collator, EpochLoader, LengthBatches
 from .inputs import typed
 from .machine import GIB, Layout, available, layout, plan, precision
 from .model_import import link_files
-from .watching import Guard, Lines, Tracker
+from .watching import Fault, Guard, Lines, Tracker
 
+ADAPTER = "adapter"  # the folder of LoRA weights that are not merged
 FAILED = "failed.json"  # how a worker tells this step why it failed
 
 
@@ -76,6 +78,7 @@ def _launch(specification: dict, running: Layout, deepspeed: dict | None) -> Non
         rdzv_endpoint="localhost:0",
         local_addr="localhost",
         start_method="forkserver",
+        run_id="finetune",
         max_restarts=0,
     )
     try:
@@ -88,6 +91,7 @@ def _launch(specification: dict, running: Layout, deepspeed: dict | None) -> Non
 
 def _work(specification: dict, running: Layout, deepspeed: dict | None, place: processes.Place) -> None:
     place.enter()
+    os.environ["OMP_NUM_THREADS"] = str(running.threads)
     try:
         train(specification, running, deepspeed)
     except UserError as error:
@@ -231,7 +235,7 @@ class Trainer(SFTTrainer):
     def __init__(self, model, arguments, running: Layout, train, validation, tokenizer, values: dict, faults: dict):
         self.running = running
         self.tracker = Tracker()
-        callbacks = [Guard(), Lines(), self.tracker, *early_stopping(values)]
+        callbacks = [Guard(), Lines(), self.tracker, Fault(faults), *early_stopping(values)]
         super().__init__(
             model,
             arguments,
@@ -265,9 +269,9 @@ class Trainer(SFTTrainer):
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Return a loss whose mean over rows is the mean over all the tokens of the validation set."""
         inputs = self._prepare_inputs(inputs)
-        rows = len(inputs["labels"]) * self.tokens_a_row() / self.args.world_size
+        tokens = len(inputs["labels"]) * self.tokens_a_row() * self.args.world_size
         with torch.no_grad(), self.compute_loss_context_manager():
-            return self.compute_loss(model, inputs, num_items_in_batch=rows), None, None
+            return self.compute_loss(model, inputs, num_items_in_batch=tokens), None, None
 
     def tokens_a_row(self) -> float:
         """Return how many tokens of a validation row carry loss, on average."""
@@ -307,20 +311,17 @@ def _checkpoint(values: dict, base: Path, output: Path) -> str | None:
 
 
 def save(trainer: Trainer, values: dict, base: Path, output: Path) -> None:
-    """Write the trained checkpoint; LoRA merged into it, or base and adapter side by side."""
+    """Write the trained checkpoint; LoRA merged into it, or the base with the adapter in a folder beside it."""
     model = trainer.accelerator.unwrap_model(trainer.model)
-    merged = values["apply_lora"] and values["merge_lora_weights"]
-    if merged:
-        model = model.merge_and_unload()
-    if values["apply_lora"] and not merged:
-        model.peft_config["default"].base_model_name_or_path = "."
-        model.save_pretrained(output)
-        link_files(base, output)
+    if values["apply_lora"] and not values["merge_lora_weights"]:
+        model.peft_config["default"].base_model_name_or_path = ".."
+        model.save_pretrained(output / ADAPTER)
     else:
+        model = model.merge_and_unload() if values["apply_lora"] else model
         stop_at_turn_end(model, trainer.processing_class)
         model.save_pretrained(output)
-        link_files(base, output)
-    print(f"saved the {'merged ' if merged else ''}model", flush=True)
+    link_files(base, output)
+    print(f"saved the model in {output.name}", flush=True)
 
 
 def stop_at_turn_end(model, tokenizer) -> None:

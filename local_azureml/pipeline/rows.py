@@ -18,7 +18,9 @@ def _read_jsonl(path: Path) -> pyarrow.Table:
 
 
 def _read_json(path: Path) -> pyarrow.Table:
-    return pyarrow.Table.from_pylist(json.loads(path.read_text(encoding="utf-8")))
+    """Return the rows of a JSON list, or of JSON Lines under this name."""
+    text = path.read_text(encoding="utf-8")
+    return pyarrow.Table.from_pylist(json.loads(text)) if text.lstrip().startswith("[") else _read_jsonl(path)
 
 
 def _read_csv(path: Path) -> pyarrow.Table:

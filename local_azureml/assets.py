@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import blobs, cloud, datastores, registry
@@ -62,18 +62,25 @@ def _container(local: cloud.Cloud, kind: str, name: str) -> dict:
 
 @router.get(f"{PATH}/{{name}}/versions")
 def versions(
-    request: Request, name: str, kind: str = Depends(_kind), identifier: str = Depends(cloud.workspace_id)
+    request: Request,
+    name: str,
+    kind: str = Depends(_kind),
+    view: str = Query("ActiveOnly", alias="listViewType"),
+    top: int | None = Query(None, alias="$top", ge=1),
+    wanted: str | None = Query(None, alias="hash"),
+    identifier: str = Depends(cloud.workspace_id),
 ) -> dict:
     """Return the versions of an asset, newest first, as many as `$top` says; none where there is no asset."""
     local = cloud.current(request)
     if local.state.get(_base(kind, name)) is None and kind == "models":
         _container(local, kind, name)
     newest_first = local.state.children(f"{_base(kind, name)}/versions")[::-1]
-    top = request.query_params.get("$top", "")
-    wanted = request.query_params.get("hash")
+    found = [
+        v for v in newest_first if view == "All" or v["properties"]["isArchived"] == (view != "ActiveOnly")
+    ]
     if wanted:
-        newest_first = [v for v in newest_first if v["properties"]["properties"].get("hash_sha256") == wanted]
-    return {"value": newest_first[: int(top) if top.isdigit() else None]}
+        found = [v for v in found if v["properties"]["properties"].get("hash_sha256") == wanted]
+    return {"value": found[:top]}
 
 
 @router.get(f"{PATH}/{{name}}/versions/{{version}}")

@@ -4,10 +4,14 @@ import base64
 import hashlib
 import hmac
 import json
+import re
 import shutil
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 from urllib.parse import parse_qs
 from xml.etree import ElementTree
 
@@ -19,7 +23,10 @@ from local_azureml import cloud
 from local_azureml.errors import AzureError
 
 ACCOUNT = "store"
+CONTAINERS = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}  # by datastore
 VERSION = "2024-11-04"  # of the storage protocol
+LONGEST_PART = 255  # bytes between two slashes of a name: a file system's limit
+RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 BLOCK_LIMIT = 256 * 1024 * 1024  # bytes in one request; the SDK sends larger files as blocks
 
 
@@ -36,17 +43,29 @@ def _check_signature(request: Request) -> None:
         )
 
 
+def _check_container(container: str) -> None:
+    if container not in CONTAINERS.values():
+        known = ", ".join(CONTAINERS.values())
+        raise AzureError(404, "ContainerNotFound", f"no container {container!r}; there is: {known}")
+
+
 router = APIRouter(
-    prefix=f"/{ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{{container}}", dependencies=[Depends(_check_signature)]
+    prefix=f"/{ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{{container}}",
+    dependencies=[Depends(_check_signature), Depends(_check_container)],
 )
 
 
 def place(local: cloud.Cloud, container: str, name: str) -> Path:
     """Return the file behind a blob; refuse a name that would leave the container."""
-    parts = PurePosixPath(container, name).parts
-    if any(part in ("..", "/") or "\0" in part or "\\" in part for part in parts) or name.startswith("/"):
+    parts = PurePosixPath(name).parts
+    if any(not _is_plain(part) for part in parts):
         raise AzureError(400, "InvalidResourceName", f"{name!r} is not the name of a blob")
-    return local.blobs.joinpath(*parts)
+    return local.blobs.joinpath(container, *parts)
+
+
+def _is_plain(part: str) -> bool:
+    """Return whether a part of a blob's name can be the name of a file here."""
+    return part not in ("..", "/") and not set(part) & set("\0\\") and len(part.encode()) <= LONGEST_PART
 
 
 def address(local: cloud.Cloud, container: str, name: str) -> str:
@@ -67,7 +86,7 @@ def _headers(local: cloud.Cloud, container: str, name: str) -> dict[str, str]:
     metadata = _metadata_file(local, container, name)
     saved = json.loads(metadata.read_text()) if metadata.exists() else {}
     return {
-        "ETag": f'"0x{found.st_mtime_ns:X}"',
+        "ETag": _tag(file),
         "Last-Modified": formatdate(found.st_mtime, usegmt=True),
         "x-ms-creation-time": formatdate(found.st_ctime, usegmt=True),
         "x-ms-blob-type": "BlockBlob",
@@ -76,6 +95,10 @@ def _headers(local: cloud.Cloud, container: str, name: str) -> dict[str, str]:
         "Accept-Ranges": "bytes",
         **{f"x-ms-meta-{key}": value for key, value in saved.items()},
     }
+
+
+def _tag(file: Path) -> str:
+    return f'"0x{file.stat().st_mtime_ns:X}"'
 
 
 @router.head("")
@@ -89,7 +112,8 @@ def container(
         return Response(headers={"ETag": '"0x1"', "Last-Modified": formatdate(0, usegmt=True)})
     root = place(local, container, "")
     names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
-    return Response(_listing(local, container, [n for n in names if n.startswith(prefix)], prefix, delimiter))
+    listing = _listing(local, container, [n for n in names if n.startswith(prefix)], prefix, delimiter)
+    return Response(listing, media_type="application/xml")
 
 
 def _listing(local: cloud.Cloud, container: str, names: list[str], prefix: str, delimiter: str) -> bytes:
@@ -145,6 +169,7 @@ def read(request: Request, container: str, name: str) -> Response:
     """Return a blob, or the range of it that is asked for."""
     local = cloud.current(request)
     headers = _headers(local, container, name)
+    _check_conditions(request, headers["ETag"])
     file = place(local, container, name)
     if wanted := request.headers.get("x-ms-range") or request.headers.get("range"):
         return _part(file, wanted, headers)
@@ -153,11 +178,12 @@ def read(request: Request, container: str, name: str) -> Response:
 
 def _part(file: Path, wanted: str, headers: dict) -> Response:
     size = file.stat().st_size
-    first, _, last = wanted.removeprefix("bytes=").partition("-")
-    if not first.isdigit() or int(first) >= size:
+    asked = RANGE.fullmatch(wanted)
+    start = int(asked[1]) if asked else size
+    stop = min(int(asked[2]) + 1, size) if asked and asked[2] else size
+    if start >= stop:
         message = f"the range {wanted!r} is not within {size} bytes"
         raise AzureError(416, "InvalidRange", message, headers={"Content-Range": f"bytes */{size}"})
-    start, stop = int(first), min(int(last) + 1 if last.isdigit() else size, size)
     with file.open("rb") as stream:
         stream.seek(start)
         content = stream.read(stop - start)
@@ -171,30 +197,45 @@ async def write(request: Request, container: str, name: str, comp: str = "", blo
     local = cloud.current(request)
     if comp not in ("", "block", "blocklist", "metadata"):
         raise AzureError(501, "NotImplemented", f"PUT ?comp={comp} of a blob is not part of the stand-in")
-    if int(request.headers.get("content-length") or 0) > BLOCK_LIMIT:
-        raise AzureError(
-            413, "RequestBodyTooLarge", f"at most {BLOCK_LIMIT} bytes in one request; send blocks"
-        )
-    content = await request.body()
+    file = place(local, container, name)
+    if comp in ("", "blocklist"):
+        _check_conditions(request, _tag(file) if file.is_file() else None)
+    content = await _body(request)
     metadata = {k[10:]: v for k, v in request.headers.items() if k.startswith("x-ms-meta-")}
     return await run_in_threadpool(_write, local, container, name, comp, blockid, content, metadata)
+
+
+def _check_conditions(request: Request, tag: str | None) -> None:
+    """Refuse a request that was meant for another state of the blob; `tag` is None where there is no blob."""
+    if tag and request.headers.get("if-none-match") == "*":
+        raise AzureError(409, "BlobAlreadyExists", "the blob is there already")
+    if request.headers.get("if-match", "*") not in ("*", tag):
+        raise AzureError(412, "ConditionNotMet", "the blob was changed in the meantime")
+
+
+async def _body(request: Request) -> bytes:
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > BLOCK_LIMIT:
+            message = f"at most {BLOCK_LIMIT} bytes in one request; send blocks"
+            raise AzureError(413, "RequestBodyTooLarge", message)
+    return bytes(content)
 
 
 def _write(
     local, container: str, name: str, comp: str, blockid: str, content: bytes, metadata: dict
 ) -> Response:
-    file = place(local, container, name)
     if comp == "block":
-        _save(_block(local, container, name, blockid), content)
+        _save(local, _block(local, container, name, blockid), content)
         return Response(status_code=201)
     if comp == "metadata":
         _headers(local, container, name)
     elif comp == "blocklist":
-        _join(local, container, name, ElementTree.fromstring(content))
+        _join(local, container, name, content)
     else:
-        _save(file, content)
-    if metadata or comp == "metadata":
-        _save(_metadata_file(local, container, name), json.dumps(metadata).encode())
+        _save(local, place(local, container, name), content)
+    _save(local, _metadata_file(local, container, name), json.dumps(metadata).encode())
     digest = base64.b64encode(hashlib.md5(content).digest()).decode()
     headers = {
         **_headers(local, container, name),
@@ -204,15 +245,26 @@ def _write(
     return Response(status_code=200 if comp == "metadata" else 201, headers=headers)
 
 
-def _save(file: Path, content: bytes) -> None:
+def _save(local: cloud.Cloud, file: Path, content: bytes) -> None:
     """Write a file whole or not at all."""
+    with _part_of(local, file) as stream:
+        stream.write(content)
+
+
+@contextmanager
+def _part_of(local: cloud.Cloud, file: Path) -> Iterator[BinaryIO]:
+    """Open a new file that takes the place of `file` when all is written."""
+    part = local.folder / "blob-parts" / uuid.uuid4().hex
+    part.parent.mkdir(exist_ok=True)
     try:
+        with part.open("wb") as stream:
+            yield stream
         file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_name(f".{file.name[:100]}.{uuid.uuid4().hex}")
-        part.write_bytes(content)
         part.replace(file)
     except (FileExistsError, NotADirectoryError, IsADirectoryError):
         raise AzureError(409, "PathConflict", f"{file.name!r} is a folder or lies below a blob") from None
+    finally:
+        part.unlink(missing_ok=True)
 
 
 def _block(local: cloud.Cloud, container: str, name: str, blockid: str) -> Path:
@@ -220,19 +272,18 @@ def _block(local: cloud.Cloud, container: str, name: str, blockid: str) -> Path:
     return local.folder / "blob-blocks" / digest / hashlib.sha256(blockid.encode()).hexdigest()
 
 
-def _join(local: cloud.Cloud, container: str, name: str, block_list: ElementTree.Element) -> None:
-    file = place(local, container, name)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    part = file.with_name(f".{file.name[:100]}.{uuid.uuid4().hex}")
-    with part.open("wb") as stream:
-        for entry in block_list:
-            block = _block(local, container, name, entry.text or "")
-            if not block.exists():
-                part.unlink()
-                raise AzureError(400, "InvalidBlockList", f"the block {entry.text!r} was not sent")
+def _join(local: cloud.Cloud, container: str, name: str, block_list: bytes) -> None:
+    try:
+        wanted = [entry.text or "" for entry in ElementTree.fromstring(block_list)]
+    except ElementTree.ParseError as error:
+        raise AzureError(400, "InvalidXmlDocument", f"the block list is not XML: {error}") from None
+    blocks = [_block(local, container, name, block) for block in wanted]
+    if missing := [name for name, block in zip(wanted, blocks, strict=True) if not block.exists()]:
+        raise AzureError(400, "InvalidBlockList", f"the block {missing[0]!r} was not sent")
+    with _part_of(local, place(local, container, name)) as stream:
+        for block in blocks:
             with block.open("rb") as source:
                 shutil.copyfileobj(source, stream)
-    part.replace(file)
     shutil.rmtree(_block(local, container, name, "").parent, ignore_errors=True)
 
 

@@ -8,7 +8,7 @@ from local_azureml.errors import not_found
 router = APIRouter()
 PATH = f"{cloud.WORKSPACE_PATH}/datastores"
 DEFAULT = "workspaceblobstore"
-CONTAINERS = {DEFAULT: "azureml-blobstore", "workspaceartifactstore": "azureml"}
+CONTAINERS = blobs.CONTAINERS
 
 
 def _document(local: cloud.Cloud, name: str) -> dict:

@@ -3,7 +3,7 @@
 import copy
 import json
 
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Query, Request
 
 from local_azureml import cloud
 from local_azureml.errors import AzureError, not_found
@@ -95,11 +95,16 @@ def entry(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
 
 
 @router.get(f"{PATH}/versions")
-def versions(request: Request, registry: str, kind: str, name: str) -> dict:
+def versions(
+    request: Request,
+    registry: str,
+    kind: str,
+    name: str,
+    top: int | None = Query(None, alias="$top", ge=1),
+) -> dict:
     """Return the versions, newest first, as many as `$top` says."""
     _check(request, registry)
-    top = request.query_params.get("$top") or request.query_params.get("top") or "100"
-    return {"value": entries(cloud.current(request), kind, name)[: int(top) if top.isdigit() else 100]}
+    return {"value": entries(cloud.current(request), kind, name)[:top]}
 
 
 @router.get(f"{PATH}/versions/{{version}}")

@@ -1,0 +1,151 @@
+"""Blob storage, through Azure's storage library and by hand."""
+
+import os
+from urllib.parse import quote
+
+import pytest
+
+CONTAINER = "azureml-blobstore"
+STORE = f"/store.blob.storage.local/{CONTAINER}"
+
+
+@pytest.fixture(scope="module")
+def signature(client) -> str:
+    """What the default datastore gives out for its blobs."""
+    return client.datastores.get_default(include_secrets=True).credentials.sas_token
+
+
+@pytest.fixture(scope="module")
+def container(client, signature):
+    """The default datastore's container, as the SDK opens it."""
+    from azure.storage.blob import ContainerClient
+
+    store = client.datastores.get_default()
+    address = f"https://{store.account_name}.blob.{store.endpoint}/{store.container_name}?{signature}"
+    with ContainerClient.from_container_url(address, max_single_put_size=64, max_block_size=32) as opened:
+        yield opened
+
+
+@pytest.mark.parametrize("size", [0, 1, 64, 65, 1000])
+def test_a_blob_comes_back_as_it_was_written_whole_or_in_blocks(container, size):
+    content = os.urandom(size)
+    container.upload_blob(f"sizes/{size}", content)
+    assert container.download_blob(f"sizes/{size}").readall() == content
+
+
+def test_a_range_is_read_by_itself(container):
+    container.upload_blob("digits", b"0123456789", overwrite=True)
+    assert container.download_blob("digits", offset=3, length=4).readall() == b"3456"
+
+
+def test_a_range_beyond_the_end_is_refused(container):
+    from azure.core.exceptions import HttpResponseError
+
+    container.upload_blob("digits", b"0123456789", overwrite=True)
+    with pytest.raises(HttpResponseError) as raised:
+        container.download_blob("digits", offset=10, length=1)
+    assert raised.value.status_code == 416
+
+
+def test_a_blob_that_is_there_is_not_overwritten_unasked(container):
+    from azure.core.exceptions import ResourceExistsError
+
+    container.upload_blob("once", b"first", overwrite=True)
+    with pytest.raises(ResourceExistsError):
+        container.upload_blob("once", b"second")
+
+
+def test_names_keep_spaces_and_other_letters(container):
+    name = "folder with space/größe #1 100%.txt"
+    container.upload_blob(name, b"x", overwrite=True)
+    assert name in container.list_blob_names()
+
+
+def test_a_listing_goes_by_prefix(container):
+    for name in ("tree/a", "tree/b/c", "other/a"):
+        container.upload_blob(name, b"x", overwrite=True)
+    assert list(container.list_blob_names(name_starts_with="tree/")) == ["tree/a", "tree/b/c"]
+
+
+def test_a_walk_shows_folders_once(container):
+    for name in ("walk/a", "walk/b/c", "walk/b/d"):
+        container.upload_blob(name, b"x", overwrite=True)
+    assert sorted(found.name for found in container.walk_blobs("walk/")) == ["walk/a", "walk/b/"]
+
+
+def test_metadata_is_kept(container):
+    container.upload_blob("noted", b"x", metadata={"upload_status": "completed"}, overwrite=True)
+    assert container.get_blob_client("noted").get_blob_properties().metadata == {"upload_status": "completed"}
+
+
+def test_metadata_is_replaced_whole(container):
+    blob = container.upload_blob("noted-again", b"x", metadata={"a": "1"}, overwrite=True)
+    blob.set_blob_metadata({"b": "2"})
+    assert blob.get_blob_properties().metadata == {"b": "2"}
+
+
+def test_a_deleted_blob_is_gone(container):
+    blob = container.upload_blob("doomed", b"x", overwrite=True)
+    blob.delete_blob()
+    assert not blob.exists()
+
+
+def test_a_blob_that_is_not_there_is_not_found(container):
+    from azure.core.exceptions import ResourceNotFoundError
+
+    with pytest.raises(ResourceNotFoundError) as raised:
+        container.download_blob("nothing")
+    assert raised.value.error_code == "BlobNotFound"
+
+
+def test_a_list_of_blocks_that_were_not_sent_is_refused(container):
+    from azure.core.exceptions import HttpResponseError
+    from azure.storage.blob import BlobBlock
+
+    with pytest.raises(HttpResponseError) as raised:
+        container.get_blob_client("holes").commit_block_list([BlobBlock("never")])
+    assert raised.value.error_code == "InvalidBlockList"
+
+
+def test_the_containers_of_a_workspace_cannot_be_made_again(container):
+    from azure.core.exceptions import ResourceExistsError
+
+    with pytest.raises(ResourceExistsError):
+        container.create_container()
+
+
+@pytest.mark.parametrize("query", ["", "?sig=guess", "?sv=2024-11-04&sig="])
+def test_without_the_signature_nothing_is_read_or_written(anonymous, query):
+    answers = [anonymous.request(method, f"{STORE}/digits{query}") for method in ("GET", "PUT", "DELETE")]
+    assert [answer.status_code for answer in answers] == [403, 403, 403]
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["..%2F..%2Fsecrets.json", "a/..%2F..%2F..%2Fsecrets.json", "%2Fetc/passwd", "a%5C..%5Cb", "a%00b"],
+)
+def test_a_name_that_leaves_its_container_is_refused(anonymous, signature, name):
+    answers = [
+        anonymous.request(method, f"{STORE}/{name}?{signature}") for method in ("GET", "PUT", "DELETE")
+    ]
+    assert {answer.status_code for answer in answers} <= {400, 404}
+
+
+def test_a_container_that_leaves_the_storage_is_refused(anonymous, signature):
+    container = quote("..", safe="")
+    answer = anonymous.get(f"/store.blob.storage.local/{container}/secrets.json?{signature}")
+    assert answer.status_code in (400, 404, 501)
+
+
+def test_what_storage_does_not_play_is_said(anonymous, signature):
+    answer = anonymous.put(f"{STORE}/digits?{signature}&comp=snapshot")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "NotImplemented")
+
+
+def test_the_fault_upload_broken_breaks_an_upload_off(stand_in_with):
+    from azure.ai.ml.entities import Data
+    from conftest import client_of
+
+    stand_in_with("upload-broken")
+    with pytest.raises(Exception, match="Connection"):
+        client_of().data.create_or_update(Data(name="d", path=__file__, type="uri_file"))

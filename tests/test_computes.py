@@ -1,0 +1,131 @@
+"""Clusters, sizes and quota, through the SDK."""
+
+import pytest
+from conftest import client_of
+
+A100 = "STANDARD_NC24ADS_A100_V4"
+
+
+def cluster(name: str, **options):
+    from azure.ai.ml.entities import AmlCompute
+
+    return AmlCompute(name=name, **{"size": A100, "max_instances": 1, **options})
+
+
+@pytest.fixture(scope="module")
+def gpu(client):
+    """A cluster that the tests only read."""
+    wanted = cluster("gpu", idle_time_before_scale_down=120, tags={"run": "7"})
+    return client.compute.begin_create_or_update(wanted).result()
+
+
+def test_a_new_cluster_ends_in_succeeded_with_what_was_asked(gpu):
+    asked = (gpu.provisioning_state, gpu.min_instances, gpu.max_instances, gpu.idle_time_before_scale_down)
+    assert (asked, gpu.tier, gpu.tags) == (("Succeeded", 0, 1, 120), "dedicated", {"run": "7"})
+
+
+@pytest.mark.parametrize("size", ["Standard_NC24ads_A100_v4", "standard_nc24ads_a100_v4"])
+def test_a_size_is_taken_in_any_capitals_and_given_back_in_upper_case(client, size):
+    made = client.compute.begin_create_or_update(cluster("capitals", size=size)).result()
+    assert made.size == A100
+
+
+def test_a_cluster_is_found_by_its_name_in_any_capitals(client, gpu):
+    assert client.compute.get("GPU").name == "gpu"
+
+
+def test_the_clusters_are_listed(client, gpu):
+    assert "gpu" in [found.name for found in client.compute.list()]
+
+
+def test_a_cluster_that_is_not_there_is_answered_with_those_that_are(client, gpu):
+    from azure.core.exceptions import ResourceNotFoundError
+
+    with pytest.raises(ResourceNotFoundError, match=r"no compute named 'nope'; there is: .*gpu"):
+        client.compute.get("nope")
+
+
+def test_a_second_put_changes_the_scale_and_keeps_the_rest(client):
+    client.compute.begin_create_or_update(cluster("scaled", tags={"run": "7"})).result()
+    client.compute.begin_update(cluster("scaled", max_instances=2)).result()
+    changed = client.compute.get("scaled")
+    assert (changed.max_instances, changed.size, changed.tags) == (2, A100, {"run": "7"})
+
+
+def test_a_deleted_cluster_is_gone(client):
+    client.compute.begin_create_or_update(cluster("doomed")).result()
+    client.compute.begin_delete("doomed").result()
+    assert "doomed" not in [found.name for found in client.compute.list()]
+
+
+def test_an_idle_cluster_has_no_nodes(client, gpu):
+    assert list(client.compute.list_nodes("gpu")) == []
+
+
+def test_a_size_that_the_region_does_not_have_is_refused_with_those_that_it_has(client):
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match=r"size 'Standard_X' is not available.*Standard_NC24ads_A100"):
+        client.compute.begin_create_or_update(cluster("odd", size="Standard_X"))
+
+
+@pytest.mark.parametrize("name", ["a", "1abc", "a--b", "under_score", "ends-", "a" * 33])
+def test_an_illegal_name_is_refused(http, arm, name):
+    body = {"properties": {"computeType": "AmlCompute", "properties": {"vmSize": A100}}}
+    answer = http.put(f"{arm.workspace}/computes/{name}", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
+
+
+def test_other_kinds_of_compute_are_not_played(client):
+    from azure.ai.ml.entities import ComputeInstance
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match="ComputeInstance is not part of the stand-in") as raised:
+        client.compute.begin_create_or_update(ComputeInstance(name="desk", size="Standard_DS3_v2"))
+    assert raised.value.status_code == 501
+
+
+def test_the_sizes_tell_their_gpus(client):
+    gpus = {size.name: size.gpus for size in client.compute.list_sizes()}
+    assert (gpus["Standard_NC24ads_A100_v4"], gpus["Standard_ND96asr_v4"]) == (1, 8)
+
+
+def test_more_nodes_than_the_quota_end_the_creation_as_failed(client):
+    from azure.core.exceptions import HttpResponseError
+
+    creation = client.compute.begin_create_or_update(cluster("huge", max_instances=100))
+    with pytest.raises(HttpResponseError, match="100 x Standard_NC24ads_A100_v4 needs 2400 cores"):
+        creation.result()
+    assert client.compute.get("huge").provisioning_state == "Failed"
+
+
+def test_nodes_that_are_kept_count_against_the_quota(client):
+    def used() -> int:
+        families = {usage.name["value"]: usage.currentValue for usage in client.compute.list_usage()}
+        return families["StandardNCADSA100v4Family"]
+
+    before = used()
+    client.compute.begin_create_or_update(cluster("kept", min_instances=1)).result()
+    during = used()
+    client.compute.begin_delete("kept").result()
+    assert (during - before, used() - before) == (24, 0)
+
+
+def test_the_fault_size_missing_takes_a_size_out_of_the_region(stand_in_with):
+    stand_in_with("size-missing=Standard_NC24ads_A100_v4")
+    assert "Standard_NC24ads_A100_v4" not in [size.name for size in client_of().compute.list_sizes()]
+
+
+def test_the_fault_quota_short_leaves_no_cores_in_gpu_families(stand_in_with):
+    stand_in_with("quota-short")
+    limits = {usage.name["value"]: usage.limit for usage in client_of().compute.list_usage()}
+    assert limits["StandardNCADSA100v4Family"] == 0
+
+
+def test_the_fault_compute_failed_leaves_the_reason_on_the_cluster(stand_in_with):
+    from azure.core.exceptions import HttpResponseError
+
+    stand_in_with("compute-failed")
+    creation = client_of().compute.begin_create_or_update(cluster("gpu"))
+    with pytest.raises(HttpResponseError, match="no capacity in the region"):
+        creation.result()

@@ -1,0 +1,86 @@
+"""The registry `azureml`, read with the SDK."""
+
+import json
+
+import pytest
+from conftest import client_of
+
+
+def test_the_label_latest_gives_the_newest_version(registry_client):
+    model = registry_client.models.get("Phi-3-mini-4k-instruct", label="latest")
+    assert (model.version, model.id) == (
+        "14",
+        "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/14",
+    )
+
+
+def test_a_model_says_that_it_is_a_stand_in(registry_client):
+    for name in ("Phi-3-mini-4k-instruct", "Phi-4"):
+        assert "stand-in" in registry_client.models.get(name, label="latest").description
+
+
+def test_a_version_is_found_by_its_number(registry_client):
+    assert registry_client.models.get("Phi-3-mini-4k-instruct", version="14").version == "14"
+
+
+def test_the_versions_of_a_model_are_listed(registry_client):
+    assert [model.version for model in registry_client.models.list("Phi-3-mini-4k-instruct")] == ["14"]
+
+
+def test_an_unknown_model_is_answered_with_the_models_there_are(registry_client):
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match=r"no model named 'Phi-99'.*Phi-3-mini-4k-instruct, Phi-4"):
+        registry_client.models.get("Phi-99", label="latest")
+
+
+def test_an_unknown_version_is_answered_with_the_versions_there_are(registry_client):
+    from azure.core.exceptions import ResourceNotFoundError
+
+    with pytest.raises(ResourceNotFoundError, match=r"no version '99' of 'Phi-4'.*there is: 8"):
+        registry_client.models.get("Phi-4", version="99")
+
+
+def test_the_component_has_its_69_inputs(registry_client):
+    component = registry_client.components.get("chat_completion_pipeline", label="latest")
+    assert (component.version, len(component.inputs), len(component.outputs)) == ("0.0.82", 69, 2)
+
+
+def test_a_registry_that_is_not_there_is_not_found(environment):
+    from azure.core.exceptions import ResourceNotFoundError
+
+    with pytest.raises(ResourceNotFoundError, match="no registry named 'contoso'; there is: azureml"):
+        client_of(registry_name="contoso")
+
+
+def test_the_address_of_a_model_cannot_leave_the_registry(http, arm):
+    answer = http.get(f"/mferp/managementfrontend{arm.registry}/models/..%2F..%2Fhub/versions")
+    assert answer.status_code in (404, 501)
+
+
+def test_a_forbidden_registry_says_which_role_to_ask_for(stand_in_with):
+    from azure.core.exceptions import HttpResponseError
+
+    stand_in_with("registry-forbidden")
+    with pytest.raises(HttpResponseError, match="AzureML Registry User") as raised:
+        client_of(registry_name="azureml")
+    assert raised.value.status_code == 403
+
+
+def test_the_fault_model_missing_hides_the_models(stand_in_with):
+    from azure.core.exceptions import HttpResponseError
+
+    stand_in_with("model-missing")
+    with pytest.raises(HttpResponseError, match="no model named"):
+        client_of(registry_name="azureml").models.get("Phi-4", label="latest")
+
+
+def test_the_fault_model_archived_brings_a_newest_version_without_allow_lists(stand_in_with):
+    stand_in_with("model-archived")
+    model = client_of(registry_name="azureml").models.get("Phi-3-mini-4k-instruct", label="latest")
+    defaults = json.loads(model.tags["model_specific_defaults"])
+    assert (model.version, "finetune_compute_allow_list" in model.tags, "learning_rate_min" in defaults) == (
+        "15",
+        False,
+        True,
+    )

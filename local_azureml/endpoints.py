@@ -372,7 +372,7 @@ class Deployments:
         specification = {
             "model": str(assets.resolve(self._local, document["properties"]["model"])),
             "port": self._ports[key],
-            "max_concurrent_requests": 2 * per_instance * document["sku"]["capacity"],
+            "max_concurrent_requests": per_instance * document["sku"]["capacity"],
             "request_timeout": computes.seconds(settings["requestTimeout"]),
             "shape": self._local.faults.get("answer-shape", "mlflow"),
             "faults": self._local.faults.active(),

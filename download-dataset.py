@@ -21,7 +21,7 @@ import sys
 import threading
 import time
 import zlib
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -33,7 +33,7 @@ import pyarrow
 import pyarrow.compute
 import pyarrow.parquet
 from filelock import FileLock, Timeout
-from huggingface_hub import HfApi, constants, hf_hub_url
+from huggingface_hub import DatasetInfo, HfApi, constants, hf_hub_url
 from huggingface_hub.errors import (
     GatedRepoError,
     HfHubHTTPError,
@@ -353,7 +353,7 @@ class RemoteFile:
     stop: threading.Event
     received: int = 0
     here: list[tuple[int, int]] = field(default_factory=list)
-    coming: list[tuple[int, int, Future]] = field(default_factory=list)
+    coming: deque[tuple[int, Future]] = field(default_factory=deque)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
@@ -418,31 +418,37 @@ class RemoteFile:
             self.here.append((position, position + len(block)))
             self.received += len(block)
 
-    def wait(self, start: int, end: int) -> None:
-        """Return when the bytes from `start` to `end` are here."""
-        for coming_start, coming_end, future in self.coming:
-            if coming_start < end and start < coming_end:
-                future.result()
-
-    def discard(self) -> None:
-        self.copy.unlink(missing_ok=True)
-        self.journal.unlink(missing_ok=True)
+    def wait(self, end: int) -> None:
+        """Return when all that was ordered before `end` is here."""
+        while self.coming and self.coming[0][0] < end:
+            self.coming.popleft()[1].result()
 
     def footer(self, progress: tqdm) -> pyarrow.parquet.FileMetaData:
-        """The parquet footer: its last eight bytes tell how long it is."""
-        for span in self.missing(max(0, self.size - footer_guess(self.size)), self.size):
-            self.fetch(*span, progress)
-        with self.copy.open("rb") as file:
-            file.seek(-8, 2)
-            length = int.from_bytes(file.read(4), "little") + 8
-        for span in self.missing(max(0, self.size - length), self.size):
-            self.fetch(*span, progress)
-        return pyarrow.parquet.read_metadata(self.copy)
+        """The parquet footer: the file's last eight bytes tell how long it is."""
+        length = footer_guess(self.size)
+        for _ in range(2):
+            for span in list(self.missing(max(0, self.size - length), self.size)):
+                self.fetch(*span, progress)
+            with self.copy.open("rb") as file:
+                file.seek(max(0, self.size - 8))
+                length = int.from_bytes(file.read(4), "little") + 8
+        with self.readable():
+            return pyarrow.parquet.read_metadata(self.copy)
+
+    @contextlib.contextmanager
+    def readable(self) -> Iterator[None]:
+        """Turn a failure to read the copy into a sentence, and drop the copy."""
+        try:
+            yield
+        except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
+            self.copy.unlink(missing_ok=True)
+            self.journal.unlink(missing_ok=True)
+            raise ReportedError(f"{self.url} cannot be read: {first_line(error)}") from error
 
 
 def footer_guess(size: int) -> int:
     """Bytes to ask for at first: enough for most footers, and little beside the file."""
-    return min(max(size // 2000, 1 << 10), 1 << 16)
+    return min(max(size // 500, 1 << 12), 1 << 16)
 
 
 def group_spans(group: pyarrow.parquet.RowGroupMetaData) -> list[tuple[int, int]]:
@@ -495,10 +501,10 @@ def read_group(group: Group, schema: pyarrow.Schema) -> Iterator[pyarrow.StructA
     from datasets.table import table_cast
 
     for span in group.spans:
-        group.file.wait(*span)
+        group.file.wait(span[1])
     details, left = group.footer.row_group(group.number), group.rows
     step = max(1, BATCH * details.num_rows // max(1, details.total_byte_size))
-    try:
+    with group.file.readable():
         file = pyarrow.parquet.ParquetFile(group.file.copy, metadata=group.footer, buffer_size=BLOCK)
         for batch in file.iter_batches(min(step, left), row_groups=[group.number]):
             table = pyarrow.Table.from_batches([batch.slice(0, left)])
@@ -506,9 +512,6 @@ def read_group(group: Group, schema: pyarrow.Schema) -> Iterator[pyarrow.StructA
             yield table_cast(table, schema).to_struct_array().combine_chunks()
             if not left:
                 return
-    except (pyarrow.ArrowException, OSError, ValueError, TypeError) as error:
-        group.file.discard()
-        raise ReportedError(f"{group.file.url} cannot be read: {first_line(error)}") from error
 
 
 def in_batches(rows: Iterable[dict], limit: int | None) -> Iterator[list[dict]]:
@@ -612,7 +615,7 @@ def file_checksum(path: Path) -> str:
 
 def write_json(path: Path, value: dict) -> None:
     """Write the file whole or not at all."""
-    partial = path.with_name(f".{path.name}.partial")
+    partial = path.with_suffix(".partial")
     partial.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     partial.replace(path)
 
@@ -628,6 +631,7 @@ class Download:
         self.folder = options.download_dir or Path(f"{options.dataset.rpartition('/')[2]}_dataset")
         self.hidden = self.folder / ".download-dataset"
         self.files: dict[str, RemoteFile] = {}
+        self.info: DatasetInfo | None = None
         self.request = {
             "dataset": options.dataset,
             "subset": options.dataset_subset,
@@ -677,22 +681,19 @@ class Download:
 
     def manifest(self) -> dict:
         try:
-            return json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
+            found = json.loads((self.folder / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError):
             return {}
+        return found if isinstance(found, dict) else {}
 
-    @contextlib.contextmanager
-    def alone(self) -> Iterator[None]:
-        """Keep other runs out of the folder; if one is there, wait until it is done."""
+    def alone(self) -> contextlib.AbstractContextManager:
+        """Keeps other runs out of the folder; if one is there, waits until it is done."""
         lock = FileLock(self.hidden / "lock")
         try:
-            lock.acquire(timeout=0)
+            return lock.acquire(blocking=False)
         except Timeout:
             print(f"Waiting for another download into {self.folder}.", file=sys.stderr)
-            lock.acquire()
-        with lock:
-            lock.release()
-            yield
+            return lock.acquire()
 
     # Finding the dataset
 
@@ -713,17 +714,24 @@ class Download:
             raise
         except (OSError, ValueError, RuntimeError) as error:
             raise ReportedError(self.unreadable(error)) from error
-        known = [str(split) for split in self.builder.config.data_files]
+        self.demand_messages(self.builder.info.features)
+        known = [str(split) for split in self.builder.config.data_files or ()]
         self.splits = list(dict.fromkeys(self.options.splits or known))
         for split in self.splits:
-            if split not in known:
+            if split not in known or Path(split).name != split:
                 raise ReportedError(f"{self.info.id} has no split {split!r}; it has {', '.join(known)}")
+
+    def demand_messages(self, columns: Iterable[str] | None) -> None:
+        """Stop early where no row can pass."""
+        if columns and "messages" not in columns and not self.options.no_check:
+            held = f"{self.info.id} has no column 'messages'; it has {', '.join(columns)}"
+            raise ReportedError(f"{held} (--no_check takes it all the same)")
 
     def ask(self, function: Callable, *arguments, **keywords):
         return patiently(functools.partial(function, *arguments, **keywords), self.options.retries)
 
     def unreadable(self, error: Exception) -> str:
-        if self.info.gated:
+        if self.info.gated or "gated" in str(error):
             return self.gated()
         return f"cannot read {self.info.id} at commit {self.info.sha[:12]}: {first_line(error)}"
 
@@ -774,7 +782,8 @@ class Download:
         unit = " rows" if paths is None else "B"
         with tqdm(total=0, unit=unit, unit_scale=True, disable=None) as self.progress:
             found = self.through_datasets() if paths is None else self.through_ranges(paths)
-        refuse_bad_rows(found, "nothing is written, and --drop_bad_rows leaves them out")
+        if not self.options.drop_bad_rows:
+            refuse_bad_rows(found, "nothing is written, and --drop_bad_rows leaves them out")
         show_table(found)
         self.publish(found)
 
@@ -803,6 +812,7 @@ class Download:
         footers = pool.map(lambda file: file.footer(self.progress), self.files.values())
         footers = dict(zip(self.files, footers, strict=True))
         schema, totals, groups = self.schema(footers[first]), {}, {}
+        self.demand_messages(schema.names)
         for split in self.splits:
             parts = [(self.files[path], footers[path]) for path in paths[split]]
             totals[split] = sum(footer.num_rows for _, footer in parts)
@@ -835,7 +845,7 @@ class Download:
             for span in join(itertools.chain(*(group.spans for group in neighbours))):
                 for start, end in list(file.missing(*span)):
                     self.progress.total += end - start
-                    file.coming.append((start, end, pool.submit(file.fetch, start, end, self.progress)))
+                    file.coming.append((start, pool.submit(file.fetch, start, end, self.progress)))
 
     def through_datasets(self) -> dict[str, dict]:
         """The splits' manifest entries, their rows streamed by `datasets`."""
@@ -880,13 +890,14 @@ class Download:
         """Put the files and their manifest in place, and say what was done."""
         files = {entry["file"] for entry in found.values()}
         stale = {entry["file"] for entry in self.manifest().get("splits", {}).values()} - files
+        request = {"request": self.request, "commit": self.info.sha}
+        write_json(self.work / MANIFEST, request | {"splits": found})
         (self.folder / MANIFEST).unlink(missing_ok=True)
         for split, entry in found.items():
             self.staged(split).replace(self.folder / entry["file"])
         for name in stale:
             (self.folder / name).unlink(missing_ok=True)
-        request = {"request": self.request, "commit": self.info.sha}
-        write_json(self.folder / MANIFEST, request | {"splits": found})
+        (self.work / MANIFEST).replace(self.folder / MANIFEST)
         shutil.rmtree(self.work)
         self.say_what_was_done(list(found.values()))
 
@@ -914,6 +925,8 @@ class Download:
             return f"cannot ask {hub} for {name}, since HF_HUB_OFFLINE is set; unset it and run again"
         if isinstance(error, GatedRepoError):
             return self.gated()
+        if isinstance(error, RevisionNotFoundError) and self.info:
+            return f"{name} has changed, and commit {self.info.sha[:12]} is gone from {hub}; run again"
         if isinstance(error, RevisionNotFoundError):
             return f"{name} has no revision {self.options.revision!r}; see {hub}/datasets/{name}"
         if isinstance(error, RepositoryNotFoundError):
@@ -928,12 +941,12 @@ class Download:
             return f"no answer from {hub} within {seconds} s; check the network and run again"
         if isinstance(error, httpx.TransportError):
             return f"cannot reach {hub}: {first_line(error)}; check the network and run again"
-        if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
             return (
                 f"the disk of {self.folder} is full; free some space and run again, which goes on from here"
             )
         if isinstance(error, OSError):
-            return f"cannot write to {self.folder}: {error.strerror or first_line(error)}"
+            return f"cannot use {self.folder}: {error.strerror or first_line(error)}"
         return None
 
     def explain_status(self, status: int) -> str:

@@ -317,7 +317,7 @@ def fits(messages: list[dict]) -> bool:
     return len(messages) > 1 and roles == due and all(message["content"].strip() for message in messages)
 
 
-@settings(max_examples=20, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(repository=repositories(), percent=percentages, dropping=st.booleans())
 def test_the_rows_are_those_of_load_dataset(repository, percent, dropping, link, run):
     folder = write_repository(link.root, f"made/any{next(numbers)}", **repository)
@@ -357,9 +357,11 @@ def test_several_ranges_are_fetched_at_once(link, run):
 
 
 def test_memory_stays_flat_at_a_hundred_percent_of_a_large_split(link, environment, tmp_path):
-    write_repository(link.root, "made/large", {"train": texts_of(60_000, 2000)}, group=20_000)
+    write_repository(link.root, "made/large", {"train": texts_of(40_000, 2000)}, group=20_000)
     command = ["--dataset", "made/large", "--no_check", "--dataset_split_pc", "100"]
-    code = f"import os, resource, subprocess, sys; subprocess.run({[sys.executable, str(SCRIPT), *command]}, check=True)"
+    code = (
+        f"import resource, subprocess; subprocess.run({[sys.executable, str(SCRIPT), *command]}, check=True)"
+    )
     code += "; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     ended = subprocess.run(
         [sys.executable, "-c", code],
@@ -730,7 +732,8 @@ def test_a_token_is_sent_to_the_hub_alone_and_never_printed(chat, link, environm
         process = start(secret, tmp_path, *arguments)
         out, err = process.communicate()
     assert "answers with status 418" in err and process.returncode == 1
-    assert {request["headers"].get("authorization") for request in link.requests} == {"Bearer hf_s3cret"}
+    tokens = {request["headers"].get("authorization") for request in link.requests if chat in request["path"]}
+    assert tokens == {"Bearer hf_s3cret"}
     assert {request["headers"].get("authorization") for request in storage.requests} == {None}
     assert "s3cret" not in out + err
 

@@ -235,7 +235,7 @@ class Trainer(SFTTrainer):
     def __init__(self, model, arguments, running: Layout, train, validation, tokenizer, values: dict, faults: dict):
         self.running = running
         self.tracker = Tracker()
-        callbacks = [Guard(), Lines(), self.tracker, Fault(faults), *early_stopping(values)]
+        callbacks = [Guard(), Lines(sum(train["length"])), self.tracker, Fault(faults), *early_stopping(values)]
         super().__init__(
             model,
             arguments,
@@ -265,6 +265,19 @@ class Trainer(SFTTrainer):
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,
         )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the loss; on a CPU the head is applied to no token but those that carry loss."""
+        if self.running.gpus:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        # rows are padded at their end, where a causal model's other tokens never look: no mask is needed
+        outputs = model(inputs["input_ids"], output_hidden_states=True, logits_to_keep=1, use_cache=False)
+        labels = inputs["labels"][:, 1:]
+        carry = labels != -100
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        logits = head(outputs.hidden_states[-1][:, :-1][carry]).float()
+        loss = torch.nn.functional.cross_entropy(logits, labels[carry], reduction="sum")
+        return loss / (carry.sum() if num_items_in_batch is None else num_items_in_batch) * self.args.world_size
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Return a loss whose mean over rows is the mean over all the tokens of the validation set."""

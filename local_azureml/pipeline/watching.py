@@ -20,27 +20,30 @@ LONGEST_PARAM = 500  # characters
 class Lines(TrainerCallback):
     """Prints one line for each of the Trainer's logs: step, epoch, loss, tokens a second, time left."""
 
+    def __init__(self, tokens: int):
+        self.tokens = tokens  # of one epoch, padding not counted
+
     def on_train_begin(self, args, state, control, **kwargs):
-        self.begun, self.first_step, self.tokens = time.monotonic(), state.global_step, 0
+        self.begun, self.first_step, self.first_epoch = time.monotonic(), state.global_step, state.epoch or 0
 
     def on_log(self, args, state, control, logs=None, **kwargs):
         if not state.is_world_process_zero:
             return
         place = f"step {state.global_step}/{state.max_steps}  epoch {state.epoch or 0:.2f}"
         if "loss" in logs:
-            print(f"{place}  loss {logs['loss']:.4f}  {self._pace(state, logs)}", flush=True)
+            print(f"{place}  loss {logs['loss']:.4f}  {self._pace(state)}", flush=True)
         elif "eval_loss" in logs:
             loss = logs["eval_loss"]
             print(f"{place}  evaluation loss {loss:.4f}  perplexity {math.exp(min(loss, 99)):.2f}", flush=True)
         elif "train_runtime" in logs:
             print(f"trained {state.global_step} steps in {logs['train_runtime']:.1f} s", flush=True)
 
-    def _pace(self, state, logs: dict) -> str:
+    def _pace(self, state) -> str:
         seconds = time.monotonic() - self.begun
         steps = state.global_step - self.first_step
         left = seconds / max(steps, 1) * (state.max_steps - state.global_step)
-        self.tokens = logs.get("num_tokens", self.tokens)
-        return f"{self.tokens / seconds:,.0f} tokens/s  {timedelta(seconds=round(left))} left"
+        tokens = self.tokens * (state.epoch - self.first_epoch)
+        return f"{tokens / seconds:,.0f} tokens/s  {timedelta(seconds=round(left))} left"
 
 
 class Guard(TrainerCallback):

@@ -1,0 +1,225 @@
+"""Compare the stand-in's fine-tune step with a plain `transformers.Trainer`, on one model and one set of rows.
+
+The rows are the sample's conversations, joined until their lengths spread as ultrachat_200k's do: log-normal,
+half of the rows within a factor of 1.4 of the median. The plain Trainer shuffles them and pads each batch to its
+longest row; both take as many rows a step, the same labels, optimizer, schedule and seed, and are evaluated by
+one function. Prints a Markdown table, and which share of the preprocess step its tokenizer takes.
+"""
+
+import argparse
+import json
+import os
+import random
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the stand-in's processes run under
+
+import pyarrow.parquet
+import torch
+import transformers
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerBase, TrainingArguments
+
+from local_azureml.pipeline import finetune, inputs, machine, model_import, preprocess
+from local_azureml.pipeline.batches import Collator
+
+SEEDS = Path(finetune.__file__).parents[1] / "seeds"
+SAMPLE = SEEDS / "hub/datasets/HuggingFaceH4/ultrachat_200k/data/train_sft-00000-of-00001.parquet"
+SPREAD = 0.5  # standard deviation of a length's logarithm
+TOKENS_A_TURN = 32  # of the sample's tokenizer, roughly
+
+
+def main() -> None:
+    """Make the rows, train both ways, print."""
+    options = parse()
+    transformers.utils.logging.set_verbosity_error()
+    transformers.utils.logging.disable_progress_bar()
+    with tempfile.TemporaryDirectory(dir=options.folder) as name:
+        folder = Path(name)
+        values, specification = prepare(options, folder)
+        print(f"tokenizer's share of the preprocess step: {tokenizer_share(specification):.0%}", flush=True)
+        results = {}
+        for turn in range(options.repeat):
+            for train in (plain, ours)[:: 1 if turn % 2 else -1]:
+                results.setdefault(train.__name__, []).append(train(values, folder))
+        show(results)
+
+
+def parse() -> argparse.Namespace:
+    """Return the command line's options."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--base-model", type=Path, default=SEEDS / "base_model", help="a Phi-3 checkpoint folder")
+    parser.add_argument("--full-size-layers", type=int, help="random weights of Phi-3-mini's size, so many layers (32)")
+    parser.add_argument("--rows", type=int, default=400, help="training rows; as many again / 8 are held out")
+    parser.add_argument("--median-tokens", type=int, default=160, help="ultrachat's own is about 1200")
+    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--epochs", type=int, default=1)
+    parser.add_argument("--lora", action="store_true", help="train adapters instead of all weights")
+    parser.add_argument("--precision", default="32", choices=("16", "32"))
+    parser.add_argument("--repeat", type=int, default=1, help="how often each way is run")
+    parser.add_argument("--folder", type=Path, help="where temporary files go")
+    return parser.parse_args()
+
+
+def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
+    """Write rows and base model, run the steps before the fine-tune, and return its inputs."""
+    base = full_size(options.full_size_layers, folder) if options.full_size_layers else options.base_model
+    for split, rows, seed in (("train", options.rows, 1), ("validation", options.rows // 8, 2)):
+        write_rows(folder / f"{split}.jsonl", rows, options.median_tokens, seed)
+    given = {
+        "mlflow_model_path": str(base),
+        "train_file_path": str(folder / "train.jsonl"),
+        "validation_file_path": str(folder / "validation.jsonl"),
+        "per_device_train_batch_size": options.batch_size,
+        "per_device_eval_batch_size": options.batch_size,
+        "learning_rate": options.learning_rate,
+        "num_train_epochs": options.epochs,
+        "apply_lora": str(options.lora).lower(),
+        "precision": options.precision,
+        "evaluation_strategy": "disable",
+    }
+    upstream = {"chat_completion_model_import": str(folder / "base")}
+    specification = {"inputs": given, "upstream": upstream, "output": str(folder / "base"), "faults": {}}
+    model_import.run(specification)
+    return inputs.typed(given), specification | {"output": str(folder / "tokens")}
+
+
+def full_size(layers: int, folder: Path) -> Path:
+    """Write a checkpoint of Phi-3-mini's widths with random weights in 16 bits."""
+    config = Phi3Config(num_hidden_layers=layers, pad_token_id=0, bos_token_id=0, eos_token_id=0)
+    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
+        torch.set_default_dtype(torch.bfloat16)
+        model = Phi3ForCausalLM(config)
+        torch.set_default_dtype(torch.float32)
+    model.cpu().save_pretrained(folder / "full")
+    AutoTokenizer.from_pretrained(SEEDS / "base_model").save_pretrained(folder / "full")
+    return folder / "full"
+
+
+def write_rows(path: Path, rows: int, median: int, seed: int) -> None:
+    """Write conversations whose lengths are log-normal around `median` tokens."""
+    draw = random.Random(seed)
+    sample = pyarrow.parquet.read_table(SAMPLE)["messages"].to_pylist()
+    with path.open("w", encoding="utf-8") as lines:
+        for _ in range(rows):
+            turns = max(2, round(draw.lognormvariate(0, SPREAD) * median / TOKENS_A_TURN / 2) * 2)
+            messages: list[dict] = []
+            while len(messages) < turns:
+                messages += draw.choice(sample)
+            lines.write(json.dumps({"messages": messages[:turns]}) + "\n")
+
+
+def tokenizer_share(specification: dict) -> float:
+    """Run the preprocess step and return the share of its time that passes within the tokenizer."""
+    spent = 0.0
+    plain_method = PreTrainedTokenizerBase.apply_chat_template
+
+    def timed(*args, **kwargs):
+        nonlocal spent
+        begun = time.perf_counter()
+        try:
+            return plain_method(*args, **kwargs)
+        finally:
+            spent += time.perf_counter() - begun
+
+    PreTrainedTokenizerBase.apply_chat_template = timed
+    begun = time.perf_counter()
+    preprocess.run(specification)
+    PreTrainedTokenizerBase.apply_chat_template = plain_method
+    return spent / (time.perf_counter() - begun)
+
+
+def ours(values: dict, folder: Path) -> dict:
+    """Train as the fine-tune step does."""
+    running = machine.layout(values)
+    trainer = finetune.build(values, running, None, folder / "base", folder / "tokens", folder / "ours", {})
+    trainer.args.save_strategy = "no"
+    return measured(trainer, folder)
+
+
+def plain(values: dict, folder: Path) -> dict:
+    """Train with transformers' own Trainer and its defaults, on rows in random order."""
+    kind = machine.precision(values)
+    gpu = torch.cuda.is_available()
+    arguments = TrainingArguments(
+        output_dir=str(folder / "plain"),
+        num_train_epochs=values["num_train_epochs"],
+        per_device_train_batch_size=values["per_device_train_batch_size"],
+        learning_rate=values["learning_rate"],
+        lr_scheduler_type=values["lr_scheduler_type"],
+        optim=values["optim"],
+        bf16=kind == "bf16",
+        fp16=kind == "fp16",
+        seed=values["seed"],
+        save_strategy="no",
+        report_to="none",
+        disable_tqdm=True,
+        use_cpu=not gpu,
+        dataloader_pin_memory=gpu,
+        remove_unused_columns=False,
+    )
+    transformers.set_seed(values["seed"])
+    half = values["apply_lora"] and kind == "bf16"
+    model = Phi3ForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16 if half else torch.float32)
+    if adapters := finetune.adapters(values):
+        model = get_peft_model(model, adapters)
+    tokenizer = AutoTokenizer.from_pretrained(folder / "base")
+    rows = Dataset.from_file(str(folder / "tokens/train.arrow"))
+    trainer = transformers.Trainer(model, arguments, Collator(tokenizer.pad_token_id), rows)
+    trainer.remove_callback(transformers.PrinterCallback)
+    return measured(trainer, folder)
+
+
+def measured(trainer: transformers.Trainer, folder: Path) -> dict:
+    """Train and return useful tokens a second, seconds, evaluation loss and, on a GPU, its peak memory."""
+    if torch.cuda.is_available():
+        torch.cuda.reset_peak_memory_stats()
+    begun, busy = time.perf_counter(), time.process_time()
+    trainer.train()
+    seconds, busy = time.perf_counter() - begun, time.process_time() - busy
+    useful = sum(trainer.train_dataset["length"]) * trainer.args.num_train_epochs
+    peak = torch.cuda.max_memory_allocated() / machine.GIB if torch.cuda.is_available() else None
+    return {
+        "tokens": useful / seconds,
+        "seconds": seconds,
+        "busy": busy,
+        "loss": evaluation_loss(trainer.model, trainer.data_collator, folder),
+        "memory": peak,
+    }
+
+
+@torch.inference_mode()
+def evaluation_loss(model, collator: Collator, folder: Path) -> float:
+    """Return the loss of a token of the held-out answers, on average."""
+    model.eval()
+    total = count = 0
+    rows = Dataset.from_file(str(folder / "tokens/validation.arrow"))
+    for first in range(0, len(rows), 4):
+        batch = {name: tensor.to(model.device) for name, tensor in collator(rows.select(range(first, min(first + 4, len(rows)))).to_list()).items()}
+        labels = batch.pop("labels")[:, 1:]
+        logits = model(**batch).logits[:, :-1].float()
+        total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum").item()
+        count += int((labels != -100).sum())
+    return total / count
+
+
+def show(results: dict[str, list[dict]]) -> None:
+    """Print both ways' medians and their ratio."""
+    names = {"plain": "plain Trainer, random order, padded", "ours": "the fine-tune step"}
+    print("| | useful tokens/s | seconds | CPU seconds | evaluation loss | GPU memory, GiB |\n|---|---|---|---|---|---|")
+    for way, name in names.items():
+        median = {key: statistics.median(run[key] for run in results[way]) for key in ("tokens", "seconds", "busy", "loss")}
+        memory = results[way][-1]["memory"]
+        print(f"| {name} | {median['tokens']:,.0f} | {median['seconds']:.1f} | {median['busy']:.1f} | {median['loss']:.4f} | {memory or '-'} |")
+    ratio = [statistics.median(run[key] for run in results["ours"]) / statistics.median(run[key] for run in results["plain"]) for key in ("tokens", "loss")]
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
+    print(f"\non {device}: {ratio[0]:.2f} x the useful tokens a second, {ratio[1] - 1:+.1%} evaluation loss")
+
+
+if __name__ == "__main__":
+    main()

@@ -10,10 +10,14 @@ import subprocess
 import sys
 import tempfile
 import threading
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from local_azureml import cloud, processes
-from local_azureml.faults import FAULTS, Faults
+from local_azureml import faults as failures
+from local_azureml.faults import Faults
 
 log = logging.getLogger("local_azureml")
 EXAMPLES = """\
@@ -105,7 +109,7 @@ class Server:
         self.app = create_app(self.cloud)
         chain = str(self.cloud.certificates.chain)
         settings = uvicorn.Config(
-            self.app, ssl_certfile=chain, ssl_keyfile=chain, log_level="warning", timeout_graceful_shutdown=2
+            self.app, ssl_certfile=chain, ssl_keyfile=chain, log_level="warning", timeout_graceful_shutdown=2, lifespan="off"
         )
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
@@ -151,19 +155,35 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     if not command:
         raise UsageError("run needs a command: python -m local_azureml run -- COMMAND")
     with Server(options, folder).warm() as server:
-        try:
-            child = subprocess.Popen(command, env=cloud.child_environment(server.cloud))
-        except OSError as error:
-            raise UsageError(f"{command[0]!r} cannot be started: {error.strerror}") from None
+        child = failures.adopted() or _start(command, server.cloud)
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
         }
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
+        failures.kill_later(server.cloud, server.app.state.jobs, child.pid)
         status = child.wait()
+        psutil.wait_procs(_left_behind(server.cloud), timeout=30)
         for number, handler in previous.items():
             signal.signal(number, handler)
     print(server.summary, file=sys.stderr)
     return status if status >= 0 else 128 - status
+
+
+def _start(command: list[str], local: cloud.Cloud) -> subprocess.Popen:
+    try:
+        return subprocess.Popen(command, env=cloud.child_environment(local))
+    except OSError as error:
+        raise UsageError(f"{command[0]!r} cannot be started: {error.strerror}") from None
+
+
+def _left_behind(local: cloud.Cloud) -> list[psutil.Process]:
+    """Return the processes that a command started and did not wait for, such as one that still cleans up."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # gone meanwhile, or somebody else's
+            if process.environ().get("IDENTITY_HEADER") == local.secret("identity_header"):
+                found.append(process)
+    return found
 
 
 def serve(options: argparse.Namespace, folder: Path) -> int:
@@ -175,6 +195,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
         for name, value in server.cloud.environment().items():
             print(f"export {name}={shlex.quote(value)}")
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)
+        failures.kill_later(server.cloud, server.app.state.jobs, 0)
         stop.wait()
     print(server.summary, file=sys.stderr)
     return 0
@@ -184,13 +205,15 @@ def main(arguments: list[str] | None = None) -> int:
     """Return the program's exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
     if options.list_faults:
-        print("\n".join(f"{name:22} {meaning}" for name, meaning in FAULTS.items()))
+        print(failures.listed())
         return 0
     logging.basicConfig(
         level=os.environ.get("LOCAL_AZUREML_LOG", "WARNING"), format="local_azureml: %(message)s"
     )
     action = {"run": run, "serve": serve}[options.action]
     try:
+        if any(fault.startswith("killed") for fault in options.fault) and not options.data_dir:
+            raise UsageError("the fault killed needs --data-dir, where what was there is found again")
         if options.data_dir:
             return action(options, options.data_dir.expanduser())
         with tempfile.TemporaryDirectory(prefix="local_azureml-") as folder:

@@ -2,6 +2,8 @@
 
 import asyncio
 import logging
+import socket
+import struct
 
 from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -92,26 +94,29 @@ class Weather:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
         if "slow" in self.faults:
-            await asyncio.sleep(self.faults.get("slow", 1.0))
-        if (count := self.faults.count("throttled")) and count % self.faults.get("throttled", 3) == 0:
+            await asyncio.sleep(self.faults.value("slow"))
+        if (count := self.faults.count("throttled")) and count % self.faults.value("throttled") == 0:
             error = errors.AzureError(
                 429, "TooManyRequests", "too many requests", headers={"Retry-After": "1"}
             )
             return await errors.answer(error)(scope, receive, send)
-        if "hub-unreachable" in self.faults and scope["path"].startswith(HUB):
-            error = errors.AzureError(503, "ServiceUnavailable", "the hub is not available")
-            return await errors.answer(error)(scope, receive, send)
         if self._breaks(scope):
-            return await _break(send)
+            await receive()  # a part of the body, where there is one
+            return _reset(receive)
         await self.app(scope, receive, send)
 
     def _breaks(self, scope: Scope) -> bool:
-        if "upload-broken" in self.faults and scope["method"] == "PUT" and scope["path"].startswith(BLOBS):
+        if "hub-unreachable" in self.faults and scope["path"].startswith(HUB):
             return True
+        if scope["method"] == "PUT" and scope["path"].startswith(BLOBS) and "upload-broken" in self.faults:
+            return self.faults.count("upload-broken") <= self.faults.value("upload-broken")
         count = self.faults.count("reset")
-        return bool(count) and count % self.faults.get("reset", 10) == 0
+        return bool(count) and count % self.faults.value("reset") == 0
 
 
-async def _break(send: Send) -> None:
-    """End an answer before its body, so that the server closes the connection."""
-    await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"1")]})
+def _reset(receive: Receive) -> None:
+    """Break the connection that a request came by, without an answer."""
+    transport = receive.__self__.transport  # ASGI has no word for this; `receive` is uvicorn's own
+    at_once = struct.pack("ii", 1, 0)
+    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    transport.abort()

@@ -2,6 +2,7 @@
 
 import json
 import re
+import secrets
 from functools import cache
 
 from fastapi import APIRouter, Body, Depends, Request
@@ -25,7 +26,7 @@ def sizes(local: cloud.Cloud) -> list[dict]:
     """Return the machine sizes of the region: name, family, cores, GPUs, memory in GB."""
     if "size-missing" not in local.faults:
         return _sizes()
-    missing = local.faults.get("size-missing", "").lower()
+    missing = local.faults.value("size-missing").lower()
     return [size for size in _sizes() if (size["name"].lower() != missing if missing else not size["gpus"])]
 
 
@@ -60,11 +61,17 @@ def list_usages(request: Request, subscription: str, location: str) -> dict:
                 "unit": "Count",
                 "currentValue": cores_used(local, family),
                 "limit": core_limit(local, family),
-                "name": {"value": family, "localizedValue": family},
+                "name": {"value": family, "localizedValue": _localized(family)},
             }
             for family in families
         ]
     }
+
+
+def _localized(family: str) -> str:
+    """Return a family's name as Azure spells it in its list of quotas."""
+    name = family.replace(" ", "").removesuffix("Family")[len("standard") :]
+    return f"Standard {name} Family Cluster Dedicated vCPUs"
 
 
 def core_limit(local: cloud.Cloud, family: str) -> int:
@@ -227,8 +234,8 @@ class Nodes:
     """The nodes that a job keeps, from the first step to the idle time after the last."""
 
     def __init__(self, local: cloud.Cloud, job: str, compute: str, nodes: int, instance_type: str):
-        self._local, self._interval = local, f"job-{job}"
-        self._idle = 0.0
+        self._local, self._interval = local, f"job-{job}-{secrets.token_hex(4)}"
+        self._idle, self.low_priority = 0.0, False
         if compute == "serverless":
             resource, size = "serverless", size_named(local, instance_type)
         else:
@@ -240,6 +247,7 @@ class Nodes:
                     f"{nodes} nodes asked for; cluster {compute!r} has at most {scale['maxNodeCount']}"
                 )
             self._idle = seconds(scale["nodeIdleTimeBeforeScaleDown"])
+            self.low_priority = cluster["vmPriority"].lower() == "lowpriority"
         self.size = size
         self._start = lambda: local.meter.start(self._interval, resource, size["name"], nodes)
 

@@ -23,6 +23,10 @@ AUTH_MODES = ("key", "amltoken", "aadtoken")
 LONGEST_TIMEOUT = 180.0  # seconds
 RESERVE = 1.2  # Azure keeps a fifth more cores than asked, for upgrades of the deployment
 LIMITS = {"endpoints": 100, "deployments": 20}  # of a subscription and region; of an endpoint
+HASTY = {  # what a deployment runs with so that it really refuses, as the fault scoring-status asks
+    408: {"request_timeout": 0.001, "faults": {}},
+    429: {"max_concurrent_requests": 0, "faults": {}},
+}
 PROBE = {
     "initialDelay": "PT10S",
     "period": "PT10S",
@@ -69,7 +73,14 @@ def _set(local: cloud.Cloud, document: dict, **changes) -> None:
 @router.get(PATH)
 def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return the endpoints."""
-    return {"value": [_shown(found) for found in cloud.current(request).state.children(BASE)]}
+    local = cloud.current(request)
+    return {"value": [_shown(found) for found in [*local.state.children(BASE), *_of_others(local)]]}
+
+
+def _of_others(local: cloud.Cloud) -> list[dict]:
+    """Return the endpoint that the fault endpoint-taken lets somebody else have."""
+    name = local.faults.value("endpoint-taken")
+    return [_endpoint(local, name, {}, {"keys": {}})] if name else []
 
 
 @router.get(f"{PATH}/{{endpoint}}")
@@ -133,7 +144,7 @@ def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) ->
 
 def _check_new_endpoint(local: cloud.Cloud, name: str, asked: dict, traffic: dict) -> None:
     _check_name("endpoint", name)
-    if "endpoint-taken" in local.faults:
+    if local.faults.value("endpoint-taken") in ("", name):
         raise user_error(
             f"the endpoint name {name!r} is taken in {cloud.LOCATION}: choose another", "NameConflict"
         )
@@ -164,7 +175,7 @@ def delete(request: Request, endpoint: str, identifier: str = Depends(cloud.work
     document = local.state.get(f"{BASE}/{endpoint}")
     if document is None:
         return Response(status_code=204)
-    if 0 < local.faults.count("delete-failed") <= local.faults.get("delete-failed", 1):
+    if 0 < local.faults.count("delete-failed") <= local.faults.value("delete-failed"):
         raise AzureError(409, "Conflict", f"the endpoint {endpoint!r} is busy: try again")
     _set(local, document, provisioningState="Deleting")
 
@@ -179,11 +190,14 @@ def delete(request: Request, endpoint: str, identifier: str = Depends(cloud.work
 @router.post(f"{PATH}/{{endpoint}}/listKeys")
 def list_keys(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return the two keys of an endpoint with key authentication."""
-    document = find(cloud.current(request), endpoint)
+    local = cloud.current(request)
+    document = find(local, endpoint)
     if document["properties"]["authMode"].lower() != "key":
         raise user_error(
             f"the endpoint {endpoint!r} has no keys: it takes {document['properties']['authMode']}"
         )
+    if local.faults.value("scoring-status") == 401:  # somebody regenerates the keys at this very moment
+        return {name: secrets.token_urlsafe(32) for name in document["keys"]}
     return document["keys"]
 
 
@@ -374,14 +388,13 @@ class Deployments:
             "port": self._ports[key],
             "max_concurrent_requests": per_instance * document["sku"]["capacity"],
             "request_timeout": computes.seconds(settings["requestTimeout"]),
-            "shape": self._local.faults.get("answer-shape", "mlflow"),
+            "shape": self._local.faults.value("answer-shape") or "mlflow",
             "faults": self._local.faults.active(),
         }
-        entry = "local_azureml.serving:run"
-        if "deployment-unhealthy" in self._local.faults:
-            entry, specification["fault"] = "local_azureml.faults:fail", "deployment-unhealthy"
+        specification |= HASTY.get(self._local.faults.value("scoring-status"), {})
+        variables = document["properties"]["environmentVariables"]
         self._processes[key] = processes.start(
-            entry, specification, log.parent, log, document["properties"]["environmentVariables"]
+            "local_azureml.serving:run", specification, log.parent, log, variables
         )
 
     def port(self, endpoint: str, deployment: str) -> int | None:

@@ -17,12 +17,7 @@ log = logging.getLogger(__name__)
 FINAL = ("Completed", "Failed", "Canceled")
 MLFLOW_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLED"}
 FINE_TUNING = "chat_completion_pipeline"
-STEP_FAULTS = {
-    "ft_nlp_common_validation": ("validation-failed",),
-    "chat_completion_datapreprocess": ("preprocess-failed",),
-    "chat_completion_finetune": ("finetune-failed", "out-of-memory", "preempted"),
-    "ft_nlp_model_converter": ("convert-failed",),
-}
+TRAINING = "chat_completion_finetune"
 BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.(\w+)\s*\}\}")
 NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}")
 PIPELINE_LOG, STEP_LOG = "logs/azureml/executionlogs.txt", "user_logs/std_log.txt"
@@ -196,9 +191,7 @@ class Jobs:
             self._end(name, "Failed", _error("SystemError", f"{type(error).__name__}: {error}"))
 
     def _prepare(self, name: str) -> None:
-        if "stuck-preparing" not in self._local.faults:
-            return
-        until = time.time() + self._local.faults.get("stuck-preparing", 1e9)
+        until = time.time() + (self._local.faults.value("stuck-preparing") or 0)
         while time.time() < until:
             self._check(name)
             time.sleep(0.1)
@@ -285,7 +278,7 @@ class Jobs:
                 "upstream": {k: v for k, v in upstream.items() if k != key},
                 "output": str(folder / "output"),
                 "outputs": {name: str(path) for name, path in outputs.items()},
-                "faults": self._local.faults.active(),
+                "faults": {name: v for name, v in self._local.faults.active().items() if name != "preempted"},
             }
             compute = _bound(job["compute"], values)
             step = Step(
@@ -298,7 +291,7 @@ class Jobs:
             )
             journal.say(f"Submitting {key} as run {child}")
             try:
-                self._run_step(root, child, step, journal, quiet=key != "chat_completion_finetune")
+                self._run_step(root, child, step, journal, quiet=key != TRAINING)
                 self._end(child, "Completed")
             except CancelledError:
                 self._end(child, "Canceled")
@@ -314,29 +307,42 @@ class Jobs:
         self._set(child, "Queued")
         nodes = Nodes(self._local, child, step.compute, step.nodes, step.instance_type)
         step.specification["size"] = {"name": nodes.size["name"], "gpus": nodes.size["gpus"]}
-        folder = self._local.folder / "runs" / child
-        entry = step.entry
-        for fault in STEP_FAULTS.get(step.name, ()):
-            if fault in self._local.faults:
-                entry, step.specification["fault"] = "local_azureml.faults:fail", fault
-        step_log = log_file(self._local, child, STEP_LOG)
+        preempted = step.name == TRAINING and nodes.low_priority and self._preempts()
         with nodes:
-            self._set(child, "Running")
-            process = processes.start(
-                entry, step.specification, folder, step_log, self._environment(root, child)
-            )
-            self._processes[root] = process
-            self._check_or_kill(root, process)
-            while process.wait(0.2) is None:
-                if not quiet:
-                    journal.follow(step_log)
-            if not quiet:
-                journal.follow(step_log)
-        del self._processes[root]
+            process = self._run_process(root, child, step, journal, quiet, preempted)
         self._check(root)
+        if preempted:
+            journal.say(f"The nodes of {step.name} were preempted: it waits for others and starts over")
+            return self._run_step(root, child, step, journal, quiet)
         if process.wait() != 0:
             error = process.error()
             raise StepError(error["code"], error["message"])
+
+    def _run_process(
+        self, root: str, child: str, step: Step, journal: "Journal", quiet: bool, preempted: bool
+    ) -> processes.Process:
+        """Return a step's process when it has ended, or been killed since its nodes are taken away."""
+        step_log = log_file(self._local, child, STEP_LOG)
+        folder = self._local.folder / "runs" / child
+        self._set(child, "Running")
+        process = processes.start(
+            step.entry, step.specification, folder, step_log, self._environment(root, child)
+        )
+        self._processes[root] = process
+        self._check_or_kill(root, process)
+        while process.wait(0.2) is None:
+            if not quiet:
+                journal.follow(step_log)
+            if preempted and step_log.stat().st_size:
+                process.kill()
+        if not quiet:
+            journal.follow(step_log)
+        del self._processes[root]
+        return process
+
+    def _preempts(self) -> bool:
+        """Say whether the nodes that are about to train will be taken away."""
+        return 0 < self._local.faults.count("preempted") <= self._local.faults.value("preempted")
 
     def _check_or_kill(self, root: str, process: processes.Process) -> None:
         if root in self._cancelled:

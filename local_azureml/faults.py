@@ -1,39 +1,48 @@
 """Failures that tests and people switch on by name, to see what a notebook makes of them."""
 
 import os
-import signal
+import sys
+import threading
+import time
 from collections.abc import Iterable
 
-from local_azureml.processes import UserError
+import psutil
 
+CHILD = "LOCAL_AZUREML_CHILD"  # for a stand-in that takes over: the process id of the command, or 0
+
+# name: (meaning, default of VALUE: None where there is none, a tuple of all that it may be)
 FAULTS = {
-    "no-credential": "no identity answers: every credential fails",
-    "token-seconds": "a token lives VALUE seconds",
-    "workspace-missing": "the workspace is not there",
-    "registry-forbidden": "the registry answers 403",
-    "model-missing": "the registry holds no such model",
-    "model-archived": "the newest version of the model is archived: no allow lists, defaults nobody accepts",
-    "size-missing": "the region does not have size VALUE, or no GPU size at all",
-    "quota-short": "no cores are left in any GPU family",
-    "compute-failed": "a new cluster ends in the provisioning state Failed",
-    "preempted": "the low-priority node is taken away while the fine-tune runs",
-    "hub-unreachable": "the dataset hub answers 503",
-    "upload-broken": "the connection breaks while a file is uploaded",
-    "validation-failed": "the child job that validates fails",
-    "preprocess-failed": "the child job that tokenises fails",
-    "finetune-failed": "the child job that trains fails",
-    "convert-failed": "the child job that converts the model fails",
-    "out-of-memory": "the child job that trains runs out of memory",
-    "stuck-preparing": "a job stays in Preparing for VALUE seconds (default: for ever)",
-    "register-refused": "a model cannot be registered",
-    "endpoint-taken": "every endpoint name is taken in the region",
-    "deployment-unhealthy": "a deployment's container exits before it is healthy",
-    "scoring-status": "scoring answers with status VALUE (401, 408, 424, 429, 500)",
-    "answer-shape": "a deployment answers as the server VALUE does: mlflow, vllm or openai",
-    "delete-failed": "the first VALUE deletions of an endpoint fail (default 1)",
-    "throttled": "every VALUE-th request is answered 429 with Retry-After (default: 3rd)",
-    "slow": "every answer takes VALUE seconds longer (default 1)",
-    "reset": "every VALUE-th connection is reset (default: 10th)",
+    "no-credential": ("no identity answers: every credential fails", None),
+    "token-seconds": ("a token lives VALUE seconds", 60.0),
+    "workspace-missing": ("the workspace is not there", None),
+    "registry-forbidden": ("the registry answers 403", None),
+    "model-missing": ("the registry holds no model", None),
+    "model-archived": (
+        "the model's newest version is archived: no allow lists, defaults that nobody accepts",
+        None,
+    ),
+    "size-missing": ("the region lacks size VALUE, or every size with a GPU", ""),
+    "quota-short": ("no cores are left in any GPU family", None),
+    "compute-failed": ("a new cluster ends in the provisioning state Failed", None),
+    "preempted": ("a low-priority cluster's nodes are taken away while they train, VALUE times", 1),
+    "hub-unreachable": ("every connection to the dataset hub is reset", None),
+    "upload-broken": ("the first VALUE uploads of a file break off", 1_000_000),
+    "validation-failed": ("the child job that validates fails", None),
+    "preprocess-failed": ("the child job that tokenises fails", None),
+    "finetune-failed": ("the child job that trains fails", None),
+    "convert-failed": ("the child job that converts the model fails", None),
+    "out-of-memory": ("the child job that trains runs out of memory", None),
+    "stuck-preparing": ("a job stays in Preparing for VALUE seconds", 1_000_000),
+    "register-refused": ("a model cannot be registered", None),
+    "endpoint-taken": ("somebody has endpoint VALUE in the workspace, or every name in the region", ""),
+    "deployment-unhealthy": ("a deployment's container exits before it is healthy", None),
+    "scoring-status": ("scoring ends with status VALUE", (424, 401, 408, 429, 500)),
+    "answer-shape": ("a deployment answers as the server VALUE does", ("mlflow", "vllm", "openai")),
+    "delete-failed": ("the first VALUE deletions of an endpoint fail", 1),
+    "throttled": ("every VALUE-th request is answered 429 with Retry-After", 3),
+    "slow": ("every answer takes VALUE seconds longer", 1.0),
+    "reset": ("every VALUE-th request has its connection reset", 10),
+    "killed": ("the stand-in is killed VALUE seconds after a job began, and started again", 3.0),
 }
 
 
@@ -41,22 +50,22 @@ class Faults:
     """The faults that are switched on, with their values."""
 
     def __init__(self, given: Iterable[str] = ()):
-        self._values: dict[str, str] = {}
+        self._values: dict[str, str | int | float | None] = {}
         self._taken: dict[str, int] = {}
         for item in given:
             name, _, value = item.partition("=")
             if name not in FAULTS:
                 raise ValueError(f"no fault named {name!r}; there is: {', '.join(FAULTS)}")
-            self._values[name] = value
+            self._values[name] = _typed(name, value)
 
     def __contains__(self, name: str) -> bool:
         assert name in FAULTS, name
         return name in self._values
 
-    def get(self, name: str, default):
-        """Return the fault's value in the type of `default`, or `default` where it has none."""
-        value = self._values.get(name, "")
-        return type(default)(value) if value else default
+    def value(self, name: str):
+        """Return the fault's value, given or by default; None while it is off."""
+        assert name in FAULTS, name
+        return self._values.get(name)
 
     def count(self, name: str) -> int:
         """Return how often this fault was asked for, this time included; 0 while it is off."""
@@ -65,26 +74,60 @@ class Faults:
         self._taken[name] = self._taken.get(name, 0) + 1
         return self._taken[name]
 
-    def active(self) -> dict[str, str]:
+    def active(self) -> dict:
         """Return the names and values, for a child process."""
         return dict(self._values)
 
 
-def fail(specification: dict) -> None:
-    """Fail the step that this runs in the place of, as its fault says."""
-    fault = specification["fault"]
-    print(f"the fault {fault} is on")
-    if fault == "out-of-memory":
-        os.kill(os.getpid(), signal.SIGKILL)  # what the kernel does to a process that takes too much
-    if fault == "preempted":
-        raise RuntimeError("the low-priority node was preempted")
-    raise UserError(FAULT_MESSAGES[fault])
+def _typed(name: str, value: str) -> str | int | float | None:
+    """Return VALUE in its fault's type, or refuse one that the fault does not take."""
+    default = FAULTS[name][1]
+    legal = default if isinstance(default, tuple) else ()
+    default = legal[0] if legal else default
+    if not value:
+        return default
+    if default is None:
+        raise ValueError(f"the fault {name} takes no value; {value!r} was given")
+    try:
+        typed = type(default)(value)
+    except ValueError:
+        raise ValueError(f"the fault {name} takes a number; {value!r} was given") from None
+    if isinstance(default, int) and not legal and typed < 1:
+        raise ValueError(f"the fault {name} takes a whole number above 0; {value!r} was given")
+    if legal and typed not in legal:
+        raise ValueError(f"the fault {name} takes one of {', '.join(map(str, legal))}; {value!r} was given")
+    return typed
 
 
-FAULT_MESSAGES = {
-    "validation-failed": "the validation found the input test_file_path malformed",
-    "preprocess-failed": "Failure while applying chat template to dataset",
-    "finetune-failed": "the loss became NaN at step 3",
-    "deployment-unhealthy": "the model could not be loaded",
-    "convert-failed": "the model could not be saved in MLflow's format",
-}
+def listed() -> str:
+    """Return a line for each fault: its name, its value if it takes one, its meaning."""
+    return "\n".join(f"{_shown(name):44} {meaning}" for name, (meaning, _) in FAULTS.items())
+
+
+def kill_later(local, jobs, child: int) -> None:
+    """Let a fresh stand-in, on the same port and folder, take over this process once a job runs."""
+    if "killed" in local.faults and CHILD not in os.environ:
+        threading.Thread(target=_die, args=(local, jobs, child), daemon=True).start()
+
+
+def _die(local, jobs, child: int) -> None:
+    while not jobs.running():
+        time.sleep(0.1)
+    time.sleep(local.faults.value("killed"))
+    os.environ[CHILD] = str(child)
+    action, *rest = sys.argv[1:]
+    place = ["--port", str(local.port), "--data-dir", str(local.folder)]
+    os.execv(sys.executable, [sys.executable, "-m", "local_azureml", action, *place, *rest])
+
+
+def adopted() -> psutil.Process | None:
+    """Return the command that runs against the stand-in which this one takes over from."""
+    return psutil.Process(int(os.environ[CHILD])) if CHILD in os.environ else None
+
+
+def _shown(name: str) -> str:
+    default = FAULTS[name][1]
+    if default is None:
+        return name
+    values = "|".join(map(str, default)) if isinstance(default, tuple) else default
+    return f"{name}[={values or 'NAME'}]"

@@ -52,7 +52,7 @@ def token(request: Request, resource: str) -> dict:
         given.encode(), local.secret("identity_header").encode()
     ):
         raise AzureError(400, "invalid_request", "no managed identity is here for that X-IDENTITY-HEADER")
-    expires = int(time.time()) + int(local.faults.get("token-seconds", LIFETIME))
+    expires = int(time.time() + (local.faults.value("token-seconds") or LIFETIME))
     return {
         "access_token": make_token(local, resource, expires),
         "expires_on": str(expires),

@@ -20,13 +20,6 @@ PASSED_ON = (
     "retry-after",
 )
 LONGEST_BODY = 16 * 1024 * 1024  # bytes
-MESSAGES = {
-    401: "the key is not one of this endpoint's: read it with get_keys",
-    408: "the request took longer than the deployment's request timeout",
-    424: "the model failed",
-    429: "too many requests at once for this deployment",
-    500: "the service failed",
-}
 
 
 @router.post("/endpoints/{endpoint}/score")
@@ -35,8 +28,8 @@ async def score(request: Request, endpoint: str) -> Response:
     local = cloud.current(request)
     document = endpoints.find(local, endpoint)
     _check_key(request, document)
-    if "scoring-status" in local.faults:
-        _fail(local.faults.get("scoring-status", 424))
+    if local.faults.value("scoring-status") == 500:
+        raise AzureError(500, "InternalServerError", "the service failed (the fault scoring-status is on)")
     deployment = _pick(local, document, request.headers.get("azureml-model-deployment"))
     port = request.app.state.deployments.port(endpoint, deployment)
     if port is None:
@@ -61,14 +54,7 @@ def _check_key(request: Request, document: dict) -> None:
     given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
     same = [hmac.compare_digest(given, key.encode()) for key in document["keys"].values()]
     if not any(same):
-        raise AzureError(401, "Unauthorized", MESSAGES[401])
-
-
-def _fail(status: int) -> None:
-    model_error = {"ms-azureml-model-error-statuscode": "500", "ms-azureml-model-error-reason": "model_error"}
-    headers = {424: model_error, 429: {"Retry-After": "1"}}.get(status, {})
-    message = f"{MESSAGES.get(status, 'the request was refused')} (the fault scoring-status is on)"
-    raise AzureError(status, "ScoringFailed", message, headers=headers)
+        raise AzureError(401, "Unauthorized", "the key is not one of this endpoint's: read it with get_keys")
 
 
 def _pick(local: cloud.Cloud, document: dict, asked: str | None) -> str:

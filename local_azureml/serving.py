@@ -318,8 +318,8 @@ def create_app(generator: Generator, shape: str, most: int, timeout: float, faul
 async def _score(body: bytes, generator: Generator, shape: str, timeout: float, faults: dict) -> JSONResponse:
     tickets = []
     try:
-        if faults.get("scoring-status") in FAULTY:
-            return FAULTY[faults["scoring-status"]]
+        if faults.get("scoring-status") == 424:
+            raise RuntimeError("the fault scoring-status is on")
         given, parameters = parse(body)
         conversations, answered = SHAPES[shape][0](given), SHAPES[shape][1]
         tickets = [generator.ask(messages, parameters) for messages in conversations]
@@ -348,14 +348,6 @@ def model_failed(reason: str) -> JSONResponse:
     answer.headers["ms-azureml-model-error-statuscode"] = "500"
     answer.headers["ms-azureml-model-error-reason"] = reason
     return answer
-
-
-FAULTY = {
-    "408": refusal(408, "no answer within the request timeout (fault scoring-status)"),
-    "424": model_failed("fault scoring-status"),
-    "429": refusal(429, "too many requests at once (fault scoring-status)"),
-    "500": refusal(500, "internal server error (fault scoring-status)"),
-}
 
 
 def _said(answer: JSONResponse, begun: float) -> JSONResponse:

@@ -64,7 +64,7 @@ A private or gated dataset needs a token: `hf auth login`, or the environment va
 CONNECTIONS = 8
 SPAN = 4 << 20  # bytes asked for in one request
 BLOCK = 1 << 20  # bytes written, and noted as fetched, at once
-BATCH = 8 << 20  # bytes of rows decoded at once
+BATCH = 4 << 20  # bytes of rows decoded at once
 LONGEST_PAUSE = 600  # seconds that a server may ask us to stay away
 PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
 PASSING_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
@@ -132,7 +132,7 @@ class Check:
     bad_rows: Counter = field(default_factory=Counter)
     quotes: list[str] = field(default_factory=list)
     turns: Counter = field(default_factory=Counter)
-    characters: Counter = field(default_factory=Counter)  # in hundreds, so that few values occur
+    characters: Counter = field(default_factory=Counter)  # in tens, so that few values occur
 
     def passes(self, row: object) -> bool:
         """Whether the row is fit for training; either way it is counted."""
@@ -162,7 +162,7 @@ class Check:
     def accept(self, turns: list[int], characters: list[int]) -> None:
         self.rows += len(turns)
         self.turns.update(turns)
-        self.characters.update(count // 100 for count in characters)
+        self.characters.update(count // 10 for count in characters)
 
     def reject(self, line: int, category: str, reason: str) -> None:
         self.bad_rows[category] += 1
@@ -176,7 +176,7 @@ class Check:
             "bad_rows": dict(self.bad_rows),
             "quotes": self.quotes,
             "turns": spread(self.turns, unit=1),
-            "characters": spread(self.characters, unit=100),
+            "characters": spread(self.characters, unit=10),
         }
 
 
@@ -222,10 +222,8 @@ def measure_conversations(rows: pyarrow.StructArray) -> tuple[numpy.ndarray, ...
     length = pyarrow.compute.utf8_length(content).fill_null(0).to_numpy()
     blank = pyarrow.compute.utf8_is_space(content).fill_null(True).to_numpy(zero_copy_only=False)
     wrong = (speaker.to_numpy() != place % 2) | (length == 0) | blank
-    sound = (
-        (turns > 1) & (sums(wrong, starts, turns) == 0) & messages.is_valid().to_numpy(zero_copy_only=False)
-    )
-    return sound, turns, sums(length, starts, turns)
+    known = messages.is_valid().to_numpy(zero_copy_only=False)
+    return known & (turns > 1) & (sums(wrong, starts, turns) == 0), turns, sums(length, starts, turns)
 
 
 def sums(values: numpy.ndarray, starts: numpy.ndarray, counts: numpy.ndarray) -> numpy.ndarray:
@@ -537,10 +535,9 @@ def json_texts(values: pyarrow.Array) -> pyarrow.StringArray:
         texts = join("[", pyarrow.compute.binary_join(items, ", "), "]", "")
     elif isinstance(values, pyarrow.StructArray) and values.type.num_fields:
         names = [json.dumps(name, ensure_ascii=False) for name in values.type.names]
-        parts = [
-            (f", {name}: ", json_texts(item)) for name, item in zip(names, values.flatten(), strict=True)
-        ]
-        texts = join("{" + parts[0][0][2:], parts[0][1], *itertools.chain(*parts[1:]), "}", "")
+        heads = ["{" + names[0], *(", " + name for name in names[1:])]
+        parts = [(f"{head}: ", json_texts(item)) for head, item in zip(heads, values.flatten(), strict=True)]
+        texts = join(*itertools.chain(*parts), "}", "")
     else:
         return pyarrow.array([encode(value) for value in values.to_pylist()], pyarrow.string())
     return pyarrow.compute.if_else(values.is_valid(), texts, "null")
@@ -632,23 +629,22 @@ class Download:
         self.hidden = self.folder / ".download-dataset"
         self.files: dict[str, RemoteFile] = {}
         self.info: DatasetInfo | None = None
+        manner = "dropped" if options.drop_bad_rows else "refused"
+        manner = "not_checked" if options.no_check else manner
         self.request = {
             "dataset": options.dataset,
             "subset": options.dataset_subset,
             "revision": options.revision,
             "percentage": options.dataset_split_pc,
             "only_splits": options.splits,
-            "bad_rows": "not checked"
-            if options.no_check
-            else "dropped"
-            if options.drop_bad_rows
-            else "refused",
+            "bad_rows": manner,
         }
 
     def run(self) -> None:
         """Do what the command line asks, or say why not."""
         self.began = time.monotonic()
         set_client_factory(client_with_timeouts)
+        pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # gives back what is freed
         try:
             if self.nothing_to_do():
                 return
@@ -746,14 +742,9 @@ class Download:
         config, root = self.builder.config, f"hf://datasets/{self.info.id}@{self.info.sha}/"
         files = {str(split): list(files) for split, files in config.data_files.items()}
         inside = all(file.startswith(root) for file in itertools.chain(*files.values()))
-        if (
-            not isinstance(self.builder, Parquet)
-            or config.columns
-            or config.filters is not None
-            or not inside
-        ):
-            return None
-        return {split: [file.removeprefix(root) for file in files[split]] for split in files}
+        if isinstance(self.builder, Parquet) and inside and not config.columns and config.filters is None:
+            return {split: [file.removeprefix(root) for file in files[split]] for split in files}
+        return None
 
     def schema(self, footer: pyarrow.parquet.FileMetaData) -> pyarrow.Schema:
         """The columns as `datasets` has them: by the dataset's card, else by the first file."""
@@ -884,7 +875,7 @@ class Download:
         return found
 
     def staged(self, split: str) -> Path:
-        return self.work / f"{split}.{self.request['bad_rows'].replace(' ', '_')}.jsonl"
+        return self.work / f"{split}.{self.request['bad_rows']}.jsonl"
 
     def publish(self, found: dict[str, dict]) -> None:
         """Put the files and their manifest in place, and say what was done."""

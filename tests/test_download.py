@@ -595,7 +595,7 @@ def test_turns_and_lengths_are_shown_in_a_table(link, run):
     ended = run("--dataset", "made/table", "--dataset_split_pc", 100)
     head, line = ended.out.splitlines()[:2]
     assert head.split() == ["rows", "bad", "turns", "95%", "most", "characters", "95%", "most"]
-    assert line.split() == ["train", "4", "0", "2", "10", "10", "0", "0", "0"]
+    assert line.split() == ["train", "4", "0", "2", "10", "10", "10", "60", "60"]
 
 
 def test_a_dataset_without_messages_is_refused_before_its_rows_are_fetched(link, run):

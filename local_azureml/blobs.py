@@ -16,7 +16,7 @@ from urllib.parse import parse_qs
 from xml.etree import ElementTree
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import FileResponse, Response
+from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
 from local_azureml import cloud
@@ -27,6 +27,7 @@ CONTAINERS = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore
 VERSION = "2024-11-04"  # of the storage protocol
 LONGEST_PART = 255  # bytes between two slashes of a name: a file system's limit
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
+READ_SIZE = 1024 * 1024  # bytes
 BLOCK_LIMIT = 256 * 1024 * 1024  # bytes in one request; the SDK sends larger files as blocks
 
 
@@ -171,24 +172,32 @@ def read(request: Request, container: str, name: str) -> Response:
     headers = _headers(local, container, name)
     _check_conditions(request, headers["ETag"])
     file = place(local, container, name)
+    size = file.stat().st_size  # a log may grow while it is read
+    start, stop, status = 0, size, 200
     if wanted := request.headers.get("x-ms-range") or request.headers.get("range"):
-        return _part(file, wanted, headers)
-    return FileResponse(file, headers=headers, media_type="application/octet-stream")
+        start, stop = _bounds(wanted, size)
+        status, headers["Content-Range"] = 206, f"bytes {start}-{stop - 1}/{size}"
+    headers["Content-Length"] = str(stop - start)
+    return StreamingResponse(_bytes(file, start, stop), status, headers, "application/octet-stream")
 
 
-def _part(file: Path, wanted: str, headers: dict) -> Response:
-    size = file.stat().st_size
+def _bounds(wanted: str, size: int) -> tuple[int, int]:
+    """Return the first byte of a range, and the first after it."""
     asked = RANGE.fullmatch(wanted)
     start = int(asked[1]) if asked else size
     stop = min(int(asked[2]) + 1, size) if asked and asked[2] else size
     if start >= stop:
         message = f"the range {wanted!r} is not within {size} bytes"
         raise AzureError(416, "InvalidRange", message, headers={"Content-Range": f"bytes */{size}"})
+    return start, stop
+
+
+def _bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
     with file.open("rb") as stream:
         stream.seek(start)
-        content = stream.read(stop - start)
-    headers = {**headers, "Content-Range": f"bytes {start}-{stop - 1}/{size}"}
-    return Response(content, 206, headers, "application/octet-stream")
+        while start < stop and (chunk := stream.read(min(READ_SIZE, stop - start))):
+            start += len(chunk)
+            yield chunk
 
 
 @router.put("/{name:path}")

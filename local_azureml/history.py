@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Body, Depends, Request
 
 from local_azureml import blobs, cloud, datastores, jobs
 from local_azureml.execution import log_file
@@ -64,6 +64,17 @@ def details(request: Request, name: str, identifier: str = Depends(cloud.workspa
     local = cloud.current(request)
     run = _run(local, jobs.find(local, name))
     return {**run, "target": "local", "logFiles": _logs(local, name), "runDefinition": {}}
+
+
+@router.post(f"{PATH}/rundata")
+def data(
+    request: Request,
+    name: str = Body(alias="runId", embed=True),
+    identifier: str = Depends(cloud.workspace_id),
+) -> dict:
+    """Return a run that is named in the body; its outputs lie where a job's outputs lie by default."""
+    local = cloud.current(request)
+    return {"runMetadata": {**_run(local, jobs.find(local, name)), "outputs": {}}}
 
 
 @router.get(f"{PATH}/runs/{{name}}/children")

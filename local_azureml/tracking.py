@@ -65,7 +65,7 @@ class Tracking:
 
         experiment_id = self.experiment(experiment)
         all_tags = {"mlflow.runName": title, "mlflow.user": "you", **tags}
-        with self._store.ManagedSessionMaker() as session:
+        with self._store.ManagedSessionMaker(read_only=False) as session:
             session.add(
                 SqlRun(
                     name=title,

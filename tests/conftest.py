@@ -1,5 +1,6 @@
 """The stand-in that the tests talk to, and clients of it."""
 
+import json
 import os
 import signal
 import ssl
@@ -26,14 +27,16 @@ def pytest_configure(config: pytest.Config) -> None:
 class StandIn:
     """A stand-in started by its command line; `environment` is what it tells clients to set."""
 
-    def __init__(self, *options: str | Path):
-        command = [sys.executable, "-m", "local_azureml", "serve", "--poll", "0.1", *map(str, options)]
-        self.process = subprocess.Popen(
-            command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-        )
+    def __init__(self, folder: Path, *options: str):
+        command = [sys.executable, "-m", "local_azureml", "serve", "--poll", "0.1", "--data-dir", folder]
+        self._log = folder.with_name(f"{folder.name}.log")
+        with self._log.open("a") as log:
+            self.process = subprocess.Popen(
+                [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
+            )
         self.environment = dict(self._exports()) | QUICK
         if "HF_ENDPOINT" not in self.environment:
-            raise RuntimeError(self.process.communicate()[1])
+            raise RuntimeError(self._log.read_text())
 
     def _exports(self) -> Iterator[tuple[str, str]]:
         for line in self.process.stdout:
@@ -45,15 +48,17 @@ class StandIn:
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Send a signal and return what the stand-in wrote to stderr by its end."""
         self.process.send_signal(number)
-        return self.process.communicate(timeout=60)[1]
+        with self.process:
+            self.process.wait(timeout=60)
+        return self._log.read_text()
 
 
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory) -> Iterator[StandIn]:
     """One stand-in for all tests that need no fault."""
-    served = StandIn("--data-dir", tmp_path_factory.mktemp("stand_in"))
+    served = StandIn(tmp_path_factory.mktemp("stand_in"))
     yield served
-    served.end()
+    assert "Traceback" not in served.end()
 
 
 def point(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
@@ -149,3 +154,54 @@ def http(stand_in: StandIn) -> Iterator[httpx.Client]:
 def anonymous(stand_in: StandIn) -> Iterator[httpx.Client]:
     with raw_client(stand_in.environment, token=False) as opened:
         yield opened
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory) -> Path:
+    """A file of 40 short conversations."""
+    file = tmp_path_factory.mktemp("rows") / "train.jsonl"
+    turns = [[f"What is {number} plus one?", f"It is {number + 1}."] for number in range(40)]
+    chats = [[{"role": "user", "content": q}, {"role": "assistant", "content": a}] for q, a in turns]
+    file.write_text("".join(json.dumps({"messages": chat}) + "\n" for chat in chats))
+    return file
+
+
+def fine_tune(client, registry_client, rows: Path):
+    """Return the fine-tuning pipeline's job when it has ended: two steps of training on `rows`."""
+    from azure.ai.ml import Input, dsl
+    from azure.ai.ml.entities import AmlCompute
+
+    cluster = AmlCompute(name="training", size="Standard_NC24ads_A100_v4", idle_time_before_scale_down=60)
+    client.compute.begin_create_or_update(cluster).result()
+    component = registry_client.components.get("chat_completion_pipeline", label="latest")
+    model = registry_client.models.get("Phi-3-mini-4k-instruct", label="latest")
+    computes = ("compute_model_import", "compute_preprocess", "compute_finetune", "compute_model_evaluation")
+
+    @dsl.pipeline(name="fine_tune")
+    def pipeline():
+        tuned = component(
+            **dict.fromkeys(computes, cluster.name),
+            mlflow_model_path=model.id,
+            train_file_path=Input(type="uri_file", path=rows),
+            test_file_path=Input(type="uri_file", path=rows),
+            max_steps=2,
+            per_device_train_batch_size=2,
+            logging_steps=1,
+            apply_lora="true",
+            number_of_gpu_to_use_finetuning=1,
+        )
+        return {"trained_model": tuned.outputs.mlflow_model_folder}
+
+    job = pipeline()
+    job.settings.force_rerun = True
+    job = client.jobs.create_or_update(job, experiment_name="fine-tune")
+    client.jobs.stream(job.name)
+    return client.jobs.get(job.name)
+
+
+@pytest.fixture(scope="session")
+def trained(stand_in: StandIn, rows: Path):
+    """The one fine-tuning job of all tests, completed."""
+    with pytest.MonkeyPatch.context() as patch:
+        point(patch, stand_in.environment)
+        return fine_tune(client_of(), client_of(registry_name="azureml"), rows)

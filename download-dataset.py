@@ -49,7 +49,6 @@ from huggingface_hub.utils import (
     httpx,
     logging,
     parse_ratelimit_headers,
-    set_client_factory,
 )
 from tqdm import tqdm
 
@@ -71,8 +70,6 @@ PASSING_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtoc
 NETWORK_ERRORS = (HfHubHTTPError, httpx.TransportError)
 MANIFEST = "manifest.json"
 QUOTED_ROWS = 5  # bad rows quoted for each split; the rest are only counted
-
-library_hooks = get_session().event_hooks["request"]
 
 
 class ReportedError(Exception):
@@ -306,13 +303,17 @@ def limit_waiting(request: httpx.Request) -> None:
     }
 
 
-def client_with_timeouts() -> httpx.Client:
-    return httpx.Client(event_hooks={"request": [*library_hooks, limit_waiting]}, follow_redirects=True)
+def limit_waiting_of_all() -> None:
+    """Let `limit_waiting` see all requests; the library replaces its client when a connection fails."""
+    client = get_session()
+    if limit_waiting not in client.event_hooks["request"]:
+        client.event_hooks = {"request": [*client.event_hooks["request"], limit_waiting]}
 
 
 def patiently(action: Callable, retries: int):
     """The result of `action`, called again after a passing failure and a pause that grows or is asked for."""
     for attempt in range(retries + 1):
+        limit_waiting_of_all()
         try:
             return action()
         except PASSING_ERRORS:
@@ -643,7 +644,6 @@ class Download:
     def run(self) -> None:
         """Do what the command line asks, or say why not."""
         self.began = time.monotonic()
-        set_client_factory(client_with_timeouts)
         pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # gives back what is freed
         try:
             if self.nothing_to_do():

@@ -357,7 +357,7 @@ def test_several_ranges_are_fetched_at_once(link, run):
 
 
 def test_memory_stays_flat_at_a_hundred_percent_of_a_large_split(link, environment, tmp_path):
-    write_repository(link.root, "made/large", {"train": texts_of(40_000, 2000)}, group=20_000)
+    write_repository(link.root, "made/large", {"train": texts_of(20_000, 2000)}, group=20_000)
     command = ["--dataset", "made/large", "--no_check", "--dataset_split_pc", "100"]
     code = (
         f"import resource, subprocess; subprocess.run({[sys.executable, str(SCRIPT), *command]}, check=True)"

@@ -211,7 +211,10 @@ def regenerate_keys(
     which = f"{body.get('keyType', '').lower()}Key"
     if which not in document["keys"]:
         raise user_error(f"keyType {body.get('keyType')!r} is not Primary or Secondary")
-    keys = {**document["keys"], which: body.get("keyValue") or secrets.token_urlsafe(32)}
+    given = body.get("keyValue")
+    if not given or given == document["keys"][which]:  # the SDK sends the key that is to be replaced
+        given = secrets.token_urlsafe(32)
+    keys = {**document["keys"], which: given}
     return operations.start(local, 202, None, lambda: local.state.merge(document["id"], keys=keys))
 
 

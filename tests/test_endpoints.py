@@ -1,0 +1,267 @@
+"""Online endpoints, deployments, keys and scoring, through the SDK."""
+
+import json
+
+import pytest
+from conftest import client_of
+
+MODEL = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/14"
+SIZE = "Standard_NC24ads_A100_v4"
+QUESTION = {
+    "input_data": {
+        "input_string": [[{"role": "user", "content": "What is one plus one?"}]],
+        "parameters": {"do_sample": False, "max_new_tokens": 4},
+    },
+    "params": {},
+}
+
+
+def endpoint(name: str, **options):
+    from azure.ai.ml.entities import ManagedOnlineEndpoint
+
+    return ManagedOnlineEndpoint(name=name, auth_mode="key", **options)
+
+
+def deployment(endpoint_name: str, name: str, **options):
+    from azure.ai.ml.entities import ManagedOnlineDeployment
+
+    given = {"model": MODEL, "instance_type": SIZE, "instance_count": 1, **options}
+    return ManagedOnlineDeployment(name=name, endpoint_name=endpoint_name, **given)
+
+
+@pytest.fixture(scope="module")
+def empty(client):
+    """An endpoint without deployments."""
+    return client.online_endpoints.begin_create_or_update(endpoint("empty-endpoint")).result()
+
+
+@pytest.fixture(scope="module")
+def live(client):
+    """An endpoint whose deployment `demo` serves the base model and gets all traffic."""
+    from azure.ai.ml.entities import OnlineRequestSettings
+
+    settings = OnlineRequestSettings(request_timeout_ms=90000)
+    client.online_endpoints.begin_create_or_update(endpoint("live-endpoint", tags={"run": "7"})).result()
+    demo = deployment("live-endpoint", "demo", request_settings=settings)
+    client.online_deployments.begin_create_or_update(demo).result()
+    made = client.online_endpoints.get("live-endpoint")
+    made.traffic = {"demo": 100}
+    return client.online_endpoints.begin_create_or_update(made).result()
+
+
+@pytest.fixture
+def question(tmp_path):
+    file = tmp_path / "question.json"
+    file.write_text(json.dumps(QUESTION))
+    return file
+
+
+# endpoints
+
+
+def test_a_new_endpoint_has_an_address_and_no_traffic(empty):
+    assert (empty.provisioning_state, empty.traffic, empty.auth_mode) == ("Succeeded", {}, "key")
+    assert empty.scoring_uri.endswith("/endpoints/empty-endpoint/score")
+
+
+def test_an_endpoint_keeps_its_tags(client, live):
+    assert client.online_endpoints.get("live-endpoint").tags == {"run": "7"}
+
+
+def test_the_endpoints_are_listed(client, empty):
+    assert "empty-endpoint" in [found.name for found in client.online_endpoints.list()]
+
+
+@pytest.mark.parametrize("name", ["ab", "a" * 33, "1abc", "a--b", "a_b", "abc-"])
+def test_an_illegal_endpoint_name_is_refused(http, arm, name):
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/{name}", json={"properties": {"authMode": "Key"}})
+    assert (answer.status_code, answer.json()["error"]["details"][0]["code"]) == (400, "InvalidName")
+
+
+@pytest.mark.parametrize("name", ["1st", "a--b", "ab"])
+def test_an_illegal_deployment_name_is_refused(http, arm, empty, name):
+    body = {"properties": {"model": MODEL, "instanceType": SIZE}}
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/empty-endpoint/deployments/{name}", json=body)
+    assert (answer.status_code, answer.json()["error"]["details"][0]["code"]) == (400, "InvalidName")
+
+
+def test_the_name_of_the_tutorial_is_legal(http, arm):
+    path = f"{arm.workspace}/onlineEndpoints/ultrachat-completion-1234567890"
+    answers = (http.put(path, json={"properties": {"authMode": "Key"}}), http.delete(path))
+    assert [answer.status_code for answer in answers] == [201, 202]
+
+
+def test_traffic_cannot_be_set_when_an_endpoint_is_created(http, arm):
+    body = {"properties": {"authMode": "Key", "traffic": {"demo": 100}}}
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/too-early", json=body)
+    assert answer.json()["error"]["message"].startswith("traffic cannot be set when an endpoint is created")
+
+
+@pytest.mark.parametrize("traffic", [{"demo": 50}, {"demo": 101}, {"demo": -100}, {"other": 100}])
+def test_traffic_sums_to_0_or_100_over_deployments_that_are_there(http, arm, live, traffic):
+    body = {"properties": {"authMode": "Key", "traffic": traffic}}
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/live-endpoint", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
+
+
+def test_an_unknown_auth_mode_is_refused(http, arm):
+    body = {"properties": {"authMode": "Password"}}
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/with-password", json=body)
+    assert "is not one of Key, AMLToken, AADToken" in answer.json()["error"]["message"]
+
+
+def test_deleting_an_endpoint_that_is_not_there_is_no_error(http, arm):
+    assert http.delete(f"{arm.workspace}/onlineEndpoints/ghost").status_code == 204
+
+
+def test_a_deleted_endpoint_is_gone(client):
+    client.online_endpoints.begin_create_or_update(endpoint("doomed")).result()
+    client.online_endpoints.begin_delete("doomed").result()
+    assert "doomed" not in [found.name for found in client.online_endpoints.list()]
+
+
+def test_an_endpoint_that_is_not_there_is_answered_with_those_that_are(client, empty):
+    from azure.core.exceptions import ResourceNotFoundError
+
+    with pytest.raises(
+        ResourceNotFoundError, match=r"no online endpoint named 'ghost'; there is: .*empty-endpoint"
+    ):
+        client.online_endpoints.get("ghost")
+
+
+# keys
+
+
+def test_an_endpoint_has_two_keys_which_differ(client, empty):
+    keys = client.online_endpoints.get_keys("empty-endpoint")
+    assert len({keys.primary_key, keys.secondary_key}) == 2
+
+
+def test_a_regenerated_key_replaces_one_and_leaves_the_other(client, empty):
+    before = client.online_endpoints.get_keys("empty-endpoint")
+    client.online_endpoints.begin_regenerate_keys("empty-endpoint", key_type="primary").result()
+    after = client.online_endpoints.get_keys("empty-endpoint")
+    changed = (before.primary_key == after.primary_key, before.secondary_key == after.secondary_key)
+    assert changed == (False, True)
+
+
+def test_the_keys_are_in_no_other_answer(client, http, arm, live):
+    keys = client.online_endpoints.get_keys("live-endpoint")
+    answers = [http.get(f"{arm.workspace}/onlineEndpoints{below}").text for below in ("", "/live-endpoint")]
+    assert not any(keys.primary_key in answer or keys.secondary_key in answer for answer in answers)
+
+
+# deployments
+
+
+def test_a_deployment_is_shown_with_what_was_asked(client, live):
+    demo = client.online_deployments.get("demo", "live-endpoint")
+    shown = (demo.provisioning_state, demo.instance_type, demo.request_settings.request_timeout_ms)
+    assert shown == ("Succeeded", SIZE, 90000)
+
+
+def test_a_deployment_without_probes_gets_azures(client, live):
+    probe = client.online_deployments.get("demo", "live-endpoint").liveness_probe
+    values = (
+        probe.initial_delay,
+        probe.period,
+        probe.timeout,
+        probe.success_threshold,
+        probe.failure_threshold,
+    )
+    assert values == (10, 10, 2, 1, 30)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"instance_type": "Standard_X"}, "the size 'Standard_X' is not available"),
+        ({"instance_count": 9}, "9 x Standard_NC24ads_A100_v4 needs 259 cores"),
+        ({"model": "azureml:nothing:1"}, "no model named 'nothing' in the workspace"),
+    ],
+)
+def test_a_deployment_that_cannot_work_is_refused_at_once(client, empty, options, message):
+    asked = deployment("empty-endpoint", **{"name": "wrong", **options})
+    with pytest.raises(Exception, match=message):
+        client.online_deployments.begin_create_or_update(asked)
+
+
+def test_a_request_timeout_above_three_minutes_is_refused(client, empty):
+    from azure.ai.ml.entities import OnlineRequestSettings
+
+    settings = OnlineRequestSettings(request_timeout_ms=180001)
+    asked = deployment("empty-endpoint", "patient", request_settings=settings)
+    with pytest.raises(Exception, match="the request timeout is at most 180000 ms"):
+        client.online_deployments.begin_create_or_update(asked)
+
+
+def test_a_scoring_script_is_not_played(http, arm, empty):
+    body = {"properties": {"codeConfiguration": {"scoringScript": "score.py"}, "instanceType": SIZE}}
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/empty-endpoint/deployments/own-code", json=body)
+    assert answer.status_code == 501
+
+
+def test_a_deployment_with_traffic_cannot_be_deleted(client, live):
+    with pytest.raises(Exception, match="'demo' gets 100 % of the traffic"):
+        client.online_deployments.begin_delete("demo", "live-endpoint")
+
+
+def test_deleting_a_deployment_that_is_not_there_is_no_error(http, arm, empty):
+    path = f"{arm.workspace}/onlineEndpoints/empty-endpoint/deployments/ghost"
+    assert http.delete(path).status_code == 204
+
+
+def test_the_log_of_a_deployment_is_read(client, live):
+    assert client.online_deployments.get_logs("demo", "live-endpoint", lines=5)
+
+
+# scoring
+
+
+def test_a_deployment_answers_in_the_shape_of_the_mlflow_server(client, live, question):
+    answer = json.loads(client.online_endpoints.invoke("live-endpoint", request_file=question))
+    assert [list(row) for row in answer] == [["0"]]
+
+
+def test_an_answer_says_which_deployment_gave_it(client, live, http):
+    keys = client.online_endpoints.get_keys("live-endpoint")
+    headers = {"Authorization": f"Bearer {keys.secondary_key}", "x-request-id": "r-1"}
+    answer = http.post("/endpoints/live-endpoint/score", json=QUESTION, headers=headers)
+    shown = (answer.headers["azureml-model-deployment"], answer.headers["x-request-id"])
+    assert (answer.status_code, shown) == (200, ("demo", "r-1"))
+    assert float(answer.headers["x-ms-run-fn-exec-ms"]) > 0
+
+
+def test_a_named_deployment_is_asked(client, live, question):
+    answer = client.online_endpoints.invoke("live-endpoint", request_file=question, deployment_name="demo")
+    assert json.loads(answer)
+
+
+@pytest.mark.parametrize("key", ["", "Bearer", "Bearer wrong", "Basic wrong"])
+def test_a_wrong_key_is_answered_401(anonymous, live, key):
+    headers = {"Authorization": key} if key else {}
+    answer = anonymous.post("/endpoints/live-endpoint/score", json=QUESTION, headers=headers)
+    assert answer.status_code == 401
+
+
+def test_an_endpoint_without_traffic_answers_404(client, empty, http):
+    keys = client.online_endpoints.get_keys("empty-endpoint")
+    headers = {"Authorization": f"Bearer {keys.primary_key}"}
+    answer = http.post("/endpoints/empty-endpoint/score", json=QUESTION, headers=headers)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NoTraffic")
+
+
+def test_the_fault_endpoint_taken_refuses_every_name(stand_in_with):
+    stand_in_with("endpoint-taken")
+    with pytest.raises(Exception, match="the endpoint name 'any-name' is taken"):
+        client_of().online_endpoints.begin_create_or_update(endpoint("any-name"))
+
+
+def test_the_fault_delete_failed_fails_the_first_deletion(stand_in_with, arm):
+    from conftest import raw_client
+
+    local = stand_in_with("delete-failed=1").cloud
+    client_of().online_endpoints.begin_create_or_update(endpoint("stubborn")).result()
+    with raw_client(local.environment()) as http:
+        path = f"{arm.workspace}/onlineEndpoints/stubborn"
+        assert [http.delete(path).status_code for _ in range(2)] == [409, 202]

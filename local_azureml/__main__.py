@@ -108,8 +108,9 @@ class Server:
 
         self.app = create_app(self.cloud)
         chain = str(self.cloud.certificates.chain)
+        tls = {"ssl_certfile": chain, "ssl_keyfile": chain}
         settings = uvicorn.Config(
-            self.app, ssl_certfile=chain, ssl_keyfile=chain, log_level="warning", timeout_graceful_shutdown=2, lifespan="off"
+            self.app, **tls, log_level="warning", timeout_graceful_shutdown=2, lifespan="off"
         )
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
@@ -210,6 +211,7 @@ def main(arguments: list[str] | None = None) -> int:
     logging.basicConfig(
         level=os.environ.get("LOCAL_AZUREML_LOG", "WARNING"), format="local_azureml: %(message)s"
     )
+    os.environ.pop("ARM_CLOUD_METADATA_URL", None)  # an earlier start's: MLflow's plugin would wait for it
     action = {"run": run, "serve": serve}[options.action]
     try:
         if any(fault.startswith("killed") for fault in options.fault) and not options.data_dir:

@@ -1,9 +1,9 @@
-"""Compare the stand-in's fine-tune step with a plain `transformers.Trainer`, on one model and one set of rows.
+"""Compare the stand-in's fine-tune step with a plain `transformers.Trainer`, on one model and the same rows.
 
 The rows are the sample's conversations, joined until their lengths spread as ultrachat_200k's do: log-normal,
-half of the rows within a factor of 1.4 of the median. The plain Trainer shuffles them and pads each batch to its
-longest row; both take as many rows a step, the same labels, optimizer, schedule and seed, and are evaluated by
-one function. Prints a Markdown table, and which share of the preprocess step its tokenizer takes.
+half of the rows within a factor of 1.4 of the median. Both ways see the same rows at each step, in random
+order, with the same labels, optimizer, schedule and seed; the plain Trainer pads each batch to its longest
+row. One function evaluates both. Prints a Markdown table, and the tokenizer's share of the preprocess step.
 """
 
 import argparse
@@ -21,11 +21,19 @@ import pyarrow.parquet
 import torch
 import transformers
 from datasets import Dataset
-from peft import get_peft_model
-from transformers import AutoTokenizer, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerBase, TrainingArguments
+from peft import PeftModel, get_peft_model
+from transformers import (
+    AutoTokenizer,
+    DataCollatorForSeq2Seq,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerBase,
+    TrainingArguments,
+)
 
 from local_azureml.pipeline import finetune, inputs, machine, model_import, preprocess
-from local_azureml.pipeline.batches import Collator
+from local_azureml.pipeline.batches import Shares
+from local_azureml.pipeline.trainer import adapters
 
 SEEDS = Path(finetune.__file__).parents[1] / "seeds"
 SAMPLE = SEEDS / "hub/datasets/HuggingFaceH4/ultrachat_200k/data/train_sft-00000-of-00001.parquet"
@@ -52,13 +60,17 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", type=Path, default=SEEDS / "base_model", help="a Phi-3 checkpoint folder")
-    parser.add_argument("--full-size-layers", type=int, help="random weights of Phi-3-mini's size, so many layers (32)")
+    parser.add_argument(
+        "--base-model", type=Path, default=SEEDS / "base_model", help="a Phi-3 checkpoint folder"
+    )
+    parser.add_argument(
+        "--full-size-layers", type=int, help="random weights of Phi-3-mini's size, so many layers (32)"
+    )
     parser.add_argument("--rows", type=int, default=400, help="training rows; as many again / 8 are held out")
     parser.add_argument("--median-tokens", type=int, default=160, help="ultrachat's own is about 1200")
     parser.add_argument("--batch-size", type=int, default=8)
     parser.add_argument("--learning-rate", type=float, default=1e-3)
-    parser.add_argument("--epochs", type=int, default=1)
+
     parser.add_argument("--lora", action="store_true", help="train adapters instead of all weights")
     parser.add_argument("--precision", default="32", choices=("16", "32"))
     parser.add_argument("--repeat", type=int, default=1, help="how often each way is run")
@@ -78,7 +90,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
         "per_device_train_batch_size": options.batch_size,
         "per_device_eval_batch_size": options.batch_size,
         "learning_rate": options.learning_rate,
-        "num_train_epochs": options.epochs,
+        "num_train_epochs": 1,
         "apply_lora": str(options.lora).lower(),
         "precision": options.precision,
         "evaluation_strategy": "disable",
@@ -136,8 +148,8 @@ def tokenizer_share(specification: dict) -> float:
 
 def ours(values: dict, folder: Path) -> dict:
     """Train as the fine-tune step does."""
-    running = machine.layout(values)
-    trainer = finetune.build(values, running, None, folder / "base", folder / "tokens", folder / "ours", {})
+    task = finetune.Task(values, folder / "base", folder / "tokens", folder / "ours", {})
+    trainer = finetune.build(task, machine.layout(values), None)
     trainer.args.save_strategy = "no"
     return measured(trainer, folder)
 
@@ -161,18 +173,24 @@ def plain(values: dict, folder: Path) -> dict:
         disable_tqdm=True,
         use_cpu=not gpu,
         dataloader_pin_memory=gpu,
-        remove_unused_columns=False,
+        train_sampling_strategy="sequential",  # the rows are in random order
     )
     transformers.set_seed(values["seed"])
     half = values["apply_lora"] and kind == "bf16"
     model = Phi3ForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16 if half else torch.float32)
-    if adapters := finetune.adapters(values):
-        model = get_peft_model(model, adapters)
+    if lora := adapters(values):
+        model = get_peft_model(model, lora)
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")
-    rows = Dataset.from_file(str(folder / "tokens/train.arrow"))
-    trainer = transformers.Trainer(model, arguments, Collator(tokenizer.pad_token_id), rows)
+    rows = in_random_order(Dataset.from_file(str(folder / "tokens/train.arrow")), values)
+    trainer = transformers.Trainer(model, arguments, DataCollatorForSeq2Seq(tokenizer), rows)
     trainer.remove_callback(transformers.PrinterCallback)
     return measured(trainer, folder)
+
+
+def in_random_order(rows: Dataset, values: dict) -> Dataset:
+    """Return `rows` shuffled as the fine-tune step does, so that both ways see the same rows at each step."""
+    epochs = Shares(rows["length"], len(rows), 1, 1, 0, values["seed"])
+    return rows.select(epochs.steps()[0])
 
 
 def measured(trainer: transformers.Trainer, folder: Path) -> dict:
@@ -183,42 +201,50 @@ def measured(trainer: transformers.Trainer, folder: Path) -> dict:
     trainer.train()
     seconds, busy = time.perf_counter() - begun, time.process_time() - busy
     useful = sum(trainer.train_dataset["length"]) * trainer.args.num_train_epochs
-    peak = torch.cuda.max_memory_allocated() / machine.GIB if torch.cuda.is_available() else None
+    peak = torch.cuda.max_memory_allocated() / machine.GIB if torch.cuda.is_available() else 0
     return {
         "tokens": useful / seconds,
         "seconds": seconds,
         "busy": busy,
-        "loss": evaluation_loss(trainer.model, trainer.data_collator, folder),
+        "loss": evaluation_loss(trainer.model, folder),
         "memory": peak,
     }
 
 
 @torch.inference_mode()
-def evaluation_loss(model, collator: Collator, folder: Path) -> float:
+def evaluation_loss(model: torch.nn.Module, folder: Path) -> float:
     """Return the loss of a token of the held-out answers, on average."""
+    base = model.get_base_model() if isinstance(model, PeftModel) else model
+    base.set_attn_implementation("sdpa")
     model.eval()
     total = count = 0
-    rows = Dataset.from_file(str(folder / "tokens/validation.arrow"))
-    for first in range(0, len(rows), 4):
-        batch = {name: tensor.to(model.device) for name, tensor in collator(rows.select(range(first, min(first + 4, len(rows)))).to_list()).items()}
-        labels = batch.pop("labels")[:, 1:]
-        logits = model(**batch).logits[:, :-1].float()
-        total += torch.nn.functional.cross_entropy(logits.flatten(0, 1), labels.flatten(), ignore_index=-100, reduction="sum").item()
+    for row in Dataset.from_file(str(folder / "tokens/validation.arrow")):
+        labels = torch.tensor(row["labels"][1:], device=model.device)
+        logits = model(torch.tensor([row["input_ids"]], device=model.device)).logits[0, :-1].float()
+        total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
         count += int((labels != -100).sum())
     return total / count
 
 
 def show(results: dict[str, list[dict]]) -> None:
     """Print both ways' medians and their ratio."""
+    medians = {
+        way: {key: statistics.median(run[key] for run in runs) for key in runs[0]}
+        for way, runs in results.items()
+    }
     names = {"plain": "plain Trainer, random order, padded", "ours": "the fine-tune step"}
-    print("| | useful tokens/s | seconds | CPU seconds | evaluation loss | GPU memory, GiB |\n|---|---|---|---|---|---|")
+    print("| | useful tokens/s | seconds | CPU seconds | evaluation loss | GPU memory, GiB |")
+    print("|---|---|---|---|---|---|")
     for way, name in names.items():
-        median = {key: statistics.median(run[key] for run in results[way]) for key in ("tokens", "seconds", "busy", "loss")}
-        memory = results[way][-1]["memory"]
-        print(f"| {name} | {median['tokens']:,.0f} | {median['seconds']:.1f} | {median['busy']:.1f} | {median['loss']:.4f} | {memory or '-'} |")
-    ratio = [statistics.median(run[key] for run in results["ours"]) / statistics.median(run[key] for run in results["plain"]) for key in ("tokens", "loss")]
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"{torch.get_num_threads()} CPU threads"
-    print(f"\non {device}: {ratio[0]:.2f} x the useful tokens a second, {ratio[1] - 1:+.1%} evaluation loss")
+        got = medians[way]
+        print(
+            f"| {name} | {got['tokens']:,.0f} | {got['seconds']:.1f} | {got['busy']:.1f} | {got['loss']:.4f}"
+            f" | {got['memory']:.1f} |"
+        )
+    tokens, loss = (medians["ours"][key] / medians["plain"][key] for key in ("tokens", "loss"))
+    cpu = f"{torch.get_num_threads()} CPU threads"
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
+    print(f"\non {device}: {tokens:.2f} x the useful tokens a second, {loss - 1:+.1%} evaluation loss")
 
 
 if __name__ == "__main__":

@@ -68,7 +68,9 @@ class Process:
     def __init__(self, entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]):
         self.folder, self.log = folder, log
         self._child = CONTEXT.Process(
-            target=_run, args=(entry, specification, Place(0, str(log), str(folder), environment)), daemon=True
+            target=_run,
+            args=(entry, specification, Place(0, str(log), str(folder), environment)),
+            daemon=True,
         )
         self._exit_code: int | None = None
         self._killed = False
@@ -102,7 +104,10 @@ class Process:
         if written.exists():
             return json.loads(written.read_text())
         if self._exit_code == -signal.SIGKILL and not self._killed:
-            return {"code": "SystemError", "message": "the process was killed, most likely for want of memory"}
+            return {
+                "code": "SystemError",
+                "message": "the process was killed, most likely for want of memory",
+            }
         return {"code": "SystemError", "message": f"the process ended with exit code {self._exit_code}"}
 
     def _live(self) -> None:
@@ -172,7 +177,9 @@ def _run(entry: str, specification: dict, place: Place) -> None:
 def _allow_children() -> None:
     """Let this child start children of its own, forked from the same warm server."""
     multiprocessing.current_process().daemon = False
-    forkserver._forkserver.ensure_running = lambda: None  # else the standard library starts a second, cold one
+    forkserver._forkserver.ensure_running = lambda: (
+        None
+    )  # else the standard library starts a second, cold one
 
 
 def _fail(code: str, message: str) -> None:

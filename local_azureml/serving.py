@@ -36,7 +36,7 @@ QUEUED = 2  # times the concurrency limit: what Azure holds in flight before it 
 GATHER_SECONDS = 0.004  # how long a batch waits for the clients that the last batch has just answered
 
 
-class BadRequest(Exception):
+class BadRequestError(Exception):
     """What a request got wrong."""
 
 
@@ -91,7 +91,9 @@ class Generator:
         tokens = next(iter(folder.rglob("tokenizer_config.json")), None)
         if tokens is None:
             raise UserError(f"the model folder {folder.name} has no tokenizer_config.json")
-        self.tokenizer = AutoTokenizer.from_pretrained(tokens.parent, trust_remote_code=False, padding_side="left")
+        self.tokenizer = AutoTokenizer.from_pretrained(
+            tokens.parent, trust_remote_code=False, padding_side="left"
+        )
         self.model = AutoModelForCausalLM.from_pretrained(
             checkpoint, dtype="auto", use_safetensors=True, trust_remote_code=False
         )
@@ -107,7 +109,9 @@ class Generator:
         encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
         prompt = encoded["input_ids"]
         if len(prompt) >= self.context:
-            raise BadRequest(f"the conversation has {len(prompt)} tokens; the model takes fewer than {self.context}")
+            raise BadRequestError(
+                f"the conversation has {len(prompt)} tokens; the model takes fewer than {self.context}"
+            )
         ticket = Ticket(prompt, parameters)
         self.waiting.put(ticket)
         return ticket
@@ -120,7 +124,7 @@ class Generator:
             self._answer(batch)
 
     def _gather(self, crowded: bool) -> list[Ticket]:
-        """Return the tickets that wait; among many clients, give those just answered a moment to ask again."""
+        """Return the tickets that wait; of several clients, give those just answered a moment to return."""
         batch = [self.waiting.get()]
         until = time.monotonic() + (GATHER_SECONDS if crowded else 0)
         while len(batch) < self.most:
@@ -202,7 +206,9 @@ class Watch(StoppingCriteria):
         self.ids = input_ids
         made = input_ids.shape[1] - self.start
         for row, last in enumerate(input_ids[:, -1].tolist()):
-            if row in self.open and (last in self.generator.ends or made >= self.limits[row] or self.batch[row].dropped):
+            if row in self.open and (
+                last in self.generator.ends or made >= self.limits[row] or self.batch[row].dropped
+            ):
                 self._deliver(row)
         return torch.tensor([row not in self.open for row in range(len(self.batch))], device=input_ids.device)
 
@@ -224,21 +230,21 @@ def flat_or_nested(given: list) -> list[list[dict]]:
     """Return the one conversation of a list of messages or of a list of such lists."""
     conversations = given if isinstance(given[0], list) else [given]
     if len(conversations) > 1:
-        raise BadRequest("this server answers one conversation a request")
+        raise BadRequestError("this server answers one conversation a request")
     return [check_conversation(conversations[0])]
 
 
 def nested(given: list) -> list[list[dict]]:
     """Return the conversations of a list of lists of messages."""
     if not isinstance(given[0], list):
-        raise BadRequest("this server takes a list of conversations, each a list of messages")
+        raise BadRequestError("this server takes a list of conversations, each a list of messages")
     return [check_conversation(messages) for messages in given]
 
 
 def flat(given: list) -> list[list[dict]]:
     """Return the one conversation of a list of messages."""
     if isinstance(given[0], list):
-        raise BadRequest("this server takes one conversation, a list of messages, not a list of lists")
+        raise BadRequestError("this server takes one conversation, a list of messages, not a list of lists")
     return [check_conversation(given)]
 
 
@@ -325,7 +331,7 @@ async def _score(body: bytes, generator: Generator, shape: str, timeout: float, 
         tickets = [generator.ask(messages, parameters) for messages in conversations]
         answers = asyncio.gather(*(asyncio.wrap_future(ticket.answer) for ticket in tickets))
         return JSONResponse(answered(await asyncio.wait_for(answers, timeout)))
-    except BadRequest as error:
+    except BadRequestError as error:
         return refusal(400, f"{error}; expected is {EXPECTED}")
     except asyncio.TimeoutError:
         return refusal(408, f"no answer within the deployment's request timeout of {timeout:g} s")
@@ -360,20 +366,20 @@ def parse(body: bytes) -> tuple[list, Parameters]:
     try:
         request = json.loads(body)
     except ValueError as error:
-        raise BadRequest(f"the body is not JSON ({error})") from None
+        raise BadRequestError(f"the body is not JSON ({error})") from None
     data = request.get("input_data") if isinstance(request, dict) else None
     if not isinstance(data, dict):
-        raise BadRequest("the body has no object input_data")
+        raise BadRequestError("the body has no object input_data")
     given = data.get("input_string")
     if not isinstance(given, list) or not given:
-        raise BadRequest("input_data has no list input_string with messages in it")
+        raise BadRequestError("input_data has no list input_string with messages in it")
     return given, parameters_of({**_table(data, "parameters"), **_table(request, "params")})
 
 
 def _table(parent: dict, name: str) -> dict:
     table = parent.get(name) or {}
     if not isinstance(table, dict):
-        raise BadRequest(f"{name} is not an object")
+        raise BadRequestError(f"{name} is not an object")
     return table
 
 
@@ -381,24 +387,28 @@ def parameters_of(given: dict) -> Parameters:
     """Return the parameters, each checked."""
     for name, value in given.items():
         if name not in LEGAL:
-            raise BadRequest(f"there is no parameter {name!r}; there is {', '.join(LEGAL)}")
+            raise BadRequestError(f"there is no parameter {name!r}; there is {', '.join(LEGAL)}")
         types, legal, words = LEGAL[name]
-        if not isinstance(value, types) or (isinstance(value, bool) and bool not in types) or not legal(value):
-            raise BadRequest(f"{name} has to be {words}")
+        if (
+            not isinstance(value, types)
+            or (isinstance(value, bool) and bool not in types)
+            or not legal(value)
+        ):
+            raise BadRequestError(f"{name} has to be {words}")
     return Parameters(**given)
 
 
 def check_conversation(messages: list) -> list[dict]:
-    """Return the messages if user and assistant alternate, after a system message if any, and the user is last."""
+    """Return the messages if user and assistant alternate, a system message only first, the user last."""
     if not isinstance(messages, list) or not messages:
-        raise BadRequest("a conversation is a list of messages")
+        raise BadRequestError("a conversation is a list of messages")
     for message in messages:
         if not isinstance(message, dict) or not isinstance(message.get("content"), str):
-            raise BadRequest('a message is an object with the strings "role" and "content"')
+            raise BadRequestError('a message is an object with the strings "role" and "content"')
     roles = [message.get("role") for message in messages]
     turns = roles[1:] if roles[0] == "system" else roles
     if any(role != ("user", "assistant")[turn % 2] for turn, role in enumerate(turns)):
-        raise BadRequest("user and assistant have to alternate, after at most one system message")
+        raise BadRequestError("user and assistant have to alternate, after at most one system message")
     if len(turns) % 2 == 0:
-        raise BadRequest("the last message has to be the user's")
+        raise BadRequestError("the last message has to be the user's")
     return messages

@@ -55,7 +55,9 @@ def finetune(prepared, tmp_path):
     """A function that runs the fine-tune step on the prepared rows and returns the run."""
     quick = {"per_device_train_batch_size": 8, "logging_steps": 1, "learning_rate": 0.01, "max_steps": 4}
 
-    def start(name: str = "one", faults: dict | None = None, environment: dict | None = None, **inputs) -> Run:
+    def start(
+        name: str = "one", faults: dict | None = None, environment: dict | None = None, **inputs
+    ) -> Run:
         run = Run(tmp_path / name, **prepared.inputs, **(quick | inputs))
         run.upstream = dict(prepared.upstream)
         run.code = run.step(FINETUNE, environment, faults).wait()
@@ -122,7 +124,9 @@ def test_an_illegal_input_is_named_with_what_is_legal(tmp_path, base, rows, inpu
 
 
 def test_inputs_that_the_published_component_never_reads_are_named_in_the_log(tmp_path, base, rows):
-    run = Run(tmp_path, mlflow_model_path=base, train_file_path=rows, test_file_path=rows, shm_size_finetune="9g")
+    run = Run(
+        tmp_path, mlflow_model_path=base, train_file_path=rows, test_file_path=rows, shm_size_finetune="9g"
+    )
     assert run.step(VALIDATE).wait() == 0
     named = [line.split()[0] for line in run.log(VALIDATE).splitlines() if "not used" in line]
     assert named == ["test_file_path", "shm_size_finetune"]
@@ -147,7 +151,9 @@ def config_with(base: Path, **changes) -> bytes:
 
 
 def import_failure(tmp_path: Path, model: Path, rows: Path, **inputs) -> tuple[int | None, str, str]:
-    return failure(Run(tmp_path / "run", mlflow_model_path=model, train_file_path=rows).step(IMPORT, **inputs))
+    return failure(
+        Run(tmp_path / "run", mlflow_model_path=model, train_file_path=rows).step(IMPORT, **inputs)
+    )
 
 
 def test_a_folder_without_a_config_is_refused_with_what_is_in_it(tmp_path, rows):
@@ -157,7 +163,9 @@ def test_a_folder_without_a_config_is_refused_with_what_is_in_it(tmp_path, rows)
 
 
 def test_another_architecture_is_refused_by_name(tmp_path, base, rows):
-    model = broken(base, tmp_path / "model", config_json=config_with(base, architectures=["LlamaForCausalLM"]))
+    model = broken(
+        base, tmp_path / "model", config_json=config_with(base, architectures=["LlamaForCausalLM"])
+    )
     message = import_failure(tmp_path, model, rows)[2]
     assert message == "the base model's architecture is LlamaForCausalLM; the stand-in trains Phi3ForCausalLM"
 
@@ -171,13 +179,23 @@ def test_weights_are_never_read_from_a_pickle(tmp_path, base, rows):
 def test_a_cut_off_weight_file_is_refused(tmp_path, base, rows):
     whole = (base / "model.safetensors").read_bytes()
     model = broken(base, tmp_path / "model", model_safetensors=whole[: len(whole) // 2])
-    assert "model.safetensors of the base model is no whole safetensors file" in import_failure(tmp_path, model, rows)[2]
+    assert (
+        "model.safetensors of the base model is no whole safetensors file"
+        in import_failure(tmp_path, model, rows)[2]
+    )
 
 
 def test_a_model_that_does_not_fit_is_refused_with_figures_before_it_is_loaded(tmp_path, base, rows):
     size = 1 << 41  # bytes, more than any machine that runs this has
     header = json.dumps(
-        {f"model.layers.{layer}.w": {"dtype": "F32", "shape": [size // 8], "data_offsets": [layer * size // 2, (layer + 1) * size // 2]} for layer in range(2)}
+        {
+            f"model.layers.{layer}.w": {
+                "dtype": "F32",
+                "shape": [size // 8],
+                "data_offsets": [layer * size // 2, (layer + 1) * size // 2],
+            }
+            for layer in range(2)
+        }
     ).encode()
     model = broken(base, tmp_path / "model", model_safetensors=struct.pack("<Q", len(header)) + header)
     os.truncate(model / "model.safetensors", 8 + len(header) + size)  # a hole, no bytes on the disk
@@ -187,8 +205,17 @@ def test_a_model_that_does_not_fit_is_refused_with_figures_before_it_is_loaded(t
 
 
 def test_a_sharded_checkpoint_in_sixteen_bits_with_its_own_code_trains_without_running_it(tmp_path, rows):
-    config = {"sliding_window": 64, "num_hidden_layers": 3, "auto_map": {"AutoModelForCausalLM": "evil.Model"}}
-    specification = {"folder": str(tmp_path / "m"), "config": config, "max_shard_size": "30KB", "dtype": "bfloat16"}
+    config = {
+        "sliding_window": 64,
+        "num_hidden_layers": 3,
+        "auto_map": {"AutoModelForCausalLM": "evil.Model"},
+    }
+    specification = {
+        "folder": str(tmp_path / "m"),
+        "config": config,
+        "max_shard_size": "30KB",
+        "dtype": "bfloat16",
+    }
     assert child("tiny_phi3:make_checkpoint", specification, tmp_path / "make").wait() == 0
     (tmp_path / "m/evil.py").write_text("raise SystemExit('code of the model was run')")
     run = Run(tmp_path / "run", mlflow_model_path=tmp_path / "m", train_file_path=rows, max_steps=1)
@@ -204,7 +231,9 @@ def tokens(run: Run, split: str) -> dict[str, list]:
     """Return the texts, learned texts and lengths of what the preprocess step kept."""
     folder = run.folder / "report"
     arrow = str(Path(run.upstream[PREPROCESS]) / f"{split}.arrow")
-    assert child("tiny_phi3:report_tokens", {"arrow": arrow}, folder).wait() == 0, (folder / "log.txt").read_text()
+    assert child("tiny_phi3:report_tokens", {"arrow": arrow}, folder).wait() == 0, (
+        folder / "log.txt"
+    ).read_text()
     return json.loads((folder / "rows.json").read_text())
 
 
@@ -238,7 +267,9 @@ def test_without_a_validation_file_the_last_fifth_of_the_rows_is_held_out(prepar
 
 def test_every_format_gives_the_same_rows(tmp_path, preprocess, prepared):
     table = pyarrow.Table.from_pylist(chats(60))
-    text = table.set_column(2, "messages", pyarrow.array([json.dumps(row) for row in table["messages"].to_pylist()]))
+    text = table.set_column(
+        2, "messages", pyarrow.array([json.dumps(row) for row in table["messages"].to_pylist()])
+    )
     pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
     pyarrow.csv.write_csv(text, tmp_path / "rows.csv")
     tabs = pyarrow.csv.WriteOptions(delimiter="\t")
@@ -268,9 +299,12 @@ def talk(*roles: str) -> dict:
         ([{"text": "a"}] * 20, "rows.jsonl has no column `messages`; its columns are text"),
         (chats(9), "rows.jsonl has 9 conversations; at least 10 are needed"),
         ([{"messages": []}] * 20, "no conversation of two messages or more in its 20 rows"),
-        (chats(20) + [talk("user", "user")], "row 21 has the roles user, user; user and assistant have to alternate"),
-        (chats(20) + [talk("user", "system")], "row 21 has the roles user, system"),
-        (chats(20) + [talk("user", "tool")], "Failure while applying chat template to dataset"),
+        (
+            [*chats(20), talk("user", "user")],
+            "row 21 has the roles user, user; user and assistant have to alternate",
+        ),
+        ([*chats(20), talk("user", "system")], "row 21 has the roles user, system"),
+        ([*chats(20), talk("user", "tool")], "Failure while applying chat template to dataset"),
     ],
 )
 def test_rows_that_cannot_be_trained_on_are_a_users_error(tmp_path, preprocess, bad, words):
@@ -290,7 +324,9 @@ def test_rows_are_cut_at_max_seq_length_and_dropped_if_no_answer_is_left(tmp_pat
 def test_rows_that_are_all_longer_than_the_model_takes_fail_the_job(tmp_path, preprocess):
     long = {"messages": [{"role": "user", "content": "cow " * 600}, {"role": "assistant", "content": "moo"}]}
     run = preprocess(write_jsonl(tmp_path / "rows.jsonl", [long] * 30))
-    assert failure(run.process)[2] == "only 0 training rows keep a token to learn from; at least 10 are needed"
+    assert (
+        failure(run.process)[2] == "only 0 training rows keep a token to learn from; at least 10 are needed"
+    )
 
 
 def test_a_longer_max_seq_length_than_the_models_is_refused(rows, preprocess):
@@ -324,7 +360,9 @@ def tracked(tmp_path_factory) -> dict[str, str]:
     """The environment of a job whose two runs exist in an MLflow store."""
     folder = tmp_path_factory.mktemp("tracking")
     environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
-    assert child("tiny_phi3:make_runs", {}, folder, **environment).wait() == 0, (folder / "log.txt").read_text()
+    assert child("tiny_phi3:make_runs", {}, folder, **environment).wait() == 0, (
+        folder / "log.txt"
+    ).read_text()
     return environment | json.loads((folder / "runs.json").read_text())
 
 
@@ -335,12 +373,12 @@ def query(tracked: dict[str, str], words: str) -> list[tuple]:
 
 def test_the_trainers_numbers_and_arguments_land_in_mlflow_on_both_runs(finetune, tracked):
     given = {
-        "num_train_epochs": 2, "max_steps": 6, "per_device_train_batch_size": 4, "per_device_eval_batch_size": 3,
-        "optim": "adafactor", "learning_rate": 0.003, "warmup_steps": 2, "weight_decay": 0.1, "adam_beta1": 0.8,
-        "adam_beta2": 0.95, "adam_epsilon": 1e-7, "gradient_accumulation_steps": 2, "eval_accumulation_steps": 4,
-        "lr_scheduler_type": "cosine", "seed": 7, "dataloader_num_workers": 1, "max_grad_norm": 0.5,
-        "logging_strategy": "steps", "logging_steps": 2, "eval_steps": 3, "save_total_limit": 1,
-        "metric_for_best_model": "loss",
+        "num_train_epochs": 2, "max_steps": 6, "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 3, "optim": "adafactor", "learning_rate": 0.003, "warmup_steps": 2,
+        "weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-7,
+        "gradient_accumulation_steps": 2, "eval_accumulation_steps": 4, "lr_scheduler_type": "cosine",
+        "seed": 7, "dataloader_num_workers": 1, "max_grad_norm": 0.5, "logging_strategy": "steps",
+        "logging_steps": 2, "eval_steps": 3, "save_total_limit": 1, "metric_for_best_model": "loss",
     }  # fmt: skip
     run = finetune(environment=tracked, evaluation_strategy="steps", **given)
     assert run.code == 0, run.log(FINETUNE)
@@ -350,13 +388,17 @@ def test_the_trainers_numbers_and_arguments_land_in_mlflow_on_both_runs(finetune
     assert of_child == of_root
     assert sorted(step for key, step, _ in of_child if key == "loss") == [2, 4, 6]
     assert sorted(step for key, step, _ in of_child if key == "eval_loss") == [3, 6]
-    assert {"grad_norm", "learning_rate", "epoch", "eval_runtime", "train_runtime", "train_loss"} < {k for k, _, _ in of_child}
+    assert {"grad_norm", "learning_rate", "epoch", "eval_runtime", "train_runtime", "train_loss"} < {
+        k for k, _, _ in of_child
+    }
     logged = dict(query(tracked, "SELECT key, value FROM params"))
     assert {name: logged[name] for name in given} == {name: str(value) for name, value in given.items()}
 
 
 def test_full_determinism_gives_the_same_losses_to_the_last_digit(finetune):
-    runs = [finetune(name, enable_full_determinism="true", apply_lora="true", lora_dropout=0.1) for name in "ab"]
+    runs = [
+        finetune(name, enable_full_determinism="true", apply_lora="true", lora_dropout=0.1) for name in "ab"
+    ]
     assert runs[0].losses() == runs[1].losses()
 
 
@@ -367,7 +409,11 @@ def test_another_seed_gives_other_losses(finetune):
 def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(finetune):
     one = finetune("one", per_device_train_batch_size=8, num_train_epochs=1, max_steps=-1)
     two = finetune(
-        "two", per_device_train_batch_size=4, number_of_gpu_to_use_finetuning=2, num_train_epochs=1, max_steps=-1
+        "two",
+        per_device_train_batch_size=4,
+        number_of_gpu_to_use_finetuning=2,
+        num_train_epochs=1,
+        max_steps=-1,
     )
     assert "processes: 2 asked, 2 run on 2 CPU cores with gloo" in two.log(FINETUNE)
     assert two.losses() == pytest.approx(one.losses(), rel=1e-4)
@@ -389,7 +435,11 @@ def weights(folder: Path) -> set[str]:
 
 def test_merged_lora_leaves_an_ordinary_checkpoint(finetune, base):
     run = finetune(apply_lora="true", lora_r=4, lora_alpha=8)
-    assert (run.code, weights(run.pytorch), (run.pytorch / "adapter").exists()) == (0, {"model.safetensors"}, False)
+    assert (run.code, weights(run.pytorch), (run.pytorch / "adapter").exists()) == (
+        0,
+        {"model.safetensors"},
+        False,
+    )
     assert (run.pytorch / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
 
 
@@ -404,7 +454,11 @@ def test_kept_lora_leaves_the_base_as_it_was_with_the_adapter_beside_it(finetune
 
 def test_early_stopping_ends_a_run_that_no_longer_improves(finetune):
     run = finetune(
-        apply_early_stopping="true", early_stopping_threshold=9, max_steps=-1, num_train_epochs=9, learning_rate=1e-9
+        apply_early_stopping="true",
+        early_stopping_threshold=9,
+        max_steps=-1,
+        num_train_epochs=9,
+        learning_rate=1e-9,
     )
     assert run.history()[-1]["epoch"] == 2
 
@@ -414,7 +468,9 @@ def test_disabled_evaluation_logs_no_evaluation_loss(finetune):
 
 
 def test_evaluation_steps_interval_is_a_fraction_of_an_epoch(finetune):
-    run = finetune(evaluation_strategy="steps", evaluation_steps_interval=0.5, max_steps=-1, num_train_epochs=2)
+    run = finetune(
+        evaluation_strategy="steps", evaluation_steps_interval=0.5, max_steps=-1, num_train_epochs=2
+    )
     assert [log["epoch"] for log in run.history() if "eval_loss" in log] == [0.5, 1.0, 1.5, 2.0]
 
 
@@ -448,7 +504,9 @@ def test_a_loss_that_is_no_number_fails_the_job(finetune):
     assert run.code == 1
     error = json.loads((run.folder / FINETUNE / "error.json").read_text())
     assert error["code"] == "UserError"
-    assert "the loss became nan at step" in error["message"] or "the loss became inf at step" in error["message"]
+    assert (
+        "the loss became nan at step" in error["message"] or "the loss became inf at step" in error["message"]
+    )
 
 
 def test_no_memory_left_is_said_with_what_to_lower(finetune):
@@ -477,12 +535,21 @@ def test_a_deepspeed_file_that_is_no_json_is_refused(finetune, rows):
 
 @pytest.mark.parametrize(
     ("step", "fault"),
-    [(VALIDATE, "validation-failed"), (PREPROCESS, "preprocess-failed"), (FINETUNE, "finetune-failed"), (CONVERT, "convert-failed")],
+    [
+        (VALIDATE, "validation-failed"),
+        (PREPROCESS, "preprocess-failed"),
+        (FINETUNE, "finetune-failed"),
+        (CONVERT, "convert-failed"),
+    ],
 )
 def test_a_fault_fails_its_step(prepared, tmp_path, step, fault):
     run = Run(tmp_path, **prepared.inputs)
     run.upstream = dict(prepared.upstream)
-    assert failure(run.step(step, faults={fault: ""})) == (1, "UserError", f"the fault {fault} is switched on")
+    assert failure(run.step(step, faults={fault: ""})) == (
+        1,
+        "UserError",
+        f"the fault {fault} is switched on",
+    )
 
 
 # the model that comes out
@@ -493,10 +560,13 @@ def test_the_mlflow_folder_loads_in_a_fresh_process_and_answers(finetune):
     assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
     program = (
         "import sys, mlflow; model = mlflow.pyfunc.load_model(sys.argv[1]);"
-        " print(model.metadata.signature, model.predict('<|user|>\\nWhat does the cow say?<|end|>\\n<|assistant|>\\n'))"
+        " print(model.metadata.signature);"
+        " print(model.predict('<|user|>\\nWhat does the cow say?<|end|>\\n<|assistant|>\\n'))"
     )
-    fresh = subprocess.run([sys.executable, "-c", program, run.mlflow], capture_output=True, text=True, timeout=120)
-    assert fresh.stdout.startswith("None ['<|user|>\\nWhat does the cow say?"), fresh.stderr
+    fresh = subprocess.run(
+        [sys.executable, "-c", program, run.mlflow], capture_output=True, text=True, timeout=120
+    )
+    assert fresh.stdout.startswith("None\n['<|user|>\\nWhat does the cow say?"), fresh.stderr
     assert " says " in fresh.stdout
 
 

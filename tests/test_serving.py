@@ -21,7 +21,12 @@ def model(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("served")
     assert child("tiny_phi3:make_checkpoint", {"folder": str(folder / "base")}, folder).wait() == 0
     train = write_jsonl(folder / "train.jsonl", chats(200))
-    inputs = {"learning_rate": 0.01, "per_device_train_batch_size": 8, "num_train_epochs": 8, "logging_steps": 100}
+    inputs = {
+        "learning_rate": 0.01,
+        "per_device_train_batch_size": 8,
+        "num_train_epochs": 8,
+        "logging_steps": 100,
+    }
     run = Run(folder / "run", mlflow_model_path=folder / "base", train_file_path=train, **inputs)
     for name in STEPS:
         assert run.step(name, evaluation_strategy="disable").wait() == 0, run.log(name)
@@ -51,7 +56,9 @@ class Server:
     def ask(self, question: str | list, **parameters) -> httpx.Response:
         """Ask one question, in a nested conversation of one message unless it is a conversation already."""
         given = [[user(question)]] if isinstance(question, str) else question
-        return self.client.post("/score", json={"input_data": {"input_string": given, "parameters": parameters}})
+        return self.client.post(
+            "/score", json={"input_data": {"input_string": given, "parameters": parameters}}
+        )
 
     def close(self) -> None:
         self.client.close()
@@ -96,7 +103,10 @@ def test_it_answers_what_the_model_has_learned(server):
 def test_the_answer_ends_with_the_turn_and_counts_its_tokens(server):
     answer = server.ask([user(QUESTIONS[0])]).json()
     used = answer["usage"]
-    assert (answer["finish_reason"], answer["message"]) == ("stop", {"role": "assistant", "content": answer["output"]})
+    assert (answer["finish_reason"], answer["message"]) == (
+        "stop",
+        {"role": "assistant", "content": answer["output"]},
+    )
     assert used["total_tokens"] == used["prompt_tokens"] + used["completion_tokens"]
     assert "<|" not in answer["output"]
 
@@ -115,11 +125,20 @@ def test_without_sampling_an_answer_is_the_same_alone_and_among_others(server):
 
 
 def test_requests_of_different_parameters_share_a_batch_and_keep_their_own(server):
-    wanted = [{}, {"max_new_tokens": 1}, {"do_sample": True, "temperature": 10, "max_new_tokens": 30}, {"max_new_tokens": 2}]
+    wanted = [
+        {},
+        {"max_new_tokens": 1},
+        {"do_sample": True, "temperature": 10, "max_new_tokens": 30},
+        {"max_new_tokens": 2},
+    ]
     with ThreadPoolExecutor(4) as clients:
-        made = list(clients.map(lambda given: server.ask([user(QUESTIONS[0])], **given).json()["usage"], wanted))
+        made = list(
+            clients.map(lambda given: server.ask([user(QUESTIONS[0])], **given).json()["usage"], wanted)
+        )
     assert (made[1]["completion_tokens"], made[3]["completion_tokens"]) == (1, 2)
-    assert made[0]["completion_tokens"] == server.ask([user(QUESTIONS[0])]).json()["usage"]["completion_tokens"]
+    assert (
+        made[0]["completion_tokens"] == server.ask([user(QUESTIONS[0])]).json()["usage"]["completion_tokens"]
+    )
 
 
 def test_a_high_temperature_varies_the_answer(server):
@@ -127,17 +146,27 @@ def test_a_high_temperature_varies_the_answer(server):
     assert len({server.ask([user(QUESTIONS[0])], **settings).json()["output"] for _ in range(5)}) > 1
 
 
-@pytest.mark.parametrize("settings", [{"temperature": 0}, {"temperature": 0.001}, {"top_p": 0.001, "temperature": 10}])
+@pytest.mark.parametrize(
+    "settings", [{"temperature": 0}, {"temperature": 0.001}, {"top_p": 0.001, "temperature": 10}]
+)
 def test_no_temperature_or_a_narrow_top_p_answers_as_without_sampling(server, settings):
     plain = server.ask([user(QUESTIONS[0])]).json()["output"]
-    assert [server.ask([user(QUESTIONS[0])], do_sample=True, **settings).json()["output"] for _ in range(3)] == [plain] * 3
+    assert [
+        server.ask([user(QUESTIONS[0])], do_sample=True, **settings).json()["output"] for _ in range(3)
+    ] == [plain] * 3
 
 
 def test_each_of_azures_three_servers_is_played(model, serve, server):
     question, flat = [[user(QUESTIONS[0])]], [user(QUESTIONS[0])]
     text = server.ask(flat).json()["output"]
     vllm, no_code = serve(model, shape="vllm"), serve(model)
-    answered = [vllm.ask(question), vllm.ask(flat), no_code.ask(question), no_code.ask(flat), server.ask(question)]
+    answered = [
+        vllm.ask(question),
+        vllm.ask(flat),
+        no_code.ask(question),
+        no_code.ask(flat),
+        server.ask(question),
+    ]
     assert [(answer.status_code, answer.json()) for answer in answered[:3]] == [
         (200, {"output": text}),
         (200, {"output": text}),
@@ -165,7 +194,11 @@ def test_a_fault_chooses_the_shape(model, serve):
 def test_a_request_of_another_form_is_answered_400_with_the_form_expected(server, body, words):
     answer = server.client.post("/score", content=body)
     message = answer.json()["error"]["message"]
-    assert (answer.status_code, words in message, '"input_string": [{"role": "user"' in message) == (400, True, True)
+    assert (answer.status_code, words in message, '"input_string": [{"role": "user"' in message) == (
+        400,
+        True,
+        True,
+    )
 
 
 @pytest.mark.parametrize(
@@ -187,12 +220,18 @@ def test_an_illegal_parameter_is_answered_400_with_what_is_legal(server, paramet
 
 def test_a_conversation_longer_than_the_context_is_answered_400(server):
     answer = server.ask([user("cow " * 300)])
-    assert (answer.status_code, "the model takes fewer than 256" in answer.json()["error"]["message"]) == (400, True)
+    assert (answer.status_code, "the model takes fewer than 256" in answer.json()["error"]["message"]) == (
+        400,
+        True,
+    )
 
 
 def test_an_answer_that_takes_longer_than_the_request_timeout_is_408(model, serve):
     answer = serve(model, request_timeout=0.001).ask(QUESTIONS[0])
-    assert (answer.status_code, "request timeout of 0.001 s" in answer.json()["error"]["message"]) == (408, True)
+    assert (answer.status_code, "request timeout of 0.001 s" in answer.json()["error"]["message"]) == (
+        408,
+        True,
+    )
 
 
 def test_more_than_twice_the_concurrency_limit_is_429(model, serve):

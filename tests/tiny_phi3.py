@@ -1,4 +1,4 @@
-"""Children's entries that make what the tests need of heavy libraries, so that pytest need not import them."""
+"""Children's entries that make what the tests need of heavy libraries; pytest need not import them."""
 
 import json
 from pathlib import Path
@@ -56,10 +56,12 @@ def _tokenizer() -> PreTrainedTokenizerFast:
 
 
 def make_runs(specification: dict) -> None:
-    """Create the two runs of a pipeline in the tracking store of the environment; write their ids to `runs.json`."""
+    """Create a pipeline's two runs in the environment's tracking store; write their ids to `runs.json`."""
     client = mlflow.MlflowClient()
     experiment = client.create_experiment("animals")
-    runs = {name: client.create_run(experiment).info.run_id for name in ("MLFLOW_RUN_ID", "AZUREML_ROOT_RUN_ID")}
+    runs = {
+        name: client.create_run(experiment).info.run_id for name in ("MLFLOW_RUN_ID", "AZUREML_ROOT_RUN_ID")
+    }
     Path("runs.json").write_text(json.dumps(runs))
 
 

@@ -1,4 +1,4 @@
-"""Batches of rows of about one length, so that hardly any token is padding."""
+"""Batches whose rows lie end to end: as many rows a step as were asked for, and no padding."""
 
 import math
 from collections.abc import Iterator
@@ -6,45 +6,39 @@ from collections.abc import Iterator
 import numpy
 import torch
 from torch.utils.data import DataLoader, Sampler
-from trl.trainer.sft_trainer import DataCollatorForLanguageModeling
-
-JITTER = 0.1  # rows whose lengths differ by up to this share may meet, so that epochs differ
 
 
-class LengthBatches(Sampler[list[int]]):
-    """One process's share of batches; the rows of a step are the same however many processes share it."""
+class Shares(Sampler[list[int]]):
+    """One process's share of each step's rows; a step's rows are the same however many processes share it."""
 
     def __init__(self, lengths, rows: int, accumulation: int, processes: int, rank: int, seed: int):
         self.lengths = numpy.asarray(lengths)
         self.rows, self.accumulation, self.processes, self.rank = rows, accumulation, processes, rank
         self.seed, self.epoch = seed, 0
-        self.step_rows = rows * accumulation * processes
 
     def set_epoch(self, epoch: int) -> None:
         """Choose the order of `epoch`."""
         self.epoch = epoch
 
     def __len__(self) -> int:
-        whole, left = divmod(len(self.lengths), self.step_rows)
-        return whole * self.accumulation + math.ceil(left / (self.rows * self.processes))
+        whole, left = divmod(len(self.lengths), self.rows * self.accumulation * self.processes)
+        return whole * self.accumulation + self._parts(left)
 
     def __iter__(self) -> Iterator[list[int]]:
         for step in self.steps():
-            parts = math.ceil(len(step) / (self.rows * self.processes))
-            shares = numpy.array_split(step, parts * self.processes)
-            for part in range(parts):
-                yield shares[part * self.processes + self.rank].tolist()
+            by_length = step[numpy.argsort(self.lengths[step], kind="stable")]
+            parts = self._parts(len(step))
+            for part in range(parts):  # dealt like cards, so that all shares take about as long
+                yield by_length[part * self.processes + self.rank :: parts * self.processes].tolist()
 
     def steps(self) -> list[numpy.ndarray]:
-        """Return the rows of each optimizer step: shuffled buckets, then one short step of what is left."""
-        draw = numpy.random.default_rng((self.seed, self.epoch))
-        order = draw.permutation(len(self.lengths))
-        left = len(order) % self.step_rows
-        rest, tail = order[left:], order[:left]
-        keys = self.lengths[rest] * (1 + JITTER * draw.random(len(rest)))
-        buckets = rest[numpy.argsort(keys, kind="stable")].reshape(-1, self.step_rows)
-        steps = list(buckets[draw.permutation(len(buckets))])
-        return [*steps, tail[numpy.argsort(self.lengths[tail], kind="stable")]] if left else steps
+        """Return the rows of each optimizer step, in random order."""
+        order = numpy.random.default_rng((self.seed, self.epoch)).permutation(len(self.lengths))
+        size = self.rows * self.accumulation * self.processes
+        return [order[first : first + size] for first in range(0, len(order), size)]
+
+    def _parts(self, rows: int) -> int:
+        return math.ceil(rows / (self.rows * self.processes))
 
 
 class EpochLoader(DataLoader):
@@ -55,14 +49,25 @@ class EpochLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)
 
 
-class Collator(DataCollatorForLanguageModeling):
-    """Pads a batch to its longest row; what is padding in the rows themselves stays unattended."""
+class EndToEnd:
+    """Lays the rows of a batch end to end."""
 
-    def torch_call(self, examples: list[dict]) -> dict[str, torch.Tensor]:
-        """Return input_ids, labels and attention_mask, each rows × tokens."""
-        if not examples:  # this process has no share in an epoch's last, short step
-            examples = [{"input_ids": [self.pad_token_id] * 2, "labels": [-100] * 2, "length": 2}]
-        batch = super().torch_call(examples)
-        lengths = torch.tensor([example["length"] for example in examples])
-        batch["attention_mask"] = (torch.arange(batch["input_ids"].shape[1]) < lengths[:, None]).long()
-        return batch
+    def __init__(self, filler: int):
+        self.filler = filler  # a token for the process that has no share in an epoch's last, short step
+
+    def __call__(self, rows: list[dict]) -> dict[str, torch.Tensor | list[int]]:
+        """Return input_ids, position_ids and labels, each 1 by tokens, and the rows' lengths."""
+        rows = rows or [{"input_ids": [self.filler] * 2, "labels": [-100] * 2}]
+        lengths = [len(row["input_ids"]) for row in rows]
+        return {
+            "input_ids": _joined([row["input_ids"] for row in rows]),
+            "labels": _joined(
+                [[-100, *row["labels"][1:]] for row in rows]
+            ),  # a row's first token follows none
+            "position_ids": torch.cat([torch.arange(length) for length in lengths])[None],
+            "row_lengths": lengths,
+        }
+
+
+def _joined(rows: list[list[int]]) -> torch.Tensor:
+    return torch.tensor([token for row in rows for token in row])[None]

@@ -30,12 +30,15 @@ def check(folder: Path) -> dict:
         raise UserError(f"config.json of the base model is not JSON: {error}") from error
     architectures = config.get("architectures") or ["none"]
     if architectures[0] != ARCHITECTURE:
-        raise UserError(f"the base model's architecture is {architectures[0]}; the stand-in trains {ARCHITECTURE}")
+        raise UserError(
+            f"the base model's architecture is {architectures[0]}; the stand-in trains {ARCHITECTURE}"
+        )
     tensors = shapes(folder)
     layers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
     if len(layers) != config["num_hidden_layers"]:
         raise UserError(
-            f"config.json of the base model says {config['num_hidden_layers']} layers; its weights hold {len(layers)}"
+            f"the base model's config.json says {config['num_hidden_layers']} layers;"
+            f" its weights hold {len(layers)}"
         )
     return config
 
@@ -55,7 +58,8 @@ def weight_files(folder: Path) -> list[Path]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise UserError(
-            f"the base model has no file {missing[0]}; weights are read from safetensors alone, never from pickles"
+            f"the base model has no file {missing[0]}; weights are read from safetensors alone,"
+            " never from pickles"
         )
     return [folder / name for name in names]
 

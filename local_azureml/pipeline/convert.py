@@ -35,18 +35,25 @@ def load(folder: Path) -> Phi3ForCausalLM:
     model = Phi3ForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
     if not (folder / ADAPTER).exists():
         return model
-    print("the adapter was kept apart; the MLflow model gets it merged, so that it loads without peft", flush=True)
+    print(
+        "the adapter was kept apart; the MLflow model gets it merged, so that it loads without peft",
+        flush=True,
+    )
     return PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()
 
 
 def save_mlflow_model(model: Phi3ForCausalLM, tokenizer, folder: Path) -> None:
     """Write an MLflow model with the transformers flavor to `folder`, without a signature as Azure's is."""
-    logging.getLogger("mlflow").setLevel(logging.ERROR)  # it looks for a model card on a hub that is not there
+    logging.getLogger("mlflow").setLevel(
+        logging.ERROR
+    )  # it looks for a model card on a hub that is not there
     shutil.rmtree(folder, ignore_errors=True)
     model.name_or_path = "Phi-3"  # else the folder names this machine's paths
     model.config.use_cache = True
     mlflow.transformers.save_model(
-        TextGenerationPipeline(model=model, tokenizer=tokenizer, task="text-generation", device=torch.device("cpu")),
+        TextGenerationPipeline(
+            model=model, tokenizer=tokenizer, task="text-generation", device=torch.device("cpu")
+        ),
         str(folder),
         task="text-generation",
         pip_requirements=[f"{package}=={version(package).split('+')[0]}" for package in PACKAGES],

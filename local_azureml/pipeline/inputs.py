@@ -64,7 +64,7 @@ USES = {
     "ignore_mismatched_sizes": "passed on to from_pretrained",
     "max_grad_norm": "the Trainer's max_grad_norm",
     "evaluation_strategy": "when to evaluate and to save a checkpoint",
-    "evaluation_steps_interval": "if positive, evaluates every such fraction of an epoch instead of eval_steps",
+    "evaluation_steps_interval": "if positive, evaluates after every such share of an epoch, not eval_steps",
     "eval_steps": "steps between evaluations, if evaluation_strategy is steps",
     "logging_strategy": "the Trainer's logging_strategy",
     "logging_steps": "the Trainer's logging_steps",
@@ -152,7 +152,9 @@ def _number(name: str, value, kind: type, spec: dict):
     try:
         number = kind(value)
     except (TypeError, ValueError):
-        raise UserError(f"{name} is {value!r}; it has to be {'an integer' if kind is int else 'a number'}") from None
+        raise UserError(
+            f"{name} is {value!r}; it has to be {'an integer' if kind is int else 'a number'}"
+        ) from None
     least = kind(spec.get("min", LEAST.get(name, number)))
     if number < least:
         raise UserError(f"{name} is {value}; it has to be at least {least}")

@@ -93,31 +93,34 @@ def available() -> int:
     return min([free, *(int(limit) for limit in limits if limit.isdigit())])
 
 
-def plan(config: dict, folder: Path, values: dict, free: int) -> Need:
-    """Return what the fine-tune needs, recomputing activations only if it does not fit without; raise if never."""
+def plan(config: dict, folder: Path, values: dict, free: int, longest: int = 0) -> Need:
+    """Return what training on rows of up to `longest` tokens takes; raise if it does not fit.
+
+    Activations are recomputed in the backward pass only where they do not fit otherwise.
+    """
     running = layout(values)
     room = free if running.gpus else free // running.processes
     for checkpointing in (False, True):
-        need = _need(config, folder, values, checkpointing)
+        need = _need(config, folder, values, longest, checkpointing)
         if need.total <= room:
             return need
     raise UserError(
-        f"the base model does not fit: {need} for each of {running.processes} processes, {room / GIB:.2f} GiB free;"
-        " lower max_seq_length or per_device_train_batch_size, or set apply_lora"
+        f"the base model does not fit: {need} for each of {running.processes} processes,"
+        f" {room / GIB:.2f} GiB free; lower max_seq_length or per_device_train_batch_size, or set apply_lora"
     )
 
 
-def _need(config: dict, folder: Path, values: dict, checkpointing: bool) -> Need:
+def _need(config: dict, folder: Path, values: dict, longest: int, checkpointing: bool) -> Need:
     tensors = shapes(folder)
     parameters = sum(prod(shape) for shape, _ in tensors.values())
     lora = values["apply_lora"]
     trained = _adapter_parameters(tensors, values["lora_r"]) if lora else parameters
-    width = 2 if lora and precision(values) != "fp32" else 4  # adapters and trained weights stay in 32 bits
+    half = lora and precision(values) == "bf16"  # adapters, and weights that are trained, stay in 32 bits
     return Need(
         parameters,
-        weights=parameters * width + (trained * 4 if lora else 0),
+        weights=parameters * (2 if half else 4) + (trained * 4 if lora else 0),
         training=trained * (4 + OPTIMIZER_BYTES[values["optim"]]),
-        activations=_activations(config, values, checkpointing),
+        activations=_activations(config, values, longest, checkpointing),
         checkpointing=checkpointing,
     )
 
@@ -128,12 +131,11 @@ def _adapter_parameters(tensors: dict, rank: int) -> int:
     return sum(rank * (rows + columns) for rows, columns in linear)
 
 
-def _activations(config: dict, values: dict, checkpointing: bool) -> int:
-    length = values["max_seq_length"]
-    longest = config["max_position_embeddings"]
-    tokens = values["per_device_train_batch_size"] * (longest if length == -1 else min(length, longest))
+def _activations(config: dict, values: dict, longest: int, checkpointing: bool) -> int:
+    tokens = values["per_device_train_batch_size"] * longest
     width = 4 if precision(values) == "fp32" else 2
-    hidden, inner, layers = (config[name] for name in ("hidden_size", "intermediate_size", "num_hidden_layers"))
+    hidden, inner, layers = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     layer = 10 * hidden + 5 * inner  # numbers that one layer keeps of one token for the backward pass
     kept = layers * hidden + layer if checkpointing else layers * layer
-    return tokens * kept * width
+    logits = 3 * config["vocab_size"]  # with their softmax and its gradient, in 32 bits
+    return tokens * (kept * width + logits * 4)

@@ -26,11 +26,12 @@ def run(specification: dict) -> None:
     print(f"imported {config['architectures'][0]} with {need.parameters:,} parameters; {need}", flush=True)
 
 
-def link_files(source: Path, target: Path) -> None:
-    """Put the files of `source` into `target` as hard links, or as copies across file systems."""
+def link_files(source: Path, target: Path, weights: bool = True) -> None:
+    """Put the files of `source` that `target` lacks there, as hard links, or copies across file systems."""
     target.mkdir(parents=True, exist_ok=True)
     for path in source.iterdir():
-        if path.is_file() and not (target / path.name).exists():
+        wanted = weights or ".safetensors" not in path.name
+        if path.is_file() and wanted and not (target / path.name).exists():
             _link(path.resolve(), target / path.name)
 
 

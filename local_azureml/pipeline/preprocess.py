@@ -39,7 +39,9 @@ def run(specification: dict) -> None:
     for split, rows in split_rows(values).items():
         kept = writer.write(rows, output / f"{split}.arrow")
         if split == "train" and kept < LEAST_ROWS:
-            raise UserError(f"only {kept} training rows keep a token to learn from; at least {LEAST_ROWS} are needed")
+            raise UserError(
+                f"only {kept} training rows keep a token to learn from; at least {LEAST_ROWS} are needed"
+            )
     print(f"{writer.tokens:,} tokens in {time.monotonic() - begun:.1f} s", flush=True)
 
 
@@ -48,12 +50,16 @@ def split_rows(values: dict) -> dict[str, pyarrow.Table]:
     train = conversations(values["train_file_path"])
     if len(train) < LEAST_ROWS:
         raise UserError(
-            f"{values['train_file_path'].name} has {len(train)} conversations; at least {LEAST_ROWS} are needed"
+            f"{values['train_file_path'].name} has {len(train)} conversations;"
+            f" at least {LEAST_ROWS} are needed"
         )
     if "validation_file_path" in values:
         return {"train": train, "validation": conversations(values["validation_file_path"])}
     first = len(train) - len(train) // HELD_OUT
-    print(f"no validation file: the last {len(train) - first} of {len(train)} training rows are held out", flush=True)
+    print(
+        f"no validation file: the last {len(train) - first} of {len(train)} training rows are held out",
+        flush=True,
+    )
     return {"train": train[:first], "validation": train[first:]}
 
 
@@ -118,19 +124,21 @@ class TokenWriter:
         if self.padded:
             ids = [_pad(row, self.length, self.tokenizer.pad_token_id) for row in ids]
             labels = [_pad(row, self.length, -100) for row in labels]
-        return pyarrow.record_batch([_lists(ids), _lists(labels), pyarrow.array(lengths, pyarrow.int32())], schema=SCHEMA)
+        return pyarrow.record_batch(
+            [_lists(ids), _lists(labels), pyarrow.array(lengths, pyarrow.int32())], schema=SCHEMA
+        )
 
 
 def marked_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the model's chat template with the assistant's words marked, so that loss is taken there alone."""
+    """Return the model's chat template with the assistant's words marked, where the loss is taken."""
     if not tokenizer.chat_template:
         raise UserError("the base model's tokenizer has no chat template; a chat model has one")
     try:
         return get_training_chat_template(tokenizer) or tokenizer.chat_template
     except ValueError:
         raise UserError(
-            "the base model's chat template does not mark the assistant's words with {% generation %}, and trl knows"
-            " no marked form of it; add the marks to chat_template.jinja"
+            "the base model's chat template does not mark the assistant's words with {% generation %},"
+            " and trl knows no marked form of it; add the marks to chat_template.jinja"
         ) from None
 
 

@@ -28,7 +28,9 @@ def _read_csv(path: Path) -> pyarrow.Table:
 
 
 def _read_tsv(path: Path) -> pyarrow.Table:
-    return _parsed(csv.read_csv(path, parse_options=csv.ParseOptions(delimiter="\t", newlines_in_values=True)))
+    return _parsed(
+        csv.read_csv(path, parse_options=csv.ParseOptions(delimiter="\t", newlines_in_values=True))
+    )
 
 
 FORMATS: dict[str, Callable[[Path], pyarrow.Table]] = {
@@ -92,4 +94,6 @@ def _parsed(table: pyarrow.Table) -> pyarrow.Table:
 
 def _require_messages(path: Path, columns: list[str]) -> None:
     if "messages" not in columns:
-        raise UserError(f"{path.name} has no column `messages`; its columns are {', '.join(columns) or 'none'}")
+        raise UserError(
+            f"{path.name} has no column `messages`; its columns are {', '.join(columns) or 'none'}"
+        )

@@ -30,10 +30,13 @@ def check_combinations(values: dict) -> None:
     if values["apply_early_stopping"] and values["evaluation_strategy"] == "disable":
         raise UserError("apply_early_stopping needs an evaluation_strategy; use epoch or steps, not disable")
     if values["max_seq_length"] != -1 and values["max_seq_length"] < 1:
-        raise UserError(f"max_seq_length is {values['max_seq_length']}; it has to be positive, or -1 for the model's own")
+        raise UserError(
+            f"max_seq_length is {values['max_seq_length']}; it has to be positive, or -1 for the model's own"
+        )
     if values["evaluation_steps_interval"] > 1:
         raise UserError(
-            f"evaluation_steps_interval is {values['evaluation_steps_interval']}; it is a fraction of an epoch, at most 1"
+            f"evaluation_steps_interval is {values['evaluation_steps_interval']};"
+            " it is a fraction of an epoch, at most 1"
         )
     for name in ("adam_beta1", "adam_beta2", "lora_dropout"):
         if not 0 <= values[name] < 1:

@@ -34,7 +34,9 @@ class Lines(TrainerCallback):
             print(f"{place}  loss {logs['loss']:.4f}  {self._pace(state)}", flush=True)
         elif "eval_loss" in logs:
             loss = logs["eval_loss"]
-            print(f"{place}  evaluation loss {loss:.4f}  perplexity {math.exp(min(loss, 99)):.2f}", flush=True)
+            print(
+                f"{place}  evaluation loss {loss:.4f}  perplexity {math.exp(min(loss, 99)):.2f}", flush=True
+            )
         elif "train_runtime" in logs:
             print(f"trained {state.global_step} steps in {logs['train_runtime']:.1f} s", flush=True)
 
@@ -59,10 +61,12 @@ class Guard(TrainerCallback):
 
 
 class Tracker(TrainerCallback):
-    """Writes every number that the Trainer logs to the job's own run and to the pipeline's, in the background."""
+    """Writes each number that the Trainer logs to the job's own run and to the pipeline's, meanwhile."""
 
     def __init__(self):
-        self.runs = [os.environ[name] for name in ("MLFLOW_RUN_ID", "AZUREML_ROOT_RUN_ID") if name in os.environ]
+        self.runs = [
+            os.environ[name] for name in ("MLFLOW_RUN_ID", "AZUREML_ROOT_RUN_ID") if name in os.environ
+        ]
         self.client = MlflowClient() if self.runs else None
         self.writer = ThreadPoolExecutor(1, "mlflow")
         self.writes: list[Future] = []

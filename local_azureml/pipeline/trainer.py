@@ -1,0 +1,174 @@
+"""trl's trainer, set up from the component's inputs."""
+
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from datasets import Dataset
+from peft import LoraConfig
+from transformers import EarlyStoppingCallback, PrinterCallback
+from trl import SFTConfig, SFTTrainer
+
+from .batches import EndToEnd, EpochLoader, Shares
+from .machine import Layout
+from .watching import Fault, Guard, Lines, Tracker
+
+
+def training_arguments(
+    values: dict, running: Layout, deepspeed: dict | None, output: Path, checkpointing: bool, kind: str
+) -> SFTConfig:
+    """Return the component's inputs as the Trainer's arguments."""
+    evaluates = values["evaluation_strategy"]
+    every = evaluation_steps(values)
+    return SFTConfig(
+        output_dir=str(output),
+        num_train_epochs=values["num_train_epochs"],
+        max_steps=values["max_steps"],
+        per_device_train_batch_size=values["per_device_train_batch_size"],
+        per_device_eval_batch_size=values["per_device_eval_batch_size"],
+        auto_find_batch_size=values["auto_find_batch_size"],
+        gradient_accumulation_steps=values["gradient_accumulation_steps"] * running.repeats,
+        eval_accumulation_steps=positive(values["eval_accumulation_steps"]),
+        optim=values["optim"],
+        learning_rate=values["learning_rate"],
+        lr_scheduler_type=values["lr_scheduler_type"],
+        warmup_steps=values["warmup_steps"],
+        weight_decay=values["weight_decay"],
+        adam_beta1=values["adam_beta1"],
+        adam_beta2=values["adam_beta2"],
+        adam_epsilon=values["adam_epsilon"],
+        max_grad_norm=values["max_grad_norm"],
+        bf16=kind == "bf16",
+        fp16=kind == "fp16",
+        seed=values["seed"],
+        full_determinism=values["enable_full_determinism"],
+        dataloader_num_workers=values["dataloader_num_workers"],
+        dataloader_pin_memory=running.gpus,
+        eval_strategy="no" if evaluates == "disable" else evaluates,
+        eval_steps=every,
+        save_strategy="epoch" if evaluates == "disable" else evaluates,
+        save_steps=every,
+        save_total_limit=positive(values["save_total_limit"]),
+        load_best_model_at_end=evaluates != "disable",
+        metric_for_best_model=values["metric_for_best_model"],
+        greater_is_better=False,
+        logging_strategy=values["logging_strategy"],
+        logging_steps=values["logging_steps"],
+        logging_nan_inf_filter=False,
+        activation_checkpointing=checkpointing,
+        use_cpu=not running.gpus,
+        deepspeed=deepspeed,
+        ddp_backend=("nccl" if running.gpus else "gloo") if running.processes > 1 else None,
+        ddp_find_unused_parameters=False if running.processes > 1 else None,
+        dataset_kwargs={"skip_prepare_dataset": True},
+        remove_unused_columns=False,
+        report_to="none",
+        disable_tqdm=True,
+    )
+
+
+def evaluation_steps(values: dict) -> float:
+    """Return the steps between evaluations, or the share of the whole run that lies between two."""
+    share = values["evaluation_steps_interval"]
+    return share / values["num_train_epochs"] if share else values["eval_steps"]
+
+
+def positive(number: int) -> int | None:
+    """Return `number`, or None where the component writes -1 for no limit."""
+    return number if number > 0 else None
+
+
+class Trainer(SFTTrainer):
+    """trl's trainer on rows that are tokens already, laid end to end."""
+
+    def __init__(
+        self, model, arguments, running: Layout, train, validation, tokenizer, values: dict, faults: dict
+    ):
+        self.running = running
+        self.tracker = Tracker()
+        callbacks = [
+            Guard(),
+            Lines(sum(train["length"])),
+            self.tracker,
+            Fault(faults),
+            *early_stopping(values),
+        ]
+        super().__init__(
+            model,
+            arguments,
+            EndToEnd(tokenizer.pad_token_id),
+            train,
+            validation,
+            tokenizer,
+            callbacks=callbacks,
+            peft_config=adapters(values),
+        )
+        self.remove_callback(PrinterCallback)
+
+    def create_model_card(self, *args, **kwargs):
+        """Write none: trl's would name this machine's paths."""
+
+    def get_train_dataloader(self) -> EpochLoader:
+        """Return this process's share of the training rows, in batches."""
+        return self._loader(self.train_dataset, self._train_batch_size, self.args.gradient_accumulation_steps)
+
+    def get_eval_dataloader(self, eval_dataset=None) -> EpochLoader:
+        """Return this process's share of the validation rows, in batches."""
+        return self._loader(self.eval_dataset, self.args.eval_batch_size, 1)
+
+    def _loader(self, rows: Dataset, size: int, accumulation: int) -> EpochLoader:
+        processes, rank = self.args.world_size, self.args.process_index
+        return EpochLoader(
+            rows,
+            batch_sampler=Shares(rows["length"], size, accumulation, processes, rank, self.args.seed),
+            collate_fn=self.data_collator,
+            num_workers=self.args.dataloader_num_workers,
+            pin_memory=self.args.dataloader_pin_memory,
+        )
+
+    def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
+        """Return the loss; on a CPU the head is applied to no token but those that carry loss."""
+        if self.running.gpus:
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+        labels = inputs.pop("labels")[:, 1:]
+        carry = labels != -100
+        outputs = model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False)
+        head = self.accelerator.unwrap_model(model).get_output_embeddings()
+        logits = head(outputs.hidden_states[-1][:, :-1][carry]).float()
+        loss = torch.nn.functional.cross_entropy(logits, labels[carry], reduction="sum")
+        return (
+            loss / (carry.sum() if num_items_in_batch is None else num_items_in_batch) * self.args.world_size
+        )
+
+    def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
+        """Return a loss whose mean over the batches is the mean over all tokens of the validation set."""
+        inputs = self._prepare_inputs(inputs)
+        with torch.no_grad(), self.compute_loss_context_manager():
+            return self.compute_loss(model, inputs, num_items_in_batch=self._tokens_a_batch), None, None
+
+    @cached_property
+    def _tokens_a_batch(self) -> float:
+        """Return how many tokens of a validation batch carry loss, on average over all processes' batches."""
+        labels = self.eval_dataset.with_format("numpy")["labels"]
+        tokens = sum(int((row[1:] != -100).sum()) for row in labels)
+        return tokens / len(self.get_eval_dataloader())
+
+
+def adapters(values: dict) -> LoraConfig | None:
+    """Return LoRA on every linear layer, if it is asked for."""
+    if not values["apply_lora"]:
+        return None
+    return LoraConfig(
+        r=values["lora_r"],
+        lora_alpha=values["lora_alpha"],
+        lora_dropout=values["lora_dropout"],
+        target_modules="all-linear",
+        task_type="CAUSAL_LM",
+    )
+
+
+def early_stopping(values: dict) -> list[EarlyStoppingCallback]:
+    """Return the callback that stops a run which no longer improves, if it is asked for."""
+    if not values["apply_early_stopping"]:
+        return []
+    return [EarlyStoppingCallback(values["early_stopping_patience"], values["early_stopping_threshold"])]

@@ -1,0 +1,218 @@
+"""Run the published notebook with each fault and each interruption; tell what it cost and what it left.
+
+Every fault gets a stand-in, a data folder and a papermill run of its own. What could be known beforehand
+has to cost nothing and create nothing; whatever else goes wrong has to leave no endpoint, and the run
+without the fault, on the same data folder, has to succeed and to pay for no training twice. A deviation
+ends the program with status 1. The whole table is kept in docs/faults.md.
+"""
+
+import argparse
+import re
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from benchmarks import notebook_runs as runs
+from benchmarks.interruptions import WAYS, cut_off
+from benchmarks.notebook_runs import ROOT, Row
+
+KEPT = ROOT / "docs" / "faults.md"
+SIZE = "Standard_NC24ads_A100_v4"
+TAKEN = "somebody-elses"  # an endpoint name
+DONE = "Nothing left running"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, and what a run with it has to come to."""
+
+    fault: str
+    step: int | None  # the step that stops; 0 where the run goes through, None where either may be
+    says: str = ""  # a pattern in what the user reads
+    parameters: dict = field(default_factory=dict)
+    spends: bool = True  # False: known beforehand, so nothing is billed and nothing is created
+    leaves: int = 0  # endpoints
+
+
+LATE_CASES = [  # the slow ones first, so that the last one to end is short
+    Case("upload-broken", 5, "upload"),
+    Case("delete-failed=1000", 0, "Still running and billed.*az ml online-endpoint delete", leaves=1),
+    Case("throttled=10", 0, "trying again.*Nothing left running"),
+    Case("killed", 5, "the stand-in stopped while the job ran"),
+    Case("reset", None),
+    Case("slow=0.1", 0, DONE),
+    Case("preempted", 0, f"preempted.*{DONE}", {"compute_tier": "low_priority"}),
+    Case("token-seconds=20", 0, DONE),
+    Case("stuck-preparing", 5, "did not complete.*Canceled", {"job_limit_minutes": 0.05}),
+    Case("scoring-status=401", 8, "refused with 401"),
+    Case("scoring-status=408", 8, "408"),
+    Case("scoring-status=424", 8, "refused with 424"),
+    Case("scoring-status=429", 8, "refused with 429"),
+    Case("scoring-status=500", 8, "refused with 500"),
+    Case("deployment-unhealthy", 7, "the deployment failed"),
+    Case("endpoint-taken", 7, "is taken in"),
+    Case("register-refused", 6, "may not register models"),
+    Case("convert-failed", 5, "ft_nlp_model_converter: the fault convert-failed"),
+    Case("out-of-memory", 5, "chat_completion_finetune: out of memory"),
+    Case("finetune-failed", 5, "chat_completion_finetune: the fault finetune-failed"),
+    Case("preprocess-failed", 5, "chat_completion_datapreprocess: the fault preprocess-failed"),
+    Case("validation-failed", 5, "ft_nlp_common_validation: the fault validation-failed"),
+    Case("compute-failed", 3, "no capacity"),
+    Case("delete-failed", 0, DONE),
+    Case("model-archived", 0, f"Warning: the component has no input learning_rate_max.*{DONE}"),
+    Case("answer-shape=vllm", 0, DONE),
+    Case("answer-shape=openai", 0, DONE),
+    Case("answer-shape=mlflow", 0, DONE),
+]
+EARLY_CASES = [
+    Case("hub-unreachable", 3, "nothing was created.*cannot reach", spends=False),
+    Case("no-credential", 1, "no Azure login was found.*az login", spends=False),
+    Case("workspace-missing", 1, "the workspace.*did not open", spends=False),
+    Case("registry-forbidden", 1, "the registry.*Forbidden", spends=False),
+    Case("model-missing", 2, "no model 'Phi-3-mini-4k-instruct'", spends=False),
+    Case(f"size-missing={SIZE}", 3, f"nothing was created.*{SIZE}", spends=False),
+    Case("quota-short", 3, "nothing was created.*0 cores.*quota", spends=False),
+    Case(
+        f"endpoint-taken={TAKEN}", 3, f"nothing was created.*{TAKEN}", {"endpoint_name": TAKEN}, spends=False
+    ),
+]
+CASES = {case.fault: case for case in [*LATE_CASES, *EARLY_CASES]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("only", nargs="*", metavar="ROW", help="as --list names them; all by default")
+    parser.add_argument("--list", action="store_true", help="name the rows, in quotes where they need some")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="runs side by side (%(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the executed notebooks there")
+    options = parser.parse_args()
+    names = [*WAYS, *CASES]
+    if unknown := sorted(set(options.only) - set(names)):
+        parser.error(f"no row {unknown[0]!r}; there is: {', '.join(names)}")
+    if options.list:
+        print("\n".join(names))
+        return 0
+    began = time.monotonic()
+    rows = try_all(options.only or names, options.at_once, options.keep)
+    took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s, {options.at_once} runs side by side"
+    print(show(rows), took, sep="\n")
+    if not options.only:
+        KEPT.parent.mkdir(exist_ok=True)
+        KEPT.write_text(page(rows, took))
+    deviations = [f"{row.what}: {deviation}" for row in rows for deviation in row.deviations]
+    print("\n".join(deviations) or "every row is as expected")
+    return 1 if deviations else 0
+
+
+def try_all(names: list[str], at_once: int, kept: Path | None = None) -> list[Row]:
+    """Return the rows, in order, of so many runs side by side."""
+    with folder_for(kept) as folder, ThreadPoolExecutor(at_once) as pool:
+        found = pool.map(lambda name: follow(name, folder / re.sub(r"\W+", "-", name)), names)
+        return [row for rows in found for row in rows]
+
+
+@contextmanager
+def folder_for(kept: Path | None) -> Iterator[Path]:
+    """Give a folder: the one to keep, or one that goes."""
+    if kept:
+        yield kept.resolve()
+    else:
+        with tempfile.TemporaryDirectory(prefix="faults-") as name:
+            yield Path(name)
+
+
+def follow(name: str, folder: Path) -> list[Row]:
+    """Return the rows of one name, and say how each went."""
+    runs.prepare(folder)
+    rows = cut_off(name, folder) if name in WAYS else [try_fault(CASES[name], folder)]
+    for row in rows:
+        verdict = "; ".join(row.deviations) or "as expected"
+        print(f"{row.what}: {row.step}, {row.seconds:.0f} s, {verdict}", file=sys.stderr)
+    return rows
+
+
+def try_fault(case: Case, folder: Path) -> Row:
+    """Return the row of a run with a fault, after a second one without it where the first stopped."""
+    status = runs.execute(folder, "fault.ipynb", [f"--fault={case.fault}"], case.parameters)
+    deviations = runs.survivors(folder)
+    row = runs.read(case.fault, folder, "fault.ipynb")
+    row.deviations = deviations + compare(case, row, status, folder)
+    if case.spends and row.step != "-":
+        row.deviations += try_again(row, folder)
+    if found := re.search(r".*Still running and billed.*|.*Warning: the component.*", row.said):
+        row.reads = found[0]
+    return row
+
+
+def compare(case: Case, row: Row, status: int, folder: Path) -> list[str]:
+    """Return where a row is not what its fault has to come to."""
+    wrong = []
+    expected = row.step if case.step is None else str(case.step or "-")
+    if row.step.partition(".")[0] != expected.partition(".")[0]:
+        wrong.append(f"stopped in {row.step}, not in {expected}")
+    if (status == 0) != (row.step == "-"):
+        wrong.append(f"exit status {status}")
+    if not re.search(case.says, f"{row.said}\n{row.reads}", re.DOTALL):
+        wrong.append(f"{case.says!r} is not in what the user reads: {row.reads}")
+    if len(row.left) != case.leaves:
+        wrong.append(f"left: {', '.join(row.left) or 'nothing'}")
+    if not case.spends and (row.node_seconds or runs.created(folder)):
+        wrong.append(f"spent {row.node_seconds:.0f} node-seconds, created {runs.created(folder)}")
+    return wrong
+
+
+def try_again(row: Row, folder: Path) -> list[str]:
+    """Return how a run without the fault deviates from a success; it pays for no training twice."""
+    trained = row.step[0] > "5"
+    before = runs.bills(folder)
+    parameters = {"resume_job_name": runs.submitted(folder)} if trained else {}
+    status = runs.execute(folder, "again.ipynb", [], parameters)
+    deviations = runs.survivors(folder)
+    again = runs.read("again", folder, "again.ipynb")
+    if status or again.step != "-" or again.left:
+        deviations.append(f"without the fault: {again.step}, {again.reads!r}, left: {again.left}")
+    after = runs.bills(folder)
+    if trained and any(after[name] > before[name] for name in before if name.startswith("cluster")):
+        deviations.append("the training was paid twice")
+    return deviations
+
+
+def show(rows: list[Row]) -> str:
+    """Return the table in Markdown."""
+    head = "| what happens | step that stops | seconds | node-seconds | left | what you read |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *map(line, rows)]) + "\n"
+
+
+def line(row: Row) -> str:
+    cells = [row.what, row.step, f"{row.seconds:.0f}", f"{row.node_seconds:.0f}"]
+    reads = row.reads.replace("|", "\\|")
+    cells += [", ".join(row.left) or "nothing", reads[:240] + ("…" if len(reads) > 240 else "")]
+    return "| " + " | ".join(cells) + " |"
+
+
+def page(rows: list[Row], took: str) -> str:
+    """Return the page that is kept in the docs."""
+    return f"{INTRODUCTION}\n{show(rows)}\n{took}.\n"
+
+
+INTRODUCTION = """\
+# What each failure costs
+
+Made by `make faults`, which runs the published notebook on the stand-in once for each line, with the
+shortest training there is, and stops with an error where a line is not as it should be. *Seconds* counts
+from the start of the run to the step that stops, or to the end. *Node-seconds* is what Azure would bill,
+10 seconds of idle time after each job included. *Left* is what still costs when the run is over.
+
+What can be known beforehand costs nothing and creates nothing. Whatever else goes wrong leaves no endpoint,
+and the same run without the fault succeeds; from step 6 on it goes on with the job that is already paid for
+(`resume_job_name`). A job goes on when its notebook is cut off, on purpose.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,177 @@
+"""The notebook cut off at each step that costs, in each way that it can be, and gone on with each time."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from jupyter_client import BlockingKernelClient
+
+from benchmarks import notebook_runs as runs
+from benchmarks.notebook_runs import DATA, PATIENCE, ROOT, Row
+
+LONG_ANSWERS = {"score_samples": 60, "score_parameters": {"max_new_tokens": 200}}
+
+
+def training(folder: Path) -> bool:
+    """Say whether the fine-tune runs."""
+    return any(
+        job["properties"]["displayName"] == "chat_completion_finetune"
+        and job["properties"]["status"] == "Running"
+        for job in runs.resources(folder, "jobs")
+    )
+
+
+def deploying(folder: Path) -> bool:
+    """Say whether a deployment is being made."""
+    endpoints = [found["name"] for found in runs.resources(folder, "onlineEndpoints")]
+    made = [
+        one for name in endpoints for one in runs.resources(folder, f"onlineEndpoints/{name}/deployments")
+    ]
+    return any(one["properties"]["provisioningState"] == "Creating" for one in made)
+
+
+def answering(folder: Path) -> bool:
+    """Say whether a deployment has answered a question."""
+    return any("\n200 in " in log.read_text() for log in folder.glob(f"{DATA}/deployments/*/*/log.txt"))
+
+
+STEPS: dict[str, Callable[[Path], bool]] = {"5": training, "7": deploying, "8": answering}
+
+
+def interrupt(process: subprocess.Popen, folder: Path) -> None:
+    """Do what Ctrl-C does to papermill."""
+    process.send_signal(signal.SIGINT)
+
+
+def terminate(process: subprocess.Popen, folder: Path) -> None:
+    """Do what a CI system does to papermill at its time limit."""
+    process.terminate()
+
+
+def shut_down(process: subprocess.Popen, folder: Path) -> None:
+    """Do what a notebook server does to a kernel that is shut down from the browser."""
+    [kernel] = named("ipykernel_launcher", folder)
+    arguments = kernel.cmdline()
+    client = BlockingKernelClient(connection_file=arguments[arguments.index("-f") + 1])
+    client.load_connection_file()
+    client.start_channels()
+    kernel.send_signal(signal.SIGINT)
+    client.shutdown()
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        if psutil.wait_procs([kernel], timeout=2.5)[1]:
+            kernel.send_signal(number)
+    client.stop_channels()
+
+
+def kill_kernel(process: subprocess.Popen, folder: Path) -> None:
+    """Do what the kernel's want of memory does."""
+    for kernel in named("ipykernel_launcher", folder):
+        kernel.kill()
+
+
+def kill_all(process: subprocess.Popen, folder: Path) -> None:
+    """Do what a power cut does."""
+    for one in runs.started_by(folder):
+        one.kill()
+
+
+WAYS: dict[str, Callable[[subprocess.Popen, Path], None]] = {
+    "SIGINT to papermill": interrupt,
+    "SIGTERM to papermill": terminate,
+    "kernel shut down": shut_down,
+    "kernel killed": kill_kernel,
+    "all killed": kill_all,
+}
+
+
+def named(word: str, folder: Path) -> list[psutil.Process]:
+    """Return the processes of a case that have a word in their command line."""
+    return [process for process in runs.started_by(folder) if word in " ".join(process.cmdline())]
+
+
+def cut_off(way: str, folder: Path) -> list[Row]:
+    """Return a row for each step that costs; each run goes on from the one before, and the last succeeds."""
+    with runs.served(folder) as variables:
+        rows = [cut_off_in(step, way, folder, variables) for step in STEPS]
+        rows += after_all_killed(folder, variables) if WAYS[way] is kill_all else []
+        if rows[-1].left:
+            rows[-1].deviations.append(f"left: {', '.join(rows[-1].left)}")
+        rows[-1].deviations += finish(folder, variables, resume=True)
+        if len(runs.jobs(folder)) > len([row for row in rows if row.what.startswith("the next run")]) + 1:
+            rows[-1].deviations.append("the training was paid twice")
+    return rows
+
+
+def cut_off_in(step: str, way: str, folder: Path, variables: dict[str, str]) -> Row:
+    """Return the row of a run that is cut off while a step works."""
+    output = f"step-{step}.ipynb"
+    parameters = LONG_ANSWERS | ({} if step == "5" else {"resume_job_name": runs.submitted(folder)})
+    began = time.monotonic()
+    process = runs.start(folder, runs.papermill(output, parameters), output, variables)
+    while not STEPS[step](folder):
+        if process.poll() is not None or time.monotonic() > began + PATIENCE:
+            return failed(f"{way}, step {step}", folder, output)
+        time.sleep(0.05)
+    WAYS[way](process, folder)
+    process.wait(PATIENCE)
+    deviations = runs.survivors(folder, 30)
+    row = runs.read(f"{way}, step {step}", folder, output)
+    row.seconds = time.monotonic() - began
+    row.deviations += deviations
+    if row.step.partition(".")[0] != step:
+        row.deviations.append(f"stopped in {row.step}")
+    expected = 1 if step == "5" or WAYS[way] is kill_all else 0
+    if len(row.left) != expected:
+        row.deviations.append(f"left: {', '.join(row.left) or 'nothing'}")
+    return row
+
+
+def failed(what: str, folder: Path, output: str) -> Row:
+    row = runs.read(what, folder, output)
+    row.deviations.append("the step was never reached")
+    return row
+
+
+def after_all_killed(folder: Path, variables: dict[str, str]) -> list[Row]:
+    """Return the rows of the next run, which names what was left, and of the command that removes it."""
+    [endpoint] = [found["name"] for found in runs.resources(folder, "onlineEndpoints")]
+    deviations = finish(folder, variables, resume=False)
+    row = runs.read("the next run", folder, "finish.ipynb")
+    line = next((line for line in row.said.splitlines() if endpoint in line), "")
+    row.reads = " ".join(line.split()) or row.reads
+    row.deviations = deviations if line else [*deviations, f"{endpoint} is not named"]
+    return [row, clean(endpoint, folder, variables)]
+
+
+def clean(endpoint: str, folder: Path, variables: dict[str, str]) -> Row:
+    """Return the row of the clean-up command."""
+    began = time.monotonic()
+    script = ROOT / "tools" / "clean_azure.py"
+    run = endpoint.rpartition("-")[2]
+    ended = subprocess.run(
+        [sys.executable, script, "--run", run, "--yes"],
+        env={**os.environ, **variables},
+        capture_output=True,
+        text=True,
+    )
+    reads = (ended.stdout + ended.stderr).strip().replace("\n", "; ")
+    deviations = [] if not ended.returncode and endpoint in reads else [f"the clean-up ends with {reads}"]
+    seconds, bill = time.monotonic() - began, sum(runs.bills(folder).values())
+    return Row("make clean-azure", "-", seconds, bill, runs.left(folder), reads, reads, deviations)
+
+
+def finish(folder: Path, variables: dict[str, str], resume: bool) -> list[str]:
+    """Return how a run that nobody cuts off deviates from a success."""
+    parameters = {"resume_job_name": runs.submitted(folder)} if resume else {}
+    process = runs.start(folder, runs.papermill("finish.ipynb", parameters), "finish.ipynb", variables)
+    status = process.wait(PATIENCE)
+    row = runs.read("finish", folder, "finish.ipynb")
+    deviations = runs.survivors(folder)
+    if status or row.step != "-":
+        deviations.append(f"the run after it ends in {row.step} with {row.reads!r}")
+    return deviations

@@ -1,0 +1,201 @@
+"""Runs of the published notebook on a stand-in, and what they came to."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+import psutil
+
+from local_azureml import cloud
+from local_azureml.execution import FINAL
+from local_azureml.meter import Meter
+from local_azureml.state import State
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK, SCRIPT = "finetune_phi3_ultrachat.ipynb", "download-dataset.py"
+DATA = "cloud"  # the stand-in's data folder, in a case's own folder
+MARK = "NOTEBOOK_RUN"  # an environment variable that tells what a case started
+SHORT = {  # the notebook's parameters for the shortest run that still trains
+    "dataset_split_pc": 1,
+    "compute_idle_seconds": 10,
+    "finetune_parameters": {"max_steps": 2, "logging_steps": 1},
+    "score_samples": 1,
+    "score_parameters": {"max_new_tokens": 8},
+}
+PATIENCE = 300  # seconds for one run
+STAND_IN = [sys.executable, "-m", "local_azureml"]
+
+
+@dataclass
+class Row:
+    """What a run came to."""
+
+    what: str
+    step: str  # the heading of the step that stopped, or "-"
+    seconds: float  # until it did, or until the end
+    node_seconds: float
+    left: list[str]
+    reads: str  # the line that the user reads at the end
+    said: str  # all that was printed
+    deviations: list[str] = field(default_factory=list)
+
+
+def prepare(folder: Path) -> Path:
+    """Return an empty folder with the published notebook and its script."""
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    for file in (NOTEBOOK, SCRIPT):
+        shutil.copy(ROOT / file, folder)
+    return folder
+
+
+def papermill(output: str, parameters: dict) -> list[str]:
+    """Return the command that executes the notebook."""
+    values = json.dumps({**SHORT, **parameters})
+    options = ["--no-progress-bar", "--parameters_yaml", values]
+    return [sys.executable, "-m", "papermill", NOTEBOOK, output, *options]
+
+
+def execute(folder: Path, output: str, options: list[str], parameters: dict) -> int:
+    """Run the notebook on a stand-in of its own and return the exit status."""
+    stand_in = [*STAND_IN, "run", "--data-dir", DATA, "--poll", "0.1", *options, "--"]
+    process = start(folder, [*stand_in, *papermill(output, parameters)], output)
+    try:
+        return process.wait(PATIENCE)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def start(
+    folder: Path, command: list[str], name: str, variables: dict[str, str] | None = None
+) -> subprocess.Popen:
+    """Start a command in a case's folder, its output in `name`.log."""
+    own = {"PYTHONPATH": str(ROOT), MARK: folder.name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+    with (folder / f"{name}.log").open("wb") as log:
+        return subprocess.Popen(
+            command,
+            cwd=folder,
+            env={**os.environ, **own, **(variables or {})},
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )
+
+
+@contextmanager
+def served(folder: Path) -> Iterator[dict[str, str]]:
+    """Keep a stand-in up, and give the variables that point clients at it."""
+    process = start(folder, [*STAND_IN, "serve", "--data-dir", DATA, "--poll", "0.1"], "serve")
+    try:
+        until = time.monotonic() + PATIENCE
+        while "# ready" not in (said := (folder / "serve.log").read_text()):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the stand-in does not start: {said}")
+            time.sleep(0.1)
+        lines = [line.removeprefix("export ") for line in said.splitlines() if line.startswith("export ")]
+        yield {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def survivors(folder: Path, seconds: float = 20) -> list[str]:
+    """Return a line for each process of a case's notebook that lives on for `seconds`, and end it."""
+    until = time.monotonic() + seconds
+    while (alive := started_by(folder)) and time.monotonic() < until:
+        time.sleep(0.2)
+    lines = [f"a process was left: {' '.join(process.cmdline())[:100]}" for process in alive]
+    for process in alive:
+        process.kill()
+    return lines
+
+
+def started_by(folder: Path) -> list[psutil.Process]:
+    """Return the processes of a case, its stand-in's own left out."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            variables = process.environ()
+            if variables.get(MARK) == folder.name and "IDENTITY_ENDPOINT" in variables:
+                found.append(process)
+        except psutil.Error:
+            continue  # gone meanwhile, or somebody else's
+    return found
+
+
+def read(what: str, folder: Path, output: str) -> Row:
+    """Return the row that an executed notebook, its log and the stand-in's state tell."""
+    notebook = nbformat.read(folder / output, as_version=4)
+    step, heading, printed, reads = "-", "", [], ""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            heading = cell.source.splitlines()[0].removeprefix("## ")
+        for said in cell.get("outputs", []):
+            printed += said.text.splitlines() if said.output_type == "stream" else []
+            printed += said.data.get("text/plain", "").splitlines() if "data" in said else []
+            if said.output_type == "error":
+                step, reads = heading, f"{said.ename}: {said.evalue}"
+        if cell.metadata.get("papermill", {}).get("status") == "running":
+            step, reads = heading, (folder / f"{output}.log").read_text().strip().rpartition("\n")[2]
+        if step != "-":
+            break
+    reads = reads or next((line for line in reversed(printed) if line.strip()), "")
+    seconds = notebook.metadata.papermill.get("duration") or 0.0
+    bill = sum(bills(folder).values())
+    return Row(what, step, seconds, bill, left(folder), " ".join(reads.split()), "\n".join(printed))
+
+
+@contextmanager
+def opened(folder: Path) -> Iterator[State]:
+    """Give what the stand-in of a case remembers."""
+    state = State(folder / DATA)
+    try:
+        yield state
+    finally:
+        state.close()
+
+
+def bills(folder: Path) -> dict[str, float]:
+    """Return the node-seconds of each thing billed."""
+    with opened(folder) as state:
+        return {bill.resource: bill.node_seconds for bill in Meter(state).bills()}
+
+
+def left(folder: Path) -> list[str]:
+    """Return what costs on: endpoints, and jobs that run."""
+    endpoints = [f"endpoint {found['name']}" for found in resources(folder, "onlineEndpoints")]
+    running = [job for job in jobs(folder) if job["properties"]["status"] not in FINAL]
+    return endpoints + [f"job {job['name']}" for job in running]
+
+
+def jobs(folder: Path) -> list[dict]:
+    """Return the jobs that were submitted."""
+    return [job for job in resources(folder, "jobs") if not job["run"]["parent"]]
+
+
+def created(folder: Path) -> list[str]:
+    """Return the names of all that there is in the workspace."""
+    kinds = ("computes", "jobs", "models", "onlineEndpoints")
+    return [f"{kind}/{found['name']}" for kind in kinds for found in resources(folder, kind)]
+
+
+def resources(folder: Path, kind: str) -> list[dict]:
+    """Return the workspace's documents of a kind."""
+    with opened(folder) as state:
+        return state.children(f"{cloud.WORKSPACE_ID}/{kind}")
+
+
+def submitted(folder: Path) -> str:
+    """Return the job that the notebook noted for a later run."""
+    return next(folder.rglob("last_job.txt")).read_text().strip()

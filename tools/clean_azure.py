@@ -1,0 +1,149 @@
+"""List, and after asking remove, what a run of the notebook left in the workspace, or runs older than a day.
+
+Nothing is touched that lacks the tags which the notebook puts on everything: `made_by` and `run_id`.
+Endpoints and clusters are deleted and jobs that still run are cancelled; a cluster that somebody works on
+stays. A registered model costs next to nothing and may be in use: it goes (archived, so that it can be
+restored) only with --models. The workspace is that of the notebook: the variables AZUREML_ARM_SUBSCRIPTION,
+AZUREML_ARM_RESOURCEGROUP and AZUREML_ARM_WORKSPACE_NAME, else config.json.
+"""
+
+import argparse
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from azure.ai.ml import MLClient
+from azure.ai.ml.exceptions import MlException
+from azure.core.exceptions import AzureError
+from azure.identity import DefaultAzureCredential
+
+MADE_BY = "finetune_phi3_ultrachat"
+ENDED = ("Completed", "Failed", "Canceled")
+DAY = 24 * 3600  # seconds
+PLACE = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
+
+
+@dataclass
+class Found:
+    """A thing that a run left."""
+
+    what: str  # "endpoint x"
+    run: str
+    state: str
+    remove: Callable[[], object]
+
+
+def main() -> int:
+    options = command_line()
+    try:
+        workspace = open_workspace()
+        found = [one for one in left(workspace, options.models) if wanted(one.run, options)]
+        return clean(found, options)
+    except (AzureError, MlException) as error:
+        return complain(f"the workspace did not answer: {first_line(error)}")
+
+
+def command_line() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("--run", metavar="ID", help="only what this run left: the number that step 1 prints")
+    parser.add_argument("--yes", action="store_true", help="remove without asking")
+    parser.add_argument("--models", action="store_true", help="the registered models too")
+    return parser.parse_args()
+
+
+def open_workspace() -> MLClient:
+    """Return a client of the workspace that the environment or config.json names."""
+    names = [os.environ.get(name) for name in PLACE]
+    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
+    quiet = {"show_progress": False, "enable_telemetry": False}
+    if all(names):
+        return MLClient(DefaultAzureCredential(), *names, **quiet)
+    return MLClient.from_config(DefaultAzureCredential(), **quiet)
+
+
+def wanted(run: str, options: argparse.Namespace) -> bool:
+    """Say whether a run is the given one or, if none is given, older than a day; its id is its time."""
+    return run == options.run if options.run else run.isdigit() and int(run) < time.time() - DAY
+
+
+def left(workspace: MLClient, models: bool) -> Iterator[Found]:
+    """Give all that the notebook made and that may still cost."""
+    for endpoint in ours(workspace.online_endpoints.list()):
+        yield found("endpoint", endpoint, "billed", workspace.online_endpoints.begin_delete)
+    for job in ours(workspace.jobs.list()):
+        if job.status not in ENDED:
+            yield found("job", job, job.status, workspace.jobs.begin_cancel)
+    for cluster in ours(workspace.compute.list()):
+        if not list(workspace.compute.list_nodes(cluster.name)):
+            yield found("cluster", cluster, "idle", workspace.compute.begin_delete)
+    for name in {model.name for model in workspace.models.list()} if models else ():
+        for model in ours(workspace.models.list(name)):
+            yield Found(
+                f"model {name}:{model.version}", model.tags["run_id"], "stored", archiver(workspace, model)
+            )
+
+
+def ours(things: Iterator) -> list:
+    """Return those things that carry the notebook's tags."""
+    return [
+        one for one in things if one and (one.tags or {}).get("made_by") == MADE_BY and "run_id" in one.tags
+    ]
+
+
+def found(kind: str, thing, state: str, begin: Callable) -> Found:
+    return Found(f"{kind} {thing.name}", thing.tags["run_id"], state, lambda: begin(thing.name).result())
+
+
+def archiver(workspace: MLClient, model) -> Callable[[], None]:
+    return lambda: workspace.models.archive(model.name, version=model.version)
+
+
+def clean(found: list[Found], options: argparse.Namespace) -> int:
+    """Show what was found, ask, remove; return the exit status."""
+    runs = f"run {options.run}" if options.run else "runs older than a day"
+    if not found:
+        print(f"{runs}: nothing is left")
+        return 0
+    for one in found:
+        print(f"run {one.run}: {one.what}, {one.state}")
+    if not options.yes and not agreed(len(found)):
+        return complain("nothing was removed")
+    return 1 if [one for one in found if not removed(one)] else 0
+
+
+def agreed(count: int) -> bool:
+    try:
+        return input(f"Remove {'it' if count == 1 else f'these {count}'}? [y/N] ").strip().lower() in (
+            "y",
+            "yes",
+        )
+    except EOFError:
+        print("nobody is here to answer: add --yes")
+        return False
+
+
+def removed(one: Found) -> bool:
+    """Remove a thing, and return whether that worked."""
+    try:
+        one.remove()
+    except AzureError as error:
+        complain(f"{one.what} stays: {first_line(error)}")
+        return False
+    print(f"removed: {one.what}")
+    return True
+
+
+def first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0]
+
+
+def complain(sentence: str) -> int:
+    print(f"clean_azure.py: {sentence}", file=sys.stderr)
+    return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,6 +1,6 @@
 """Trains the small base model: the Phi-3 architecture on running prose, without any chat.
 
-python -m local_azureml.sample.base_model [--seed 7] [--steps 700] [--folder FOLDER]
+python -m local_azureml.sample.base_model [--seed 7] [--steps 1600] [--folder FOLDER]
 """
 
 import argparse
@@ -30,7 +30,7 @@ VOCABULARY = 4096  # tokens
 CONTEXT = 4096  # tokens, as the model that it stands in for
 BLOCK = 256  # tokens a training row
 ROWS = 4  # rows a step
-DOCUMENTS = 10_000
+DOCUMENTS = 20_000
 CHAT_TEMPLATE = (FOLDER / "chat_template.jinja").read_text("utf-8")
 
 
@@ -92,7 +92,7 @@ def train(model: Phi3ForCausalLM, blocks: list[list[int]], steps: int, seed: int
         per_device_train_batch_size=ROWS,
         learning_rate=3e-3,
         lr_scheduler_type="cosine",
-        warmup_steps=steps // 7,
+        warmup_steps=100,
         adam_beta2=0.98,
         weight_decay=0.01,
         logging_steps=max(1, steps // 20),
@@ -139,7 +139,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Train the small base model.")
     parser.add_argument("--folder", type=Path, default=SEEDS)
     parser.add_argument("--seed", type=int, default=7)
-    parser.add_argument("--steps", type=int, default=700)
+    parser.add_argument("--steps", type=int, default=1600)
     options = parser.parse_args()
     set_seed(options.seed)
     documents = list(islice(write_documents(options.seed), DOCUMENTS))

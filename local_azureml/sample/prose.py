@@ -3,7 +3,16 @@
 from collections.abc import Iterator
 from random import Random
 
-from .conversations import FIELDS, PHRASES, another, answer, ask_fact, ask_list, ask_overview, sentence
+from .conversations import (
+    FIELDS,
+    PHRASES,
+    another,
+    ask_comparison,
+    ask_fact,
+    ask_list,
+    ask_overview,
+    sentence,
+)
 from .knowledge import FOLDER, Field, Subject, read_yaml
 
 FRAMES = read_yaml(FOLDER / "frames.yaml")
@@ -42,15 +51,14 @@ def summary(random: Random, field: Field, subject: Subject) -> str:
 
 
 def letter(random: Random, field: Field, subject: Subject) -> str:
-    """Return the story of a letter that asked for a fact, and of what came back."""
-    kind = random.choice([ask_fact, ask_fact, ask_list, ask_overview])
+    """Return the story of a letter that asked for something, of what came back and how it ended."""
+    [kind] = random.choices([ask_fact, ask_overview, ask_list, ask_comparison], [70, 10, 10, 10])
     first, second = random.sample([name for name in field.aspects if name != "what"], 2)
-    asked, _ = kind(random, field, subject, first)
-    told = frame(
-        random, "letters", asked=asked, name=subject.name, other=another(random, field, subject).name
-    )
+    asked, answered = kind(random, field, subject, first)
+    other = another(random, field, subject).name
+    told = frame(random, "letters", asked=asked, name=subject.name, other=other)
     ending = random.choice([second_letter(random, field, subject, second), farewell(random, field), ""])
-    return f"{told} {answer(random, field, subject.facts[first].passage)} {ending}".strip()
+    return f"{told} {answered} {ending}".strip()
 
 
 def second_letter(random: Random, field: Field, subject: Subject, name: str) -> str:
@@ -65,7 +73,7 @@ def farewell(random: Random, field: Field) -> str:
     return frame(random, "farewells", thanks=thanks, welcome=welcome, closing=field.closing)
 
 
-KINDS = {entry: 30, column: 35, survey: 10, summary: 10, letter: 15}  # percent of the paragraphs
+KINDS = {entry: 15, column: 35, survey: 5, summary: 5, letter: 40}  # percent of the paragraphs
 
 
 def paragraph(random: Random) -> str:

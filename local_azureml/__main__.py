@@ -163,7 +163,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
         failures.kill_later(server.cloud, server.app.state.jobs, child.pid)
         status = child.wait()
-        psutil.wait_procs(_left_behind(server.cloud), timeout=30)
+        _end_left_behind(server.cloud)
         for number, handler in previous.items():
             signal.signal(number, handler)
     print(server.summary, file=sys.stderr)
@@ -177,8 +177,15 @@ def _start(command: list[str], local: cloud.Cloud) -> subprocess.Popen:
         raise UsageError(f"{command[0]!r} cannot be started: {error.strerror}") from None
 
 
+def _end_left_behind(local: cloud.Cloud) -> None:
+    """Give what a command started and did not wait for half a minute to clean up, then end it."""
+    for process in psutil.wait_procs(_left_behind(local), timeout=30)[1]:
+        with suppress(psutil.Error):
+            process.terminate()
+
+
 def _left_behind(local: cloud.Cloud) -> list[psutil.Process]:
-    """Return the processes that a command started and did not wait for, such as one that still cleans up."""
+    """Return the processes that carry this stand-in's variables: the command's, and what that started."""
     found = []
     for process in psutil.process_iter():
         with suppress(psutil.Error):  # gone meanwhile, or somebody else's

@@ -1,0 +1,123 @@
+"""Measure a deployment's process: what HTTP adds to `model.generate`, what eight clients get of one's pace.
+
+All answers are greedy and as long as `--tokens`, or shorter where the model ends its turn. The direct calls
+and those over HTTP take turns, so that both meet the same machine. Prints a Markdown table.
+"""
+
+import argparse
+import os
+import socket
+import statistics
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the stand-in's processes run under
+
+import httpx
+import pyarrow.parquet
+import torch
+
+from local_azureml import processes
+from local_azureml.generation import Generator
+
+SEEDS = Path(processes.__file__).parent / "seeds"
+SAMPLE = SEEDS / "hub/datasets/HuggingFaceH4/ultrachat_200k/data/test_sft-00000-of-00001.parquet"
+CLIENTS = 8
+
+
+def main() -> None:
+    """Serve the model, ask alone and together, print."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--model", type=Path, default=SEEDS / "base_model", help="a checkpoint or MLflow folder"
+    )
+    parser.add_argument("--tokens", type=int, default=64, help="the longest answer")
+    parser.add_argument("--requests", type=int, default=40, help="of each kind")
+    options = parser.parse_args()
+    questions = pyarrow.parquet.read_table(SAMPLE)["prompt"].to_pylist()[: options.requests]
+    with tempfile.TemporaryDirectory() as folder, httpx.Client(timeout=300, trust_env=False) as client:
+        port = free_port()
+        specification = {"model": str(options.model), "port": port, "shape": "openai", "request_timeout": 300}
+        specification["max_concurrent_requests"] = CLIENTS
+        entry, log = "local_azureml.serving:run", Path(folder) / "log.txt"
+        server = processes.start(entry, specification, Path(folder), log, {})
+        url = f"http://127.0.0.1:{port}"
+        wait_for(server, client, url)
+        measure(options, questions, client, url)
+        server.kill()
+        server.wait()
+
+
+def free_port() -> int:
+    """Return a port that is free now."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        return free.getsockname()[1]
+
+
+def wait_for(server: processes.Process, client: httpx.Client, url: str) -> None:
+    """Return once the server answers."""
+    while server.alive:
+        try:
+            client.get(url)
+            return
+        except httpx.TransportError:
+            time.sleep(0.05)
+    raise SystemExit(server.error()["message"])
+
+
+def measure(options: argparse.Namespace, questions: list[str], client: httpx.Client, url: str) -> None:
+    """Print seconds an answer and tokens a second, directly, over HTTP, and of several clients at once."""
+    generate = direct(options)
+    alone, over_http, tokens = [], [], 0
+
+    def ask(question: str) -> int:
+        talk = [{"role": "user", "content": question}]
+        data = {"input_string": talk, "parameters": {"max_new_tokens": options.tokens}}
+        return client.post(f"{url}/score", json={"input_data": data}).json()["usage"]["completion_tokens"]
+
+    generate(questions[0])
+    ask(questions[0])
+    for question in questions:
+        alone.append(timed(generate, question)[0])
+        seconds, made = timed(ask, question)
+        over_http.append(seconds)
+        tokens += made
+    with ThreadPoolExecutor(CLIENTS) as clients:
+        together, made = timed(lambda asked: sum(clients.map(ask, asked)), questions * 2)
+    pace, crowd = tokens / sum(over_http), made / together
+    added = statistics.median(b / a - 1 for a, b in zip(alone, over_http, strict=True))
+    print("| | median seconds an answer | tokens/s |\n|---|---|---|")
+    print(f"| model.generate | {statistics.median(alone):.3f} | {tokens / sum(alone):,.0f} |")
+    print(f"| one client over HTTP | {statistics.median(over_http):.3f} | {pace:,.0f} |")
+    print(f"| {CLIENTS} clients together | - | {crowd:,.0f} |")
+    print(f"\nHTTP adds {added:+.1%} at the median; {CLIENTS} clients get {crowd / pace:.1f} x one's tokens")
+
+
+def direct(options: argparse.Namespace):
+    """Return a function that answers a question with the plain `model.generate`."""
+    answering = Generator(options.model, 1)
+
+    @torch.inference_mode()
+    def generate(question: str) -> None:
+        talk = [{"role": "user", "content": question}]
+        encoded = answering.tokenizer.apply_chat_template(
+            talk, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+        ).to(answering.model.device)
+        answering.model.generate(
+            **encoded, max_new_tokens=options.tokens, eos_token_id=sorted(answering.ends), do_sample=False
+        )
+
+    return generate
+
+
+def timed(function, argument) -> tuple[float, int]:
+    """Return the seconds that a call took, and its result."""
+    begun = time.perf_counter()
+    result = function(argument)
+    return time.perf_counter() - begun, result
+
+
+if __name__ == "__main__":
+    main()

@@ -62,8 +62,8 @@ A private or gated dataset needs a token: `hf auth login`, or the environment va
 """
 CONNECTIONS = 8
 SPAN = 4 << 20  # bytes asked for in one request
-BLOCK = 1 << 20  # bytes written, and noted as fetched, at once
-BATCH = 4 << 20  # bytes of rows decoded at once
+BLOCK = 1 << 18  # bytes written, and noted as fetched, at once
+BATCH = 2 << 20  # bytes of rows decoded at once
 LONGEST_PAUSE = 600  # seconds that a server may ask us to stay away
 PASSING_STATUSES = {408, 429, 500, 502, 503, 504}
 PASSING_ERRORS = (httpx.TimeoutException, httpx.NetworkError, httpx.RemoteProtocolError, httpx.ProxyError)
@@ -593,12 +593,19 @@ def write_rows(batches: Iterable[pyarrow.StructArray | list[dict]], path: Path, 
     """Write the rows that pass to `path`, and return how many, how large, and their checksum."""
     rows, size, checksum = 0, 0, hashlib.sha256()
     partial = path.with_suffix(".partial")
-    with partial.open("wb") as file:
+
+    def put(text: pyarrow.Buffer | bytes) -> None:
+        file.write(text)
+        checksum.update(text)
+
+    with partial.open("wb") as file, ThreadPoolExecutor(1) as writer:
+        written = writer.submit(put, b"")
         for batch in batches:
             count, text = lines(batch, check)
-            file.write(text)
-            checksum.update(text)
             rows, size = rows + count, size + len(text)
+            written.result()  # one batch is written while the next is made
+            written = writer.submit(put, text)
+        written.result()
     partial.replace(path)
     return {"rows": rows, "bytes": size, "sha256": checksum.hexdigest()}
 
@@ -712,6 +719,10 @@ class Download:
             raise ReportedError(self.unreadable(error)) from error
         self.demand_messages(self.builder.info.features)
         known = [str(split) for split in self.builder.config.data_files or ()]
+        if not known:  # `datasets` takes its own cache where the hub fails
+            raise ReportedError(
+                f"{constants.ENDPOINT} does not list the files of {self.info.id}; run again later"
+            )
         self.splits = list(dict.fromkeys(self.options.splits or known))
         for split in self.splits:
             if split not in known or Path(split).name != split:

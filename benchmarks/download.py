@@ -52,7 +52,7 @@ print("peak", usage.ru_maxrss)
 sys.exit(os.waitstatus_to_exitcode(status))
 """
 STREAMING = """
-import json, sys
+import json, os, sys
 from datasets import load_dataset, load_dataset_builder
 repository, percent, *splits = sys.argv[1:]
 sizes = load_dataset_builder(repository).info.splits
@@ -61,6 +61,7 @@ for split in splits:
     with open(f"{split}.jsonl", "w") as file:
         for row in load_dataset(repository, split=split, streaming=True).take(wanted):
             file.write(json.dumps(row, ensure_ascii=False) + "\\n")
+os._exit(0)  # its threads crash an orderly end
 """
 
 

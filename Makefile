@@ -64,6 +64,14 @@ lint: .venv/installed ## Check code, notebook and workflow files
 notebook: .venv/installed ## Execute the notebook on the stand-in and store its outputs in it
 	$(python) tools/refresh_notebook.py $(notebook)
 
+.PHONY: faults
+faults: .venv/installed ## Run the notebook with every fault and every interruption, and show what each cost and left
+	$(python) -m benchmarks.faults
+
+.PHONY: clean-azure
+clean-azure: .venv/installed ## List and remove what runs older than a day left in your workspace; RUN=id for one run
+	$(python) tools/clean_azure.py $(if $(RUN),--run $(RUN))
+
 .PHONY: constraints
 constraints: ## Choose the newest versions again (needs uv); then run the tests
 	uv pip compile --universal --python-version 3.10 --upgrade --no-annotate --no-header \

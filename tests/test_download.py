@@ -298,7 +298,7 @@ def repositories(draw) -> dict:
     """Splits of a few different rows repeated to any length, row groups and files of any size."""
     drawn = draw(st.lists(rows, min_size=1, max_size=4))
     splits, files = {}, draw(st.integers(1, 3))
-    for split in draw(st.sampled_from([["train"], ["train_sft", "test_gen"], ["test", "a.b"]])):
+    for split in draw(st.sampled_from([["train"], ["train_sft"], ["test", "a.b"]])):
         length = draw(st.integers(files, 250))
         repeated = (drawn * length)[:length]
         splits[split] = pyarrow.Table.from_pylist(repeated, schema=SCHEMA)

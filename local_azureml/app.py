@@ -103,7 +103,7 @@ class Weather:
             return await errors.answer(error)(scope, receive, send)
         if self._breaks(scope):
             await receive()  # a part of the body, where there is one
-            return _reset(receive)
+            return await _reset(receive)
         await self.app(scope, receive, send)
 
     def _breaks(self, scope: Scope) -> bool:
@@ -115,9 +115,11 @@ class Weather:
         return bool(count) and count % self.faults.value("reset") == 0
 
 
-def _reset(receive: Receive) -> None:
+async def _reset(receive: Receive) -> None:
     """Break the connection that a request came by, without an answer."""
-    transport = receive.__self__.transport  # ASGI has no word for this; `receive` is uvicorn's own
+    cycle = receive.__self__  # ASGI has no word for this; `receive` is uvicorn's own
     at_once = struct.pack("ii", 1, 0)
-    transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
-    transport.abort()
+    cycle.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, at_once)
+    cycle.transport.abort()
+    while not cycle.disconnected:
+        await asyncio.sleep(0)

@@ -8,6 +8,8 @@ AZUREML_ARM_RESOURCEGROUP and AZUREML_ARM_WORKSPACE_NAME, else config.json.
 """
 
 import argparse
+import contextlib
+import io
 import logging
 import os
 import sys
@@ -128,7 +130,8 @@ def agreed(count: int) -> bool:
 def removed(one: Found) -> bool:
     """Remove a thing, and return whether that worked."""
     try:
-        one.remove()
+        with contextlib.redirect_stdout(io.StringIO()):  # the SDK's dots
+            one.remove()
     except AzureError as error:
         complain(f"{one.what} stays: {first_line(error)}")
         return False

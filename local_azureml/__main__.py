@@ -64,7 +64,11 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
         "--base-model", type=Path, help="a Phi-3 checkpoint folder in place of the tiny model"
     )
     parser.add_argument(
-        "--fault", action="append", default=[], metavar="NAME[=VALUE]", help="see --list-faults"
+        "--fault",
+        action="append",
+        default=[],
+        metavar="NAME[=VALUE]",
+        help="see --list-faults; the signal USR1 switches all off",
     )
     parser.add_argument(
         "--poll", type=float, default=1.0, help="seconds that Retry-After asks clients to wait"
@@ -161,6 +165,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
         }
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
+        signal.signal(signal.SIGUSR1, lambda *_: server.cloud.faults.clear())
         failures.kill_later(server.cloud, server.app.state.jobs, child.pid)
         status = child.wait()
         _end_left_behind(server.cloud)
@@ -200,6 +205,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
     with Server(options, folder).warm() as server:
+        signal.signal(signal.SIGUSR1, lambda *_: server.cloud.faults.clear())
         for name, value in server.cloud.environment().items():
             print(f"export {name}={shlex.quote(value)}")
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)

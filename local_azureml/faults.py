@@ -74,6 +74,10 @@ class Faults:
         self._taken[name] = self._taken.get(name, 0) + 1
         return self._taken[name]
 
+    def clear(self) -> None:
+        """Switch all faults off."""
+        self._values.clear()
+
     def active(self) -> dict:
         """Return the names and values, for a child process."""
         return dict(self._values)

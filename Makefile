@@ -64,6 +64,10 @@ lint: .venv/installed ## Check code, notebook and workflow files
 notebook: .venv/installed ## Execute the notebook on the stand-in and store its outputs in it
 	$(python) tools/refresh_notebook.py $(notebook)
 
+.PHONY: pages
+pages: .venv/installed ## Write the tables of parameters, operations, component inputs and faults into the pages
+	$(python) tools/refresh_pages.py
+
 .PHONY: faults
 faults: .venv/installed ## Run the notebook with every fault and every interruption, and show what each cost and left
 	$(python) -m benchmarks.faults

@@ -1,13 +1,20 @@
 """The published notebook, byte for byte, run from its first cell to its last on a stand-in of its own."""
 
+import itertools
+import os
 import re
+import runpy
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import nbformat
 import pytest
+
+from local_azureml.__main__ import Server, parse
+from local_azureml.cloud import child_environment
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = "finetune_phi3_ultrachat.ipynb"
@@ -20,6 +27,31 @@ finetune_parameters: {max_steps: 6, logging_steps: 1}
 """
 
 
+@dataclass
+class Run:
+    """A papermill run with changed parameters: how it ended, what it left, what it asked of the stand-in."""
+
+    ended: subprocess.CompletedProcess
+    code: list
+    summary: str
+    requests: set[tuple[str, str]]  # method and path of those that were played
+
+
+class Recorder:
+    """Notes the requests that the stand-in answers otherwise than with 501."""
+
+    def __init__(self, app, noted: set[tuple[str, str]]):
+        self.app, self.noted = app, noted
+
+    async def __call__(self, scope, receive, send):
+        async def note(message):
+            if message["type"] == "http.response.start" and message["status"] != 501:
+                self.noted.add((scope["method"], scope["path"]))
+            await send(message)
+
+        await self.app(scope, receive, note)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A folder with what the notebook needs beside it."""
@@ -29,19 +61,23 @@ def folder(tmp_path_factory) -> Path:
     return place
 
 
-def on_a_stand_in(*command: str | Path) -> subprocess.CompletedProcess:
-    """Return how a Python program ended that ran against a stand-in of its own."""
-    run = [sys.executable, "-m", "local_azureml", "run", "--", sys.executable, "-m", *map(str, command)]
-    return subprocess.run(run, cwd=ROOT, capture_output=True, text=True, timeout=280)
-
-
 @pytest.fixture(scope="module")
-def papermill(folder: Path) -> tuple[subprocess.CompletedProcess, list]:
-    """A run with changed parameters: how it ended, and the code cells that it left."""
-    places = (folder / NOTEBOOK, folder / "out.ipynb", "--cwd", folder)
-    ended = on_a_stand_in("papermill", *places, "--no-progress-bar", "-y", PARAMETERS)
+def run(folder: Path, tmp_path_factory) -> Run:
+    requests: set[tuple[str, str]] = set()
+    with Server(parse(["serve"]), tmp_path_factory.mktemp("stand_in")).warm() as server:
+        server.app.add_middleware(Recorder, noted=requests)
+        places = [str(folder / NOTEBOOK), str(folder / "out.ipynb"), "--cwd", str(folder)]
+        ended = program("papermill", *places, "-y", PARAMETERS, environment=child_environment(server.cloud))
     cells = nbformat.read(folder / "out.ipynb", as_version=4).cells
-    return ended, [cell for cell in cells if cell.cell_type == "code"]
+    return Run(ended, [cell for cell in cells if cell.cell_type == "code"], server.summary, requests)
+
+
+def program(*words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
+    """Return how a Python program ended."""
+    command = [sys.executable, "-m", *words]
+    return subprocess.run(
+        command, cwd=ROOT, env=environment or os.environ, capture_output=True, text=True, timeout=280
+    )
 
 
 def printed(cell) -> str:
@@ -53,28 +89,38 @@ def shown(cell) -> str:
 
 
 def test_nbval_passes_every_cell_of_the_published_notebook(folder):
-    ended = on_a_stand_in("pytest", "--nbval-lax", "-x", "-p", "no:cacheprovider", folder / NOTEBOOK)
+    nbval = ["pytest", "--nbval-lax", "-x", "-p", "no:cacheprovider", str(folder / NOTEBOOK)]
+    ended = program("local_azureml", "run", "--", sys.executable, "-m", *nbval)
     cells = nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert f"{len(code)} passed" in ended.stdout, ended.stdout[-3000:]
     assert "still running: nothing" in ended.stderr
 
 
-def test_papermill_runs_it_with_changed_parameters_to_the_last_cell(papermill):
-    ended, code = papermill
-    assert ended.returncode == 0, ended.stderr[-3000:]
-    assert printed(code[-1]).endswith("Nothing left running.\n")
+def test_papermill_runs_it_with_changed_parameters_to_the_last_cell(run):
+    assert run.ended.returncode == 0, run.ended.stderr[-3000:]
+    assert printed(run.code[-1]).endswith("Nothing left running.\n")
 
 
-def test_the_run_is_billed_and_leaves_nothing_running(papermill):
-    bills = re.findall(r"^(billed: \w+|still running: .*)", papermill[0].stderr, re.M)
+def test_the_run_is_billed_and_leaves_nothing_running(run):
+    bills = re.findall(r"^(billed: \w+|still running: .*)", run.summary, re.M)
     assert bills == ["billed: cluster", "billed: deployment", "still running: nothing"]
 
 
-def test_another_model_and_fewer_rows_reach_the_registered_model(papermill):
-    registered = next(shown(cell) for cell in papermill[1] if cell.id == "register")
+def test_another_model_and_fewer_rows_reach_the_registered_model(run):
+    registered = next(shown(cell) for cell in run.code if cell.id == "register")
     assert "Phi-4-ultrachat-200k" in registered and "HuggingFaceH4/ultrachat_200k, 1 %" in registered
 
 
-def test_the_published_notebook_is_not_changed_by_a_run(papermill, folder):
+def test_the_stand_ins_page_marks_the_operations_that_the_notebook_uses(run):
+    pages = runpy.run_path(str(ROOT / "tools" / "refresh_pages.py"))
+    played = [(method, path, re.compile(pages["pattern"](path))) for method, path, _ in pages["operations"]()]
+    used = set()
+    for asked, place in run.requests:
+        taken = (path for method, path, takes in played if method == asked and takes.fullmatch(place))
+        used |= {(asked, pages["short"](path)) for path in itertools.islice(taken, 1)}
+    assert used == pages["used"](pages["STAND_IN"].read_text(encoding="utf-8"))
+
+
+def test_the_published_notebook_is_not_changed_by_a_run(run, folder):
     assert (folder / NOTEBOOK).read_bytes() == (ROOT / NOTEBOOK).read_bytes()

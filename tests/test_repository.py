@@ -15,7 +15,8 @@ from packaging.requirements import Requirement
 from local_azureml.__main__ import parse
 
 ROOT = Path(__file__).parents[1]
-PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md"]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "local_azureml" / "README.md"]
+TABLES = runpy.run_path(str(ROOT / "tools" / "refresh_pages.py"))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 MADE_BY_A_RUN = {
     "config.json",
@@ -48,12 +49,6 @@ def notebook_cells() -> list:
     return nbformat.read(ROOT / "finetune_phi3_ultrachat.ipynb", as_version=4).cells
 
 
-def parameters_cell() -> list[re.Match]:
-    """The lines of the parameters cell, each with name, default and what it is."""
-    source = next(cell.source for cell in notebook_cells() if "parameters" in cell.metadata.get("tags", []))
-    return [re.fullmatch(r"(\w+) = (.+?)  # (.+)", line) for line in source.splitlines()]
-
-
 def commands(beginning: str) -> list[list[str]]:
     """Return the words of each command in the pages that begins so, comments left out."""
     lines = [line.strip() for page in PAGES for line in text(page).splitlines()]
@@ -65,7 +60,7 @@ def links(page: Path) -> list[str]:
     return re.findall(r"\]\(([^)\s]+)\)", text(page))
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_into_the_repository_leads_somewhere(page):
     anchors = {
         re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
@@ -80,7 +75,7 @@ def test_every_link_into_the_repository_leads_somewhere(page):
     assert missing == []
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_file_that_a_page_names_exists(page):
     names = re.findall(r"`([\w./-]+(?:\.(?:py|ipynb|txt|yml|md|cff|json|jsonl|toml)|/))`", text(page))
     assert [name for name in names if name not in MADE_BY_A_RUN and not (ROOT / name).exists()] == []
@@ -113,15 +108,11 @@ def test_the_script_takes_every_command_line_that_the_readme_gives():
 def test_papermill_sets_only_parameters_that_there_are():
     lines = "\n".join(" ".join(words) for words in commands("papermill ") + commands("make run "))
     named = set(re.findall(r"-p (\w+)", lines)) | set(re.findall(r"-y (\w+):", lines))
-    assert named and named <= {line[1] for line in parameters_cell()}
+    assert named and named <= {name for name, _, _ in TABLES["parameters"]()}
 
 
-def test_the_table_of_parameters_is_the_parameters_cell():
-    table = [
-        f"| `{name}` | `{default}` | {what} |"
-        for name, default, what in map(re.Match.groups, parameters_cell())
-    ]
-    assert re.findall(r"^\| `\w+` \| `.*?` \| .+ \|$", text(ROOT / "README.md"), re.M)[: len(table)] == table
+def test_the_tables_that_are_taken_from_elsewhere_are_as_make_pages_writes_them():
+    assert {path: text(path) for path in TABLES["pages"]()} == TABLES["pages"]()
 
 
 def test_the_table_of_steps_has_the_notebooks_headings():

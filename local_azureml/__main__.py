@@ -112,10 +112,9 @@ class Server:
 
         self.app = create_app(self.cloud)
         chain = str(self.cloud.certificates.chain)
+        waits = {"timeout_graceful_shutdown": 2, "timeout_keep_alive": 600}  # clients reuse idle connections
         tls = {"ssl_certfile": chain, "ssl_keyfile": chain}
-        settings = uvicorn.Config(
-            self.app, **tls, log_level="warning", timeout_graceful_shutdown=2, lifespan="off"
-        )
+        settings = uvicorn.Config(self.app, log_level="warning", lifespan="off", **tls, **waits)
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
         self._warming: threading.Thread | None = None

@@ -4,10 +4,10 @@ import re
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-from fastapi import APIRouter, Body, Depends, Query, Request
+from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import blobs, cloud, datastores, registry
+from local_azureml import blobs, cloud, datastores, registry, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
@@ -111,7 +111,7 @@ def create(
     request: Request,
     name: str,
     version: str,
-    body: dict = Body(),
+    body: shapes.Asset,
     kind: str = Depends(_kind),
     identifier: str = Depends(cloud.workspace_id),
 ) -> JSONResponse:
@@ -127,7 +127,7 @@ def create(
             "Forbidden",
             "you may not register models in this workspace: ask for the role AzureML Data Scientist",
         )
-    properties = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
+    properties = body.get("properties") or {}
     if properties.get("modelUri"):
         properties["modelUri"] = _lasting(local, properties["modelUri"])
     with local.state.locked():

@@ -5,10 +5,10 @@ import re
 import secrets
 from functools import cache
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
-from local_azureml import cloud, operations
+from local_azureml import cloud, operations, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
@@ -133,7 +133,7 @@ def list_nodes(request: Request, name: str, identifier: str = Depends(cloud.work
 @router.put(f"{PATH}/{{name}}")
 @router.patch(f"{PATH}/{{name}}")
 def create(
-    request: Request, name: str, body: dict = Body(), identifier: str = Depends(cloud.workspace_id)
+    request: Request, name: str, body: shapes.Compute, identifier: str = Depends(cloud.workspace_id)
 ) -> JSONResponse:
     """Create or change a cluster; a size that is not here or quota that is short ends it as Failed."""
     local = cloud.current(request)

@@ -9,10 +9,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import httpx
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import assets, cloud, computes, operations, processes
+from local_azureml import assets, cloud, computes, operations, processes, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
@@ -95,7 +95,7 @@ def _shown(document: dict) -> dict:
 
 @router.put(f"{PATH}/{{endpoint}}")
 def create(
-    request: Request, endpoint: str, body: dict = Body(), identifier: str = Depends(cloud.workspace_id)
+    request: Request, endpoint: str, body: shapes.Endpoint, identifier: str = Depends(cloud.workspace_id)
 ) -> JSONResponse:
     """Create an endpoint, or change its traffic, tags and description."""
     local = cloud.current(request)
@@ -203,7 +203,7 @@ def list_keys(request: Request, endpoint: str, identifier: str = Depends(cloud.w
 
 @router.post(f"{PATH}/{{endpoint}}/regenerateKeys")
 def regenerate_keys(
-    request: Request, endpoint: str, body: dict = Body(), identifier: str = Depends(cloud.workspace_id)
+    request: Request, endpoint: str, body: shapes.NewKey, identifier: str = Depends(cloud.workspace_id)
 ) -> JSONResponse:
     """Replace one key of an endpoint by a new or a given one."""
     local = cloud.current(request)
@@ -239,7 +239,7 @@ def deploy(
     request: Request,
     endpoint: str,
     deployment: str,
-    body: dict = Body(),
+    body: shapes.Deployment,
     identifier: str = Depends(cloud.workspace_id),
 ) -> JSONResponse:
     """Start a deployment, or replace the one with that name."""
@@ -324,7 +324,7 @@ def logs(
     request: Request,
     endpoint: str,
     deployment: str,
-    body: dict = Body(),
+    body: shapes.LogRequest,
     identifier: str = Depends(cloud.workspace_id),
 ) -> dict:
     """Return the last lines of a deployment's log."""

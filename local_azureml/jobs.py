@@ -2,10 +2,10 @@
 
 import re
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud, operations
+from local_azureml import cloud, operations, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 from local_azureml.execution import FINAL, Jobs
 
@@ -34,7 +34,7 @@ def _shown(document: dict) -> dict:
 
 @router.put(f"{PATH}/{{name}}")
 def submit(
-    request: Request, name: str, body: dict = Body(), identifier: str = Depends(cloud.workspace_id)
+    request: Request, name: str, body: shapes.Job, identifier: str = Depends(cloud.workspace_id)
 ) -> JSONResponse:
     """Submit a job; a job that is there already keeps running, and only its tags and names change."""
     local, jobs = cloud.current(request), request.app.state.jobs

@@ -1,5 +1,7 @@
 """The stand-in that the tests talk to, and clients of it."""
 
+import contextlib
+import io
 import json
 import os
 import signal
@@ -166,8 +168,8 @@ def rows(tmp_path_factory) -> Path:
     return file
 
 
-def fine_tune(client, registry_client, rows: Path):
-    """Return the fine-tuning pipeline's job when it has ended: two steps of training on `rows`."""
+def fine_tune(client, registry_client, rows: Path) -> tuple:
+    """Return the fine-tuning pipeline's job when it has ended, two steps of training, and its stream."""
     from azure.ai.ml import Input, dsl
     from azure.ai.ml.entities import AmlCompute
 
@@ -195,13 +197,19 @@ def fine_tune(client, registry_client, rows: Path):
     job = pipeline()
     job.settings.force_rerun = True
     job = client.jobs.create_or_update(job, experiment_name="fine-tune")
-    client.jobs.stream(job.name)
-    return client.jobs.get(job.name)
+    with contextlib.redirect_stdout(io.StringIO()) as streamed:
+        client.jobs.stream(job.name)
+    return client.jobs.get(job.name), streamed.getvalue()
 
 
 @pytest.fixture(scope="session")
-def trained(stand_in: StandIn, rows: Path):
-    """The one fine-tuning job of all tests, completed."""
+def fine_tuning(stand_in: StandIn, rows: Path) -> tuple:
+    """The one fine-tuning job of all tests, completed, and what its stream showed."""
     with pytest.MonkeyPatch.context() as patch:
         point(patch, stand_in.environment)
         return fine_tune(client_of(), client_of(registry_name="azureml"), rows)
+
+
+@pytest.fixture(scope="session")
+def trained(fine_tuning):
+    return fine_tuning[0]

@@ -78,12 +78,6 @@ def test_a_job_keeps_its_names_and_tags(client, doubled):
     assert shown == ("double a word", "commands", {"run": "7"})
 
 
-def test_the_stream_of_a_job_shows_its_log(client, cluster, capsys):
-    job = client.jobs.create_or_update(make_job(cluster, "sleep 0.5; echo hello from the shell"))
-    client.jobs.stream(job.name)
-    assert "hello from the shell" in capsys.readouterr().out
-
-
 def test_the_jobs_are_listed(client, doubled):
     assert doubled.name in [job.name for job in client.jobs.list()]
 
@@ -191,6 +185,12 @@ def test_the_fine_tuning_pipeline_completes_and_its_five_steps_with_it(client, t
             "ft_nlp_model_converter": "Completed",
         },
     )
+
+
+def test_the_stream_shows_the_steps_and_the_losses(fine_tuning):
+    lines = fine_tuning[1].splitlines()
+    assert any("Submitting chat_completion_finetune" in line for line in lines)
+    assert any("loss" in line for line in lines)
 
 
 def test_the_trained_model_is_an_mlflow_folder(client, trained, tmp_path):

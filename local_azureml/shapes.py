@@ -1,0 +1,194 @@
+"""The shapes of request bodies: what a service reads has its type, anything else is kept as it came."""
+
+import json
+from typing import Annotated, Any
+
+from fastapi import Body
+from pydantic import BeforeValidator, ConfigDict, Field
+from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+
+
+def _clean(body):
+    """Return a body without its nulls, which mean absence; refuse what an answer could not repeat."""
+    if not isinstance(body, dict):
+        return body
+    kept = _without_nulls(body, DEEPEST)
+    json.dumps(kept, allow_nan=False, ensure_ascii=False).encode()
+    return kept
+
+
+def _without_nulls(value, levels: int):
+    if levels == 0:
+        raise ValueError(f"it is nested more than {DEEPEST} levels deep")
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner, levels - 1) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner, levels - 1) for inner in value] if isinstance(value, list) else value
+
+
+DEEPEST = 100
+CLEAN = BeforeValidator(_clean)
+Text = Annotated[str, Field(max_length=100_000)]
+Name = Annotated[str, Field(max_length=255)]
+Count = Annotated[int, Field(ge=1, le=10_000)]
+Tags = dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]]
+DURATION = r"^P(?=.)(\d{1,6}D)?(T(?=.)(\d{1,6}H)?(\d{1,6}M)?(\d{1,6}(\.\d{1,6})?S)?)?$"
+"""ISO 8601, such as PT1M30S."""
+
+
+class Shape(TypedDict, total=False):
+    __pydantic_config__ = ConfigDict(extra="allow", regex_engine="python-re")
+
+
+Duration = Annotated[str, Field(pattern=DURATION)]
+
+
+class ScaleSettings(Shape, total=False):
+    minNodeCount: Annotated[int, Field(ge=0, le=10_000)]
+    maxNodeCount: Annotated[int, Field(ge=0, le=10_000)]
+    nodeIdleTimeBeforeScaleDown: Duration
+
+
+class ClusterProperties(Shape, total=False):
+    vmSize: Name
+    vmPriority: Name
+    scaleSettings: ScaleSettings
+
+
+class ComputeProperties(Shape, total=False):
+    computeType: Name
+    description: Text
+    properties: ClusterProperties
+
+
+class Resource(Shape, total=False):
+    location: Name
+    tags: Tags
+    identity: dict[str, Any]
+
+
+class _Compute(Resource, total=False):
+    properties: ComputeProperties
+
+
+class Resources(Shape, total=False):
+    instanceCount: Count
+    instanceType: Name
+
+
+class Node(Shape, total=False):
+    name: Name
+    componentId: Text
+    computeId: Text
+    inputs: dict[str, Any]
+    outputs: dict[str, dict[str, Any]]
+    resources: Resources
+    environmentVariables: Tags
+
+
+class JobProperties(Shape, total=False):
+    jobType: Name
+    experimentName: Name
+    displayName: Name
+    tags: Tags
+    properties: Tags
+    command: Text
+    codeId: Text
+    computeId: Text
+    inputs: dict[str, dict[str, Any]]
+    outputs: dict[str, dict[str, Any]]
+    resources: Resources
+    environmentVariables: Tags
+    jobs: dict[str, Node]
+    settings: dict[str, Any]
+
+
+class _Job(Shape, total=False):
+    properties: JobProperties
+
+
+class ComponentSpec(Shape, total=False):
+    name: Name
+    type: Name
+    command: Text
+    code: Text
+    inputs: dict[str, dict[str, Any]]
+    outputs: dict[str, dict[str, Any]]
+
+
+class AssetProperties(Shape, total=False):
+    description: Text
+    tags: Tags
+    properties: Tags
+    isArchived: bool
+    isAnonymous: bool
+    modelUri: Text
+    dataUri: Text
+    codeUri: Text
+    flavors: dict[str, Any]
+    componentSpec: ComponentSpec
+
+
+class _Asset(Shape, total=False):
+    properties: AssetProperties
+
+
+class EndpointProperties(Shape, total=False):
+    description: Text
+    properties: Tags
+    authMode: Name
+    traffic: dict[str, int]
+    mirrorTraffic: dict[str, int]
+    publicNetworkAccess: Name
+
+
+class _Endpoint(Resource, total=False):
+    properties: EndpointProperties
+
+
+class RequestSettings(Shape, total=False):
+    requestTimeout: Duration
+    maxConcurrentRequestsPerInstance: Count
+
+
+class Probe(Shape, total=False):
+    initialDelay: Duration
+    period: Duration
+    timeout: Duration
+    successThreshold: Count
+    failureThreshold: Count
+
+
+class DeploymentProperties(Shape, total=False):
+    model: Text
+    instanceType: Name
+    requestSettings: RequestSettings
+    livenessProbe: Probe
+    readinessProbe: Probe
+    environmentVariables: Tags
+
+
+class Sku(Shape, total=False):
+    capacity: Count
+
+
+class _Deployment(Resource, total=False):
+    sku: Sku
+    properties: DeploymentProperties
+
+
+class _NewKey(Shape, total=False):
+    keyType: Name
+    keyValue: Name
+
+
+class _LogRequest(Shape, total=False):
+    tail: Count
+
+
+Compute = Annotated[_Compute, CLEAN, Body()]
+Job = Annotated[_Job, CLEAN, Body()]
+Asset = Annotated[_Asset, CLEAN, Body()]
+Endpoint = Annotated[_Endpoint, CLEAN, Body()]
+Deployment = Annotated[_Deployment, CLEAN, Body()]
+NewKey = Annotated[_NewKey, CLEAN, Body()]
+LogRequest = Annotated[_LogRequest, CLEAN, Body()]

@@ -544,9 +544,9 @@ def test_no_memory_left_is_said_with_what_to_lower(finetune):
 
 
 def test_a_failure_in_one_of_several_processes_is_the_steps_own(finetune):
-    run = finetune(faults={"preempted": ""}, number_of_gpu_to_use_finetuning=2)
+    run = finetune(faults={"out-of-memory": None}, number_of_gpu_to_use_finetuning=2)
     error = json.loads((run.folder / FINETUNE / "error.json").read_text())
-    assert error["message"].startswith("the low-priority node was taken away")
+    assert error["message"].startswith("out of memory while training with ")
 
 
 def test_deepspeed_and_sixteen_bits_that_the_machine_lacks_are_named_in_the_log(finetune):

@@ -4,7 +4,7 @@ SHELL := bash
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-PARAMETERS ?=
+PARAMETERS ?= -p compare_with_base True  # costs nothing here, and a second machine on Azure
 LAB_OPTIONS ?=
 
 python := .venv/bin/python

@@ -16,6 +16,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the stand-in's processes run under
 
 import httpx
+import psutil
 import pyarrow.parquet
 import torch
 
@@ -45,7 +46,13 @@ def main() -> None:
         server = processes.start(entry, specification, Path(folder), log, {})
         url = f"http://127.0.0.1:{port}"
         wait_for(server, client, url)
-        measure(options, questions, client, url)
+
+        def ask(question: str) -> int:
+            talk = [{"role": "user", "content": question}]
+            data = {"input_string": talk, "parameters": {"max_new_tokens": options.tokens}}
+            return client.post(f"{url}/score", json={"input_data": data}).json()["usage"]["completion_tokens"]
+
+        measure(options, questions, server, ask)
         server.kill()
         server.wait()
 
@@ -67,32 +74,38 @@ def wait_for(server: processes.Process, client: httpx.Client, url: str) -> None:
     raise SystemExit(server.error()["message"])
 
 
-def measure(options: argparse.Namespace, questions: list[str], client: httpx.Client, url: str) -> None:
+def measure(options: argparse.Namespace, questions: list[str], server: processes.Process, ask) -> None:
     """Print seconds an answer and tokens a second, directly, over HTTP, and of several clients at once."""
     generate = direct(options)
-    alone, over_http, tokens = [], [], 0
-
-    def ask(question: str) -> int:
-        talk = [{"role": "user", "content": question}]
-        data = {"input_string": talk, "parameters": {"max_new_tokens": options.tokens}}
-        return client.post(f"{url}/score", json={"input_data": data}).json()["usage"]["completion_tokens"]
-
+    alone, over_http, crowds = [], [], []
+    tokens = {"one": 0, "many": 0}
+    busy = {"one": 0.0, "many": 0.0}  # processor seconds of the server
     generate(questions[0])
     ask(questions[0])
-    for question in questions:
-        alone.append(timed(generate, question)[0])
-        seconds, made = timed(ask, question)
-        over_http.append(seconds)
-        tokens += made
+    clock = psutil.Process(server.pid).cpu_times
     with ThreadPoolExecutor(CLIENTS) as clients:
-        together, made = timed(lambda asked: sum(clients.map(ask, asked)), questions * 2)
-    pace, crowd = tokens / sum(over_http), made / together
+        for first in range(0, len(questions), CLIENTS):
+            some = questions[first : first + CLIENTS]
+            for question in some:
+                alone.append(timed(generate, question)[0])
+                before = clock().user
+                seconds, made = timed(ask, question)
+                over_http.append(seconds)
+                tokens["one"] += made
+                busy["one"] += clock().user - before
+            before = clock().user
+            seconds, made = timed(lambda asked: sum(clients.map(ask, asked)), some * 4)
+            crowds.append(seconds)
+            tokens["many"] += made
+            busy["many"] += clock().user - before
+    one, many = tokens["one"] / sum(over_http), tokens["many"] / sum(crowds)
     added = statistics.median(b / a - 1 for a, b in zip(alone, over_http, strict=True))
-    print("| | median seconds an answer | tokens/s |\n|---|---|---|")
-    print(f"| model.generate | {statistics.median(alone):.3f} | {tokens / sum(alone):,.0f} |")
-    print(f"| one client over HTTP | {statistics.median(over_http):.3f} | {pace:,.0f} |")
-    print(f"| {CLIENTS} clients together | - | {crowd:,.0f} |")
-    print(f"\nHTTP adds {added:+.1%} at the median; {CLIENTS} clients get {crowd / pace:.1f} x one's tokens")
+    print("| | median seconds an answer | tokens/s | tokens a processor second |\n|---|---|---|---|")
+    print(f"| model.generate | {statistics.median(alone):.3f} | {tokens['one'] / sum(alone):,.0f} | - |")
+    paces = {way: f"{tokens[way] / busy[way]:,.0f}" for way in tokens}
+    print(f"| one client over HTTP | {statistics.median(over_http):.3f} | {one:,.0f} | {paces['one']} |")
+    print(f"| {CLIENTS} clients together | - | {many:,.0f} | {paces['many']} |")
+    print(f"\nHTTP adds {added:+.1%} at the median; {CLIENTS} clients get {many / one:.1f} x one's tokens")
 
 
 def direct(options: argparse.Namespace):

@@ -87,6 +87,7 @@ WAYS: dict[str, Callable[[subprocess.Popen, Path], None]] = {
     "kernel killed": kill_kernel,
     "all killed": kill_all,
 }
+STEPS_OF = {"kernel killed": ("7",), "all killed": ("5", "8")}  # the other ways: each step
 
 
 def named(word: str, folder: Path) -> list[psutil.Process]:
@@ -95,22 +96,22 @@ def named(word: str, folder: Path) -> list[psutil.Process]:
 
 
 def cut_off(way: str, folder: Path) -> list[Row]:
-    """Return a row for each step that costs; each run goes on from the one before, and the last succeeds."""
-    with runs.served(folder) as variables:
-        rows = [cut_off_in(step, way, folder, variables) for step in STEPS]
-        rows += after_all_killed(folder, variables) if WAYS[way] is kill_all else []
-        if rows[-1].left:
-            rows[-1].deviations.append(f"left: {', '.join(rows[-1].left)}")
+    """Return a row for each step; each run goes on from the one before, and the last succeeds."""
+    steps = STEPS_OF.get(way, tuple(STEPS))
+    with runs.served(folder) as (_, variables):
+        rows = [cut_off_in(step, way, folder, variables, resume=step != steps[0]) for step in steps]
+        if WAYS[way] is kill_all:
+            return rows + after_all_killed(folder, variables)
         rows[-1].deviations += finish(folder, variables, resume=True)
-        if len(runs.jobs(folder)) > len([row for row in rows if row.what.startswith("the next run")]) + 1:
+        if len(runs.jobs(folder)) > 1:
             rows[-1].deviations.append("the training was paid twice")
     return rows
 
 
-def cut_off_in(step: str, way: str, folder: Path, variables: dict[str, str]) -> Row:
+def cut_off_in(step: str, way: str, folder: Path, variables: dict[str, str], resume: bool) -> Row:
     """Return the row of a run that is cut off while a step works."""
     output = f"step-{step}.ipynb"
-    parameters = LONG_ANSWERS | ({} if step == "5" else {"resume_job_name": runs.submitted(folder)})
+    parameters = LONG_ANSWERS | ({"resume_job_name": runs.submitted(folder)} if resume else {})
     began = time.monotonic()
     process = runs.start(folder, runs.papermill(output, parameters), output, variables)
     while not STEPS[step](folder):
@@ -118,9 +119,11 @@ def cut_off_in(step: str, way: str, folder: Path, variables: dict[str, str]) -> 
             return failed(f"{way}, step {step}", folder, output)
         time.sleep(0.05)
     WAYS[way](process, folder)
-    process.wait(PATIENCE)
-    deviations = runs.survivors(folder, 30)
-    row = runs.read(f"{way}, step {step}", folder, output)
+    status = process.wait(PATIENCE)
+    deviations = runs.survivors(folder)
+    row = runs.read(f"{way}, step {step}", folder, output, status)
+    if WAYS[way] is kill_all:
+        row.reads = ""
     row.seconds = time.monotonic() - began
     row.deviations += deviations
     if row.step.partition(".")[0] != step:
@@ -132,7 +135,7 @@ def cut_off_in(step: str, way: str, folder: Path, variables: dict[str, str]) -> 
 
 
 def failed(what: str, folder: Path, output: str) -> Row:
-    row = runs.read(what, folder, output)
+    row = runs.read(what, folder, output, 1)
     row.deviations.append("the step was never reached")
     return row
 
@@ -141,7 +144,7 @@ def after_all_killed(folder: Path, variables: dict[str, str]) -> list[Row]:
     """Return the rows of the next run, which names what was left, and of the command that removes it."""
     [endpoint] = [found["name"] for found in runs.resources(folder, "onlineEndpoints")]
     deviations = finish(folder, variables, resume=False)
-    row = runs.read("the next run", folder, "finish.ipynb")
+    row = runs.read("the next run", folder, "finish.ipynb", 0)
     line = next((line for line in row.said.splitlines() if endpoint in line), "")
     row.reads = " ".join(line.split()) or row.reads
     row.deviations = deviations if line else [*deviations, f"{endpoint} is not named"]
@@ -160,17 +163,18 @@ def clean(endpoint: str, folder: Path, variables: dict[str, str]) -> Row:
         text=True,
     )
     reads = (ended.stdout + ended.stderr).strip().replace("\n", "; ")
-    deviations = [] if not ended.returncode and endpoint in reads else [f"the clean-up ends with {reads}"]
+    left = runs.left(folder)
+    fine = not ended.returncode and f"removed: endpoint {endpoint}" in reads and not left
+    deviations = [] if fine else [f"the clean-up ends with {reads}"]
     seconds, bill = time.monotonic() - began, sum(runs.bills(folder).values())
-    return Row("make clean-azure", "-", seconds, bill, runs.left(folder), reads, reads, deviations)
+    return Row("make clean-azure", "-", seconds, bill, left, reads, reads, deviations)
 
 
 def finish(folder: Path, variables: dict[str, str], resume: bool) -> list[str]:
     """Return how a run that nobody cuts off deviates from a success."""
     parameters = {"resume_job_name": runs.submitted(folder)} if resume else {}
-    process = runs.start(folder, runs.papermill("finish.ipynb", parameters), "finish.ipynb", variables)
-    status = process.wait(PATIENCE)
-    row = runs.read("finish", folder, "finish.ipynb")
+    status = runs.execute(folder, "finish.ipynb", parameters, variables)
+    row = runs.read("finish", folder, "finish.ipynb", status)
     deviations = runs.survivors(folder)
     if status or row.step != "-":
         deviations.append(f"the run after it ends in {row.step} with {row.reads!r}")

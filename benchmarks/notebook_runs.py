@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -11,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 import nbformat
 import psutil
@@ -65,10 +67,9 @@ def papermill(output: str, parameters: dict) -> list[str]:
     return [sys.executable, "-m", "papermill", NOTEBOOK, output, *options]
 
 
-def execute(folder: Path, output: str, options: list[str], parameters: dict) -> int:
-    """Run the notebook on a stand-in of its own and return the exit status."""
-    stand_in = [*STAND_IN, "run", "--data-dir", DATA, "--poll", "0.1", *options, "--"]
-    process = start(folder, [*stand_in, *papermill(output, parameters)], output)
+def execute(folder: Path, output: str, parameters: dict, variables: dict[str, str]) -> int:
+    """Run the notebook to its end and return the exit status."""
+    process = start(folder, papermill(output, parameters), output, variables)
     try:
         return process.wait(PATIENCE)
     finally:
@@ -78,25 +79,30 @@ def execute(folder: Path, output: str, options: list[str], parameters: dict) -> 
 
 
 def start(
-    folder: Path, command: list[str], name: str, variables: dict[str, str] | None = None
+    folder: Path, command: list[str], name: str, variables: dict[str, str] = MappingProxyType({})
 ) -> subprocess.Popen:
     """Start a command in a case's folder, its output in `name`.log."""
-    own = {"PYTHONPATH": str(ROOT), MARK: folder.name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     with (folder / f"{name}.log").open("wb") as log:
         return subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, **own, **(variables or {})},
+            env={**os.environ, **own(folder), **variables},
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
 
 
+def own(folder: Path) -> dict[str, str]:
+    """Return the variables by which a case's processes find the code and are found."""
+    return {"PYTHONPATH": str(ROOT), MARK: folder.name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
+
+
 @contextmanager
-def served(folder: Path) -> Iterator[dict[str, str]]:
-    """Keep a stand-in up, and give the variables that point clients at it."""
-    process = start(folder, [*STAND_IN, "serve", "--data-dir", DATA, "--poll", "0.1"], "serve")
+def served(folder: Path, *faults: str) -> Iterator[tuple[subprocess.Popen, dict[str, str]]]:
+    """Keep a stand-in up, and give its process and the variables that point clients at it."""
+    options = ["--data-dir", DATA, "--poll", "0.1", *(f"--fault={fault}" for fault in faults)]
+    process = start(folder, [*STAND_IN, "serve", *options], "serve")
     try:
         until = time.monotonic() + PATIENCE
         while "# ready" not in (said := (folder / "serve.log").read_text()):
@@ -104,13 +110,14 @@ def served(folder: Path) -> Iterator[dict[str, str]]:
                 raise RuntimeError(f"the stand-in does not start: {said}")
             time.sleep(0.1)
         lines = [line.removeprefix("export ") for line in said.splitlines() if line.startswith("export ")]
-        yield {name: value.strip("'") for name, _, value in (line.partition("=") for line in lines)}
+        variables = (line.partition("=") for line in lines)
+        yield process, {name: value.strip("'") for name, _, value in variables}
     finally:
         process.terminate()
         process.wait()
 
 
-def survivors(folder: Path, seconds: float = 20) -> list[str]:
+def survivors(folder: Path, seconds: float = 60) -> list[str]:
     """Return a line for each process of a case's notebook that lives on for `seconds`, and end it."""
     until = time.monotonic() + seconds
     while (alive := started_by(folder)) and time.monotonic() < until:
@@ -134,9 +141,10 @@ def started_by(folder: Path) -> list[psutil.Process]:
     return found
 
 
-def read(what: str, folder: Path, output: str) -> Row:
+def read(what: str, folder: Path, output: str, status: int) -> Row:
     """Return the row that an executed notebook, its log and the stand-in's state tell."""
     notebook = nbformat.read(folder / output, as_version=4)
+    started = [cell for cell in notebook.cells if cell.metadata.get("papermill", {}).get("start_time")]
     step, heading, printed, reads = "-", "", [], ""
     for cell in notebook.cells:
         if cell.cell_type == "markdown" and cell.source.startswith("## "):
@@ -146,14 +154,25 @@ def read(what: str, folder: Path, output: str) -> Row:
             printed += said.data.get("text/plain", "").splitlines() if "data" in said else []
             if said.output_type == "error":
                 step, reads = heading, f"{said.ename}: {said.evalue}"
-        if cell.metadata.get("papermill", {}).get("status") == "running":
+        if status and step == "-" and cell is started[-1]:
             step, reads = heading, (folder / f"{output}.log").read_text().strip().rpartition("\n")[2]
         if step != "-":
             break
     reads = reads or next((line for line in reversed(printed) if line.strip()), "")
     seconds = notebook.metadata.papermill.get("duration") or 0.0
     bill = sum(bills(folder).values())
-    return Row(what, step, seconds, bill, left(folder), " ".join(reads.split()), "\n".join(printed))
+    row = Row(what, step, seconds, bill, left(folder), " ".join(reads.split()), "\n".join(printed))
+    if holds_secrets(folder, (folder / output).read_text()):
+        row.deviations.append(f"{output} holds a key, a token or the subscription's id")
+    return row
+
+
+def holds_secrets(folder: Path, text: str) -> bool:
+    """Say whether a text holds what nobody should read in a notebook."""
+    secrets = json.loads((folder / DATA / "secrets.json").read_text()).values()
+    keys = [key for found in resources(folder, "onlineEndpoints") for key in found["keys"].values()]
+    known = any(secret in text for secret in [*secrets, *keys, cloud.SUBSCRIPTION])
+    return known or re.search(r"eyJ[\w-]{20}|[?&]sig=|Bearer \w", text) is not None
 
 
 @contextmanager

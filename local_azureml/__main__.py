@@ -4,6 +4,7 @@ import argparse
 import logging
 import os
 import shlex
+import shutil
 import signal
 import socket
 import subprocess
@@ -98,16 +99,25 @@ def base_model(folder: Path | None) -> Path:
     return folder
 
 
+def data_folder(folder: Path) -> Path:
+    """Return the folder for the state, which is made where it is not there."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise UsageError(f"--data-dir {folder} cannot be used: {error.strerror}") from None
+    return folder.resolve()
+
+
 class Server:
     """A running stand-in: the HTTPS server in a thread of this process, and the processes behind it."""
 
     def __init__(self, options: argparse.Namespace, folder: Path):
         import uvicorn
 
-        model, faults = base_model(options.base_model), Faults(options.fault)
+        model, faults, folder = base_model(options.base_model), Faults(options.fault), data_folder(folder)
         self._listener = bind(options.port)
         port = self._listener.getsockname()[1]
-        self.cloud = cloud.Cloud(folder.resolve(), port, model, options.poll, faults)
+        self.cloud = cloud.Cloud(folder, port, model, options.poll, faults)
         from local_azureml.app import create_app
 
         self.app = create_app(self.cloud)
@@ -158,8 +168,10 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
         raise UsageError("run needs a command: python -m local_azureml run -- COMMAND")
+    if shutil.which(command[0]) is None:
+        raise UsageError(f"{command[0]!r} is no program that can be started")
     with Server(options, folder).warm() as server:
-        child = failures.adopted() or _start(command, server.cloud)
+        child = failures.adopted() or subprocess.Popen(command, env=cloud.child_environment(server.cloud))
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
         }
@@ -174,26 +186,20 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     return status if status >= 0 else 128 - status
 
 
-def _start(command: list[str], local: cloud.Cloud) -> subprocess.Popen:
-    try:
-        return subprocess.Popen(command, env=cloud.child_environment(local))
-    except OSError as error:
-        raise UsageError(f"{command[0]!r} cannot be started: {error.strerror}") from None
-
-
 def _end_left_behind(local: cloud.Cloud) -> None:
-    """Give what a command started and did not wait for half a minute to clean up, then end it."""
-    for process in psutil.wait_procs(_left_behind(local), timeout=30)[1]:
+    """Give what a command started and did not wait for a minute to clean up, then end it."""
+    for process in psutil.wait_procs(_left_behind(local), timeout=60)[1]:
         with suppress(psutil.Error):
             process.terminate()
 
 
 def _left_behind(local: cloud.Cloud) -> list[psutil.Process]:
-    """Return the processes that carry this stand-in's variables: the command's, and what that started."""
-    found = []
+    """Return what the command started: processes that carry this stand-in's variables and are younger."""
+    found, born = [], psutil.Process().create_time()
     for process in psutil.process_iter():
         with suppress(psutil.Error):  # gone meanwhile, or somebody else's
-            if process.environ().get("IDENTITY_HEADER") == local.secret("identity_header"):
+            own = process.environ().get("IDENTITY_HEADER") == local.secret("identity_header")
+            if own and process.create_time() > born:
                 found.append(process)
     return found
 

@@ -1,7 +1,6 @@
 """What outlives the stand-in: the store itself, and a data folder after kill -9."""
 
 import json
-import os
 import signal
 import sqlite3
 import time
@@ -77,7 +76,7 @@ def running(folder: Path) -> list[int]:
     found = []
     for process in Path("/proc").glob("[0-9]*"):
         try:
-            opened = [os.readlink(handle) for handle in (process / "fd").iterdir()]
+            opened = [str(handle.readlink()) for handle in (process / "fd").iterdir()]
         except OSError:
             continue
         if any(name.startswith(str(folder)) for name in opened):
@@ -147,7 +146,8 @@ def test_a_deployment_answers_again(killed, tmp_path):
         return killed.client.online_deployments.get("demo", "lasting").provisioning_state == "Succeeded"
 
     wait_for(answers)
-    assert json.loads(killed.client.online_endpoints.invoke("lasting", request_file=file, deployment_name="demo"))
+    endpoints = killed.client.online_endpoints
+    assert json.loads(endpoints.invoke("lasting", request_file=file, deployment_name="demo"))
 
 
 def test_the_killed_job_is_not_billed_on(killed):

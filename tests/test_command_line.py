@@ -1,0 +1,201 @@
+"""`python -m local_azureml`: what it prints, starts, bills, leaves, and refuses."""
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT
+
+from local_azureml.__main__ import main
+from local_azureml.faults import FAULTS
+
+PROGRAM = [sys.executable, "-m", "local_azureml"]
+CLIENT = """\
+import os, ssl, sys, json, urllib.request as web
+from local_azureml import cloud
+
+def send(method, path, body=None, **headers):
+    data = json.dumps(body).encode() if body else None
+    request = web.Request(os.environ["HF_ENDPOINT"] + path, data, headers, method=method)
+    return web.urlopen(request).read()
+
+asked = "/identity/token?resource=https://ml.azure.local"
+token = json.loads(send("GET", asked, **{"X-IDENTITY-HEADER": os.environ["IDENTITY_HEADER"]}))["access_token"]
+headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
+scale = {"minNodeCount": 1, "maxNodeCount": 1}
+cluster = {"computeType": "AmlCompute", "properties": {"vmSize": "Standard_DS3_v2", "scaleSettings": scale}}
+send("PUT", f"{cloud.WORKSPACE_ID}/computes/kept", {"properties": cluster}, **headers)
+send("PUT", f"{cloud.WORKSPACE_ID}/onlineEndpoints/forgotten", {"properties": {"authMode": "Key"}}, **headers)
+print(os.environ["HF_ENDPOINT"])
+sys.exit(3)
+"""
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory) -> subprocess.CompletedProcess:
+    """A command that made a cluster and an endpoint, forgot both, and ended with status 3."""
+    script = tmp_path_factory.mktemp("run") / "client.py"
+    script.write_text(CLIENT)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "AZURE_CLIENT_ID": "another-identity"}
+    command = [*PROGRAM, "run", "--", sys.executable, script]
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+
+
+def test_run_ends_with_the_commands_own_status(ran):
+    assert ran.returncode == 3, ran.stderr
+
+
+def test_run_says_at_the_end_what_was_billed_and_what_still_runs(ran):
+    billed = re.sub(r"\d+ node-seconds", "N node-seconds", ran.stderr)
+    assert billed == (
+        "billed: cluster kept (Standard_DS3_v2): N node-seconds\n"
+        "still running: endpoint forgotten (no deployment)\n"
+    )
+
+
+def test_nothing_listens_when_run_has_ended(ran):
+    port = int(ran.stdout.rpartition(":")[2])
+    with socket.socket() as probe:
+        assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def test_no_process_is_left_when_run_has_ended(ran):
+    left = [process for process in psutil.process_iter() if carries(process, ran.stdout.strip())]
+    assert left == []
+
+
+def carries(process: psutil.Process, address: str) -> bool:
+    try:
+        return process.environ().get("HF_ENDPOINT") == address
+    except psutil.Error:
+        return False
+
+
+def test_a_command_that_a_signal_ends_gives_the_shells_status():
+    command = [*PROGRAM, "run", "--", "bash", "-c", "kill -TERM $$"]
+    assert (
+        subprocess.run(command, cwd=ROOT, capture_output=True, timeout=120).returncode == 128 + signal.SIGTERM
+    )
+
+
+def test_a_run_on_a_data_folder_leaves_alone_who_was_there_before(tmp_path):
+    """Its variables are those of an earlier start on the same folder."""
+    command = [*PROGRAM, "run", "--data-dir", tmp_path, "--"]
+    within = subprocess.Popen([*command, "sleep", "100"], cwd=ROOT)
+    sleeper = wait_for_child(within, "sleep")
+    earlier = sleeper.environ()
+    within.kill()
+    within.wait()
+    ended = subprocess.run([*command, "true"], cwd=ROOT, env=earlier, capture_output=True, timeout=120)
+    alive = sleeper.is_running()
+    sleeper.kill()
+    assert (ended.returncode, alive) == (0, True)
+
+
+def wait_for_child(process: subprocess.Popen, name: str) -> psutil.Process:
+    for _ in range(600):
+        found = [child for child in psutil.Process(process.pid).children() if child.name() == name]
+        if found:
+            return found[0]
+        time.sleep(0.1)
+    raise AssertionError(f"no {name} was started")
+
+
+def test_help_names_both_commands_and_shows_examples(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert ended.value.code == 0
+    assert all(word in shown for word in ("run", "serve", "examples:", "papermill"))
+
+
+def test_list_faults_names_every_fault(capsys):
+    assert main(["--list-faults"]) == 0
+    shown = capsys.readouterr().out
+    assert [name for name in FAULTS if name not in shown] == []
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "say what to do: run -- COMMAND, serve, or --list-faults"),
+        (["dance"], "invalid choice: 'dance'"),
+        (["run"], "run needs a command: python -m local_azureml run -- COMMAND"),
+        (["run", "--", "no-such-program"], "'no-such-program' is no program that can be started"),
+        (["serve", "--nonsense"], "unrecognized arguments: --nonsense"),
+        (["serve", "--port", "x"], "argument --port: invalid int value: 'x'"),
+        (["serve", "--port", "70000"], "port 70000 cannot be used"),
+        (["serve", "--fault", "bad-luck"], "no fault named 'bad-luck'; there is: no-credential"),
+        (["serve", "--fault", "slow=fast"], "slow"),
+        (["serve", "--base-model", "/nowhere"], "--base-model /nowhere: no config.json there"),
+        (["serve", "--data-dir", __file__], f"--data-dir {__file__} cannot be used: File exists"),
+    ],
+)
+def test_bad_usage_ends_with_status_2_and_one_sentence(capsys, monkeypatch, arguments, sentence):
+    monkeypatch.delenv("ARM_CLOUD_METADATA_URL", raising=False)
+    try:
+        status = main(arguments)
+    except SystemExit as ended:
+        status = ended.code
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert (status, sentence in last) == (2, True), last
+
+
+def test_a_port_in_use_is_said_without_a_traceback():
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = str(taken.getsockname()[1])
+        ended = subprocess.run(
+            [*PROGRAM, "serve", "--port", port], cwd=ROOT, capture_output=True, text=True, timeout=60
+        )
+    assert ended.returncode == 2
+    assert ended.stderr == (
+        f"local_azureml: port {port} cannot be used ([Errno 98] Address already in use); "
+        "choose another with --port, or none\n"
+    )
+
+
+def test_serve_prints_each_variable_once(stand_in, environment):
+    assert len(environment) == len(set(environment))
+    assert environment["ARM_CLOUD_METADATA_URL"].startswith("https://localhost:")
+
+
+def test_every_variable_has_its_reason_on_the_page(environment):
+    page = (ROOT / "local_azureml" / "README.md").read_text()
+    assert [name for name in environment if f"`{name}`" not in page] == []
+
+
+def test_what_is_not_played_is_answered_501_and_named(http, arm):
+    answer = http.get(f"{arm.workspace}/batchEndpoints")
+    message = f"GET {arm.workspace}/batchEndpoints is not part of the stand-in"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (501, message)
+
+
+def test_an_error_has_azures_envelope(http, arm):
+    path = f"{arm.workspace}/computes/nope"
+    error = http.get(path).json()["error"]
+    assert {key: type(value) for key, value in error.items()} == {
+        "code": str,
+        "message": str,
+        "details": list,
+        "additionalInfo": list,
+    }
+
+
+def test_a_workspace_that_is_not_there_is_answered_with_the_one_that_is(http, arm):
+    answer = http.get(f"{arm.workspace}x")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "ResourceNotFound")
+    assert f"{Path(arm.workspace).name}" in answer.json()["error"]["message"]
+
+
+def test_fixed_parts_of_a_path_are_read_in_any_capitals(http, arm):
+    path = arm.workspace.replace("resourceGroups", "resourcegroups").replace("Microsoft.", "microsoft.")
+    assert http.get(path).status_code == 200

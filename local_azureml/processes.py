@@ -32,6 +32,7 @@ WARM_ENVIRONMENT = {
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a forked child can't use CUDA if its parent touched it
 }
+ERROR = "error.json"  # in a child's folder: why it failed
 STARTING = threading.Lock()  # also guards every reading of an exit code, which the pipe holds only once
 
 
@@ -41,9 +42,10 @@ class UserError(Exception):
 
 def warm() -> None:
     """Start the server that children are forked from; it goes on importing after this returns."""
-    with _environment(WARM_ENVIRONMENT):
+    if forkserver._forkserver._forkserver_pid is None:
         CONTEXT.set_forkserver_preload(PRELOADED)
-        forkserver.ensure_running()
+        with _environment(WARM_ENVIRONMENT):
+            forkserver.ensure_running()
 
 
 def cool() -> None:
@@ -59,6 +61,7 @@ def start(entry: str, specification: dict, folder: Path, log: Path, environment:
     folder.mkdir(parents=True, exist_ok=True)
     log.parent.mkdir(parents=True, exist_ok=True)
     log.touch()
+    (folder / ERROR).unlink(missing_ok=True)
     return Process(entry, specification, folder, log, environment)
 
 
@@ -100,7 +103,7 @@ class Process:
 
     def error(self) -> dict:
         """Return why the child failed: {"code": "UserError" or "SystemError", "message": one sentence}."""
-        written = self.folder / "error.json"
+        written = self.folder / ERROR
         if written.exists():
             return json.loads(written.read_text())
         if self._exit_code == -signal.SIGKILL and not self._killed:
@@ -184,7 +187,7 @@ def _allow_children() -> None:
 
 def _fail(code: str, message: str) -> None:
     print(f"{code}: {message}", flush=True)
-    Path("error.json").write_text(json.dumps({"code": code, "message": message}))
+    Path(ERROR).write_text(json.dumps({"code": code, "message": message}))
     sys.exit(1)
 
 

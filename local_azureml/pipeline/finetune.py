@@ -103,6 +103,7 @@ def _launch(task: Task, running: Layout, deepspeed: dict | None) -> None:
         run_id="finetune",
         max_restarts=0,
     )
+    Path(FAILED).unlink(missing_ok=True)
     try:
         elastic_launch(config, _work)(task, running, deepspeed, processes.here)
     except ChildFailedError as error:

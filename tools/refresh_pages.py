@@ -1,12 +1,14 @@
-"""Write the tables that the pages take from elsewhere: parameters, operations, component inputs, faults.
+"""Write what the pages take from elsewhere: parameters, answers, operations, component inputs, faults.
 
 The marks of what the notebook uses are kept as they are; a test compares them with a run.
 """
 
+import base64
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from xml.etree import ElementTree
 
 import nbformat
 
@@ -17,14 +19,39 @@ from local_azureml import app  # noqa: E402
 from local_azureml.faults import FAULTS  # noqa: E402
 from local_azureml.pipeline.inputs import USES  # noqa: E402
 
-README, STAND_IN = ROOT / "README.md", ROOT / "local_azureml" / "README.md"
+README, STAND_IN, CURVE = (
+    ROOT / "README.md",
+    ROOT / "local_azureml" / "README.md",
+    ROOT / "docs" / "loss-curve.png",
+)
 USED = "●"
+
+
+def notebook_cells() -> dict[str, nbformat.NotebookNode]:
+    """Return the notebook's cells by their ids."""
+    cells = nbformat.read(ROOT / "finetune_phi3_ultrachat.ipynb", as_version=4).cells
+    return {cell.id: cell for cell in cells}
+
+
+def stored(cell: str, kind: str) -> str:
+    """Return the last stored output of that kind of a cell."""
+    return [output.data[kind] for output in notebook_cells()[cell].outputs if kind in output.get("data", {})][
+        -1
+    ]
+
+
+def answers() -> list[list[str]]:
+    """Return the rows of step 8's table: its heads, then each prompt with truth and answer."""
+    page = stored("score", "text/html")
+    rows = ElementTree.fromstring(page[page.index("<table") : page.index("</table>") + 8]).iter("tr")
+    return [
+        [(cell.text or "").replace("\n", " ").replace("|", "\\|") for cell in list(row)[1:]] for row in rows
+    ]
 
 
 def parameters() -> Iterator[tuple[str, str, str]]:
     """Give each parameter of the notebook: its name, its default, what it is."""
-    cells = nbformat.read(ROOT / "finetune_phi3_ultrachat.ipynb", as_version=4).cells
-    source = next(cell.source for cell in cells if "parameters" in cell.metadata.get("tags", []))
+    source = notebook_cells()["parameters"].source
     for line in source.splitlines():
         yield re.fullmatch(r"(\w+) = (.+?)  # (.+)", line).groups()
 
@@ -64,6 +91,11 @@ def parameter_table() -> str:
     return table("| parameter | default | what it is |", rows)
 
 
+def answer_table() -> str:
+    head, *rows = (f"| {' | '.join(cells)} |" for cells in answers())
+    return table(head, rows)
+
+
 def operation_table(marked: set[tuple[str, str]]) -> str:
     rows = (
         f"| {USED if (method, short(path)) in marked else ' '} | {method} | `{short(path)}` | {does} |"
@@ -80,15 +112,23 @@ def pages() -> dict[Path, str]:
     stand_in = with_table(stand_in, operation_table(used(stand_in)))
     stand_in = with_table(stand_in, table("| input | here |", inputs))
     stand_in = with_table(stand_in, table("| fault | what happens |", faults))
-    return {README: with_table(readme, parameter_table()), STAND_IN: stand_in}
+    readme = with_table(with_table(readme, parameter_table()), answer_table())
+    return {README: readme, STAND_IN: stand_in}
+
+
+def curve() -> bytes:
+    """Return the plot that step 5 stored."""
+    return base64.b64decode(stored("finetune", "image/png"))
 
 
 def with_table(page: str, table: str) -> str:
-    """Return the page with `table` in the place of the table that has the same head."""
-    head = re.escape("\n".join(table.splitlines()[:2]))
-    return re.sub(rf"{head}\n(\|.*\n)*", lambda _: f"{table}\n", page)
+    """Return the page with `table` in the place of the table whose head begins with the same two words."""
+    head = re.escape("|".join(table.split("|")[:3]))
+    return re.sub(rf"^{head}\|.*\n(\|.*\n)+", lambda _: f"{table}\n", page, flags=re.M)
 
 
 if __name__ == "__main__":
     for path, content in pages().items():
         path.write_text(content, encoding="utf-8")
+    CURVE.parent.mkdir(exist_ok=True)
+    CURVE.write_bytes(curve())

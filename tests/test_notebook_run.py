@@ -88,8 +88,15 @@ def shown(cell) -> str:
     return "".join(output.data["text/plain"] for output in cell.outputs if "data" in output)
 
 
+def test_every_step_of_the_published_notebook_shows_a_stored_output():
+    cells = nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
+    code = [cell for cell in cells if cell.cell_type == "code"]
+    assert [cell.id for cell in code if not cell.outputs] == ["parameters"]
+
+
 def test_nbval_passes_every_cell_of_the_published_notebook(folder):
-    nbval = ["pytest", "--nbval-lax", "-x", "-p", "no:cacheprovider", str(folder / NOTEBOOK)]
+    sanitize = ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
+    nbval = ["pytest", "--nbval-lax", *sanitize, "-x", "-p", "no:cacheprovider", str(folder / NOTEBOOK)]
     ended = program("local_azureml", "run", "--", sys.executable, "-m", *nbval)
     cells = nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]

@@ -149,7 +149,9 @@ class Server:
             self._warming.join()
         self.app.state.jobs.stop()
         self.app.state.deployments.stop()
-        self._server.should_exit = self._server.force_exit = True  # clients keep idle connections open
+        for connection in list(self._server.server_state.connections):  # which clients keep open, idle
+            connection.loop.call_soon_threadsafe(connection.transport.abort)
+        self._server.should_exit = self._server.force_exit = True
         self._thread.join()
         processes.cool()
         self.cloud.state.close()

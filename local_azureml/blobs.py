@@ -57,7 +57,8 @@ router = APIRouter(
 
 
 def place(local: cloud.Cloud, container: str, name: str) -> Path:
-    """Return the file behind a blob; refuse a name that would leave the container."""
+    """Return the file behind a blob; refuse a container that is not there and a name that would leave it."""
+    _check_container(container)
     parts = PurePosixPath(name).parts
     if any(not _is_plain(part) for part in parts):
         raise AzureError(400, "InvalidResourceName", f"{name!r} is not the name of a blob")
@@ -209,7 +210,7 @@ async def write(request: Request, container: str, name: str, comp: str = "", blo
     file = place(local, container, name)
     if comp in ("", "blocklist"):
         _check_conditions(request, _tag(file) if file.is_file() else None)
-    content = await _body(request)
+    content = await cloud.body(request, BLOCK_LIMIT)
     metadata = {k[10:]: v for k, v in request.headers.items() if k.startswith("x-ms-meta-")}
     return await run_in_threadpool(_write, local, container, name, comp, blockid, content, metadata)
 
@@ -220,16 +221,6 @@ def _check_conditions(request: Request, tag: str | None) -> None:
         raise AzureError(409, "BlobAlreadyExists", "the blob is there already")
     if request.headers.get("if-match", "*") not in ("*", tag):
         raise AzureError(412, "ConditionNotMet", "the blob was changed in the meantime")
-
-
-async def _body(request: Request) -> bytes:
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > BLOCK_LIMIT:
-            message = f"at most {BLOCK_LIMIT} bytes in one request; send blocks"
-            raise AzureError(413, "RequestBodyTooLarge", message)
-    return bytes(content)
 
 
 def _write(

@@ -10,7 +10,7 @@ from pathlib import Path
 from fastapi import Request
 
 from local_azureml.certificates import Certificates
-from local_azureml.errors import not_found
+from local_azureml.errors import AzureError, not_found
 from local_azureml.faults import Faults
 from local_azureml.meter import Meter
 from local_azureml.state import State
@@ -110,6 +110,16 @@ def child_environment(cloud: Cloud) -> dict[str, str]:
 def current(request: Request) -> Cloud:
     """Return the cloud that answers `request`."""
     return request.app.state.cloud
+
+
+async def body(request: Request, most: int) -> bytes:
+    """Return the body of a request, or refuse it as soon as it exceeds `most` bytes."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > most:
+            raise AzureError(413, "RequestBodyTooLarge", f"at most {most} bytes in one request")
+    return bytes(content)
 
 
 def workspace_id(request: Request, subscription: str, group: str, workspace: str) -> str:

@@ -348,13 +348,19 @@ class Deployments:
         self._local = local
         self._ports: dict[tuple[str, str], int] = {}
         self._processes: dict[tuple[str, str], processes.Process] = {}
-        threading.Thread(target=self._recover, daemon=True).start()
+        there = [
+            (endpoint["name"], document)
+            for endpoint in local.state.children(BASE)
+            for document in deployments_of(local, endpoint["name"]).values()
+            if document["properties"]["provisioningState"] in ("Succeeded", "Creating", "Updating")
+        ]
+        for _, document in there:
+            _set(local, document, provisioningState="Updating")
+        threading.Thread(target=self._recover, args=(there,), daemon=True).start()
 
-    def _recover(self) -> None:
-        for endpoint in self._local.state.children(BASE):
-            for document in deployments_of(self._local, endpoint["name"]).values():
-                if document["properties"]["provisioningState"] in ("Succeeded", "Creating", "Updating"):
-                    self._try(endpoint["name"], document)
+    def _recover(self, there: list[tuple[str, dict]]) -> None:
+        for endpoint, document in there:
+            self._try(endpoint, document)
 
     def _try(self, endpoint: str, document: dict) -> None:
         with suppress(AzureError):  # the deployment's own state says Failed

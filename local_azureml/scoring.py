@@ -34,13 +34,15 @@ async def score(request: Request, endpoint: str) -> Response:
     port = request.app.state.deployments.port(endpoint, deployment)
     if port is None:
         raise AzureError(424, "ModelFailed", f"the container of {endpoint}/{deployment} does not run")
-    body = await request.body()
-    if len(body) > LONGEST_BODY:
-        raise AzureError(413, "RequestTooLarge", f"at most {LONGEST_BODY} bytes in a request")
+    body = await cloud.body(request, LONGEST_BODY)
     started = time.perf_counter()
     async with httpx.AsyncClient(timeout=endpoints.LONGEST_TIMEOUT + 10, trust_env=False) as client:
         headers = {"content-type": "application/json"}
-        answer = await client.post(f"http://127.0.0.1:{port}/score", content=body, headers=headers)
+        try:
+            answer = await client.post(f"http://127.0.0.1:{port}/score", content=body, headers=headers)
+        except httpx.TransportError as error:
+            message = f"the container of {endpoint}/{deployment} does not answer: {error or type(error)}"
+            raise AzureError(424, "ModelFailed", message) from None
     shown = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
     shown |= {
         "azureml-model-deployment": deployment,

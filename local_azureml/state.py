@@ -22,6 +22,7 @@ class State:
     def __init__(self, folder: Path):
         self.folder = folder
         self._lock = threading.RLock()
+        (folder / "state.sqlite").touch(mode=0o600)  # it holds the endpoints' keys
         self._connection = sqlite3.connect(folder / "state.sqlite", check_same_thread=False)
         self._connection.execute("PRAGMA journal_mode=WAL")
         self._connection.execute("PRAGMA synchronous=NORMAL")

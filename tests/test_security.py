@@ -1,0 +1,134 @@
+"""Who gets in, what leaks out, and what a job may read."""
+
+import json
+import re
+import socket
+import stat
+from pathlib import Path
+
+import httpx
+import psutil
+import pytest
+
+from local_azureml import workspace
+from local_azureml.app import CONTROL_PLANE
+
+
+@pytest.fixture(scope="module")
+def folder(environment) -> Path:
+    """The data folder of the stand-in."""
+    return Path(environment["HF_HOME"]).parent
+
+
+@pytest.fixture(scope="module")
+def secrets(folder) -> dict[str, str]:
+    return json.loads((folder / "secrets.json").read_text())
+
+
+def test_only_loopback_is_listened_on(stand_in):
+    process = psutil.Process(stand_in.process.pid)
+    family = [process, *process.children(recursive=True)]
+    listening = [c for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
+
+
+@pytest.mark.parametrize("host", ["example.com", "localhost.example.com", "169.254.169.254", ""])
+def test_a_request_that_names_another_host_is_refused(anonymous, host):
+    answer = anonymous.get("/metadata/endpoints", headers={"Host": host})
+    assert answer.status_code == 400
+
+
+def test_plain_http_gets_no_answer(environment):
+    with pytest.raises(httpx.HTTPError):
+        httpx.get(environment["HF_ENDPOINT"].replace("https", "http"))
+
+
+def test_secrets_are_long_and_all_different(secrets):
+    assert len(set(secrets.values())) == 3
+    assert min(len(secret) for secret in secrets.values()) >= 43  # 32 bytes
+
+
+def test_each_data_folder_has_secrets_of_its_own(secrets, stand_in_with):
+    other = json.loads((stand_in_with().cloud.folder / "secrets.json").read_text())
+    assert not set(secrets.values()) & set(other.values())
+
+
+def test_secrets_and_keys_can_be_read_by_their_owner_only(folder):
+    files = [folder / "secrets.json", folder / "tls" / "server.pem", folder / "state.sqlite"]
+    modes = {file.name: stat.filemode(file.stat().st_mode) for file in files}
+    assert modes == dict.fromkeys(modes, "-rw-------")
+
+
+def test_the_control_plane_is_closed_to_those_without_a_token(anonymous):
+    """Every route of it, with every method."""
+    routes = [route for service in CONTROL_PLANE for route in service.router.routes]
+    assert len(routes) > 40
+    for route in routes:
+        for method in route.methods:
+            path = re.sub(r"\{\w+\}", "x", route.path)
+            assert anonymous.request(method, path, json={}).status_code == 401, (method, path)
+
+
+def test_what_is_open_is_listed_here():
+    assert [route.path for route in workspace.public.routes] == ["/discovery/workspaces/{workspace}"]
+
+
+def test_no_log_holds_a_token_a_key_or_a_signature(client, folder, secrets, fine_tuning, http, arm):
+    from test_endpoints import endpoint
+
+    client.online_endpoints.begin_create_or_update(endpoint("secretive")).result()
+    key = client.online_endpoints.get_keys("secretive").primary_key
+    http.post("/endpoints/secretive/score", json={}, headers={"Authorization": f"Bearer {key}"})
+    token = http.headers["Authorization"].removeprefix("Bearer ")
+    logs = [file.read_text(errors="replace") for file in folder.rglob("*") if file.suffix in (".txt", ".log")]
+    logs += [folder.with_name(f"{folder.name}.log").read_text(), fine_tuning[1]]
+    known = [*secrets.values(), key, token, token.rpartition(".")[2]]
+    assert len(logs) > 5
+    assert not [secret for secret in known if any(secret in log for log in logs)]
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "azureml://datastores/workspaceblobstore/paths/../../secrets.json",
+        "azureml://datastores/workspaceblobstore/paths/%2e%2e/%2e%2e/secrets.json",
+        "azureml://jobs/x/outputs/y/../../../secrets.json",
+        "file:///etc/passwd",
+        "/etc/passwd",
+        "https://localhost:1/store.blob.storage.local/azureml-blobstore/..%2F..%2Fsecrets.json",
+        "https://localhost:1/store.blob.storage.local/../secrets.json",
+    ],
+)
+def test_a_job_reads_its_own_inputs_only(http, arm, address):
+    """An address that leads out of the storage is refused, as an input as well as a model."""
+    body = {"properties": {"model": address, "instanceType": "Standard_DS3_v2"}}
+    http.put(f"{arm.workspace}/onlineEndpoints/curious", json={"properties": {"authMode": "Key"}})
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/curious/deployments/demo", json=body)
+    assert answer.status_code in (400, 404)
+
+
+def test_a_browser_page_of_another_origin_may_read_nothing(http, arm):
+    answer = http.get(arm.workspace, headers={"Origin": "https://example.com"})
+    assert "access-control-allow-origin" not in answer.headers
+
+
+def test_a_body_in_many_pieces_without_an_end_is_cut_off(anonymous, client):
+    """The largest block is the most that is taken in one request."""
+    signature = client.datastores.get_default(include_secrets=True).credentials.sas_token
+    piece = bytes(8 * 1024 * 1024)
+
+    def pieces():
+        for _ in range(40):
+            yield piece
+
+    path = f"/store.blob.storage.local/azureml-blobstore/endless?{signature}"
+    assert anonymous.put(path, content=pieces()).status_code == 413
+
+
+def test_a_connection_that_says_nothing_does_not_hold_up_others(anonymous, environment):
+    port = int(environment["HF_ENDPOINT"].rpartition(":")[2])
+    silent = [socket.create_connection(("127.0.0.1", port)) for _ in range(50)]
+    answer = anonymous.get("/metadata/endpoints")
+    for connection in silent:
+        connection.close()
+    assert answer.status_code == 200

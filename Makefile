@@ -43,7 +43,7 @@ lab: .venv/installed ## Open the notebook in JupyterLab, against the stand-in
 
 .PHONY: test
 test: .venv/installed ## Run the tests
-	$(python) -m pytest --ignore tests/test_browser.py
+	$(python) -m pytest --numprocesses auto --dist loadfile --ignore tests/test_browser.py
 
 .PHONY: browser-test
 browser-test: .venv/installed ## Run the notebook in JupyterLab in a headless Chromium, and keep screenshots in runs/browser

@@ -34,7 +34,7 @@ SHORT = {  # the notebook's parameters for the shortest run that still trains
     "score_parameters": {"max_new_tokens": 8},
 }
 PATIENCE = 300  # seconds for one run
-STAND_IN = [sys.executable, "-m", "local_azureml"]
+STAND_IN = [sys.executable, "-X", "faulthandler", "-m", "local_azureml"]
 
 
 @dataclass
@@ -113,8 +113,19 @@ def served(folder: Path, *faults: str) -> Iterator[tuple[subprocess.Popen, dict[
         variables = (line.partition("=") for line in lines)
         yield process, {name: value.strip("'") for name, _, value in variables}
     finally:
-        process.terminate()
+        stop(process, folder / "serve.log")
+
+
+def stop(process: subprocess.Popen, log: Path, number: signal.Signals = signal.SIGTERM) -> str:
+    """End a stand-in and return its log; one that does not end is aborted, and says where its threads are."""
+    process.send_signal(number)
+    try:
+        process.wait(60)
+    except subprocess.TimeoutExpired:
+        process.send_signal(signal.SIGABRT)
         process.wait()
+        raise RuntimeError(f"the stand-in does not stop: {log.read_text()}") from None
+    return log.read_text()
 
 
 def survivors(folder: Path, seconds: float = 60) -> list[str]:

@@ -7,7 +7,6 @@ import shlex
 import shutil
 import signal
 import socket
-import subprocess
 import sys
 import tempfile
 import threading
@@ -21,6 +20,7 @@ from local_azureml import faults as failures
 from local_azureml.faults import Faults
 
 log = logging.getLogger("local_azureml")
+WAKE = 0.5  # seconds; a signal that reaches another thread is handled when the main one next wakes
 EXAMPLES = """\
 examples:
   python -m local_azureml run -- papermill finetune_phi3_ultrachat.ipynb out.ipynb
@@ -174,13 +174,15 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     if shutil.which(command[0]) is None:
         raise UsageError(f"{command[0]!r} is no program that can be started")
     with Server(options, folder).warm() as server:
-        child = failures.adopted() or subprocess.Popen(command, env=cloud.child_environment(server.cloud))
+        child = failures.adopted() or psutil.Popen(command, env=cloud.child_environment(server.cloud))
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
         }
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
         signal.signal(signal.SIGUSR1, lambda *_: server.cloud.faults.clear())
         failures.kill_later(server.cloud, server.app.state.jobs, child.pid)
+        while psutil.wait_procs([child], timeout=WAKE)[1]:
+            pass
         status = child.wait()
         _end_left_behind(server.cloud)
         for number, handler in previous.items():
@@ -218,7 +220,8 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
             print(f"export {name}={shlex.quote(value)}")
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)
         failures.kill_later(server.cloud, server.app.state.jobs, 0)
-        stop.wait()
+        while not stop.wait(WAKE):
+            pass
     print(server.summary, file=sys.stderr)
     return 0
 
@@ -229,10 +232,10 @@ def main(arguments: list[str] | None = None) -> int:
     if options.list_faults:
         print(failures.listed())
         return 0
-    logging.basicConfig(
-        level=os.environ.get("LOCAL_AZUREML_LOG", "WARNING"), format="local_azureml: %(message)s"
-    )
-    os.environ.pop("ARM_CLOUD_METADATA_URL", None)  # an earlier start's: MLflow's plugin would wait for it
+    logging.basicConfig(format="local_azureml: %(message)s")
+    log.setLevel(os.environ.get("LOCAL_AZUREML_LOG", "WARNING"))  # INFO shows each request
+    for name in ("ARM_CLOUD_METADATA_URL", "IDENTITY_HEADER"):
+        os.environ.pop(name, None)  # an earlier start's: MLflow would wait for it, we for our children
     action = {"run": run, "serve": serve}[options.action]
     try:
         if any(fault.startswith("killed") for fault in options.fault) and not options.data_dir:

@@ -9,7 +9,7 @@ from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_azureml import (
     assets,
@@ -53,7 +53,7 @@ def create_app(local: Cloud) -> FastAPI:
     app = FastAPI(title="local_azureml", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.cloud = local
     app.state.hub = hub.Hub(SEEDS / "hub")
-    app.state.tracking = tracking.Tracking(local.folder, local.port)
+    app.state.tracking = tracking.Tracking(local.folder)
     app.state.jobs = jobs.Jobs(local, app.state.tracking)
     app.state.deployments = endpoints.Deployments(local)
     for service in CONTROL_PLANE:
@@ -68,7 +68,23 @@ def create_app(local: Cloud) -> FastAPI:
     app.add_middleware(Weather, local=local)
     app.add_middleware(Capitals)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
+    app.add_middleware(AccessLog)
     return app
+
+
+class AccessLog:
+    """Logs each answer: method, path without its query, which may hold a signature, and status."""
+
+    def __init__(self, app: ASGIApp):
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def noted(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                log.info("%s %s %d", scope["method"], scope["path"], message["status"])
+            await send(message)
+
+        await self.app(scope, receive, noted)
 
 
 class Capitals:

@@ -20,8 +20,8 @@ PREFIX = f"/mlflow/v2.0{cloud.WORKSPACE_ID}"  # azureml-mlflow asks for v2.0 whe
 class Tracking:
     """MLflow's own server app and its store, on a SQLite file of the data folder."""
 
-    def __init__(self, folder: Path, port: int):
-        self._folder, self._port = folder, port
+    def __init__(self, folder: Path):
+        self._folder = folder
         self._lock = threading.Lock()
 
     @property
@@ -42,12 +42,11 @@ class Tracking:
 
     def _load(self) -> tuple:
         uri = f"sqlite:///{self._folder / 'mlflow.sqlite'}"
-        hosts = f"localhost:{self._port},127.0.0.1:{self._port},localhost,127.0.0.1"
         os.environ["_MLFLOW_SERVER_FILE_STORE"] = uri  # read when mlflow.server is imported
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = "mlflow-artifacts:/"
         os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = (self._folder / "mlflow-artifacts").as_uri()
         os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
-        os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = hosts
+        os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = "localhost:*,127.0.0.1:*"
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
         logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)

@@ -7,7 +7,6 @@ import os
 import signal
 import ssl
 import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,7 +14,8 @@ from types import SimpleNamespace
 import httpx
 import pytest
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.notebook_runs import ROOT, STAND_IN, stop
+
 QUICK = {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"}  # the SDK's stream then looks every 10 ms at first
 
 
@@ -30,7 +30,7 @@ class StandIn:
     """A stand-in started by its command line; `environment` is what it tells clients to set."""
 
     def __init__(self, folder: Path, *options: str):
-        command = [sys.executable, "-m", "local_azureml", "serve", "--poll", "0.1", "--data-dir", folder]
+        command = [*STAND_IN, "serve", "--poll", "0.1", "--data-dir", folder]
         self._log = folder.with_name(f"{folder.name}.log")
         with self._log.open("a") as log:
             self.process = subprocess.Popen(
@@ -49,10 +49,10 @@ class StandIn:
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Send a signal and return what the stand-in wrote to stderr by its end."""
-        self.process.send_signal(number)
-        with self.process:
-            self.process.wait(timeout=60)
-        return self._log.read_text()
+        try:
+            return stop(self.process, self._log, number)
+        finally:
+            self.process.stdout.close()
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,9 @@
 """`python -m local_azureml`: what it prints, starts, bills, leaves, and refuses."""
 
+import ctypes
 import os
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -10,7 +12,7 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, StandIn
 
 from local_azureml import cloud
 from local_azureml.__main__ import main
@@ -56,7 +58,7 @@ def ran(bystander) -> subprocess.CompletedProcess:
     (folder / "client.py").write_text(CLIENT)
     environment = {**bystander.environ(), "PYTHONPATH": str(ROOT)}
     command = [*PROGRAM, "run", "--data-dir", folder, "--", sys.executable, folder / "client.py"]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=120)
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=50)
 
 
 def test_run_ends_with_the_commands_own_status(ran):
@@ -91,6 +93,18 @@ def carries(process: psutil.Process, address: str) -> bool:
 
 def test_run_leaves_alone_who_was_there_before(ran, bystander):
     assert bystander.status() == psutil.STATUS_SLEEPING
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a test choose the thread")
+def test_a_signal_that_another_thread_is_given_stops_it_all_the_same(tmp_path):
+    served = StandIn(tmp_path / "cloud").process
+    another = psutil.Process(served.pid).threads()[1].id
+    ctypes.CDLL(None).tgkill(served.pid, another, signal.SIGTERM)
+    try:
+        assert served.wait(30) == 0
+    finally:
+        served.kill()
+        served.stdout.close()
 
 
 def test_help_names_both_commands_and_shows_examples(capsys):

@@ -13,9 +13,6 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from local_azureml.__main__ import Server, parse
-from local_azureml.cloud import child_environment
-
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = "finetune_phi3_ultrachat.ipynb"
 PARAMETERS = """
@@ -29,27 +26,11 @@ finetune_parameters: {max_steps: 6, logging_steps: 1}
 
 @dataclass
 class Run:
-    """A papermill run with changed parameters: how it ended, what it left, what it asked of the stand-in."""
+    """A papermill run with changed parameters: how it ended, its cells, what it asked of the stand-in."""
 
     ended: subprocess.CompletedProcess
     code: list
-    summary: str
-    requests: set[tuple[str, str]]  # method and path of those that were played
-
-
-class Recorder:
-    """Notes the requests that the stand-in answers otherwise than with 501."""
-
-    def __init__(self, app, noted: set[tuple[str, str]]):
-        self.app, self.noted = app, noted
-
-    async def __call__(self, scope, receive, send):
-        async def note(message):
-            if message["type"] == "http.response.start" and message["status"] != 501:
-                self.noted.add((scope["method"], scope["path"]))
-            await send(message)
-
-        await self.app(scope, receive, note)
+    requests: set[tuple[str, str]]  # method and path of those that the stand-in did not answer with 501
 
 
 @pytest.fixture(scope="module")
@@ -62,22 +43,20 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path, tmp_path_factory) -> Run:
-    requests: set[tuple[str, str]] = set()
-    with Server(parse(["serve"]), tmp_path_factory.mktemp("stand_in")).warm() as server:
-        server.app.add_middleware(Recorder, noted=requests)
-        places = [str(folder / NOTEBOOK), str(folder / "out.ipynb"), "--cwd", str(folder)]
-        ended = program("papermill", *places, "-y", PARAMETERS, environment=child_environment(server.cloud))
+def run(folder: Path) -> Run:
+    places = [str(folder / NOTEBOOK), str(folder / "out.ipynb"), "--cwd", str(folder)]
+    ended = on_the_stand_in("papermill", *places, "-y", PARAMETERS)
     cells = nbformat.read(folder / "out.ipynb", as_version=4).cells
-    return Run(ended, [cell for cell in cells if cell.cell_type == "code"], server.summary, requests)
+    answers = re.findall(r"local_azureml: ([A-Z]+) (\S+) (\d+)$", ended.stderr, re.M)
+    requests = {(method, path) for method, path, status in answers if status != "501"}
+    return Run(ended, [cell for cell in cells if cell.cell_type == "code"], requests)
 
 
-def program(*words: str, environment: dict[str, str] | None = None) -> subprocess.CompletedProcess:
-    """Return how a Python program ended."""
-    command = [sys.executable, "-m", *words]
-    return subprocess.run(
-        command, cwd=ROOT, env=environment or os.environ, capture_output=True, text=True, timeout=280
-    )
+def on_the_stand_in(*words: str) -> subprocess.CompletedProcess:
+    """Return how a Python program ended that ran on a stand-in of its own, which logs each request."""
+    command = [sys.executable, "-m", "local_azureml", "run", "--", sys.executable, "-m", *words]
+    environment = {**os.environ, "LOCAL_AZUREML_LOG": "INFO"}
+    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
 
 
 def printed(cell) -> str:
@@ -96,8 +75,8 @@ def test_every_step_of_the_published_notebook_shows_a_stored_output():
 
 def test_nbval_passes_every_cell_of_the_published_notebook(folder):
     sanitize = ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
-    nbval = ["pytest", "--nbval-lax", *sanitize, "-x", "-p", "no:cacheprovider", str(folder / NOTEBOOK)]
-    ended = program("local_azureml", "run", "--", sys.executable, "-m", *nbval)
+    nbval = ["--nbval-lax", *sanitize, "-x", "-p", "no:cacheprovider", str(folder / NOTEBOOK)]
+    ended = on_the_stand_in("pytest", *nbval)
     cells = nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert f"{len(code)} passed" in ended.stdout, ended.stdout[-3000:]
@@ -110,7 +89,7 @@ def test_papermill_runs_it_with_changed_parameters_to_the_last_cell(run):
 
 
 def test_the_run_is_billed_and_leaves_nothing_running(run):
-    bills = re.findall(r"^(billed: \w+|still running: .*)", run.summary, re.M)
+    bills = re.findall(r"^(billed: \w+|still running: .*)", run.ended.stderr, re.M)
     assert bills == ["billed: cluster", "billed: deployment", "still running: nothing"]
 
 

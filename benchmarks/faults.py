@@ -45,7 +45,7 @@ class Case:
 LATE_CASES = [  # the slow ones first, so that the last one to end is short
     Case("upload-broken", 5, "no job was submitted.*Connection aborted"),
     Case("throttled=10", 0, "trying again.*Nothing left running"),
-    Case("killed", 5, "the stand-in stopped while the job ran"),
+    Case("killed=1", 5, "the stand-in stopped while the job ran"),
     Case("reset", None),
     Case("slow=0.1", 0, DONE),
     Case("preempted", 0, f"preempted.*{DONE}", {"compute_tier": "low_priority"}),
@@ -91,7 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("only", nargs="*", metavar="ROW", help="as --list names them; all by default")
     parser.add_argument("--list", action="store_true", help="name the rows, in quotes where they need some")
-    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="runs side by side (%(default)s)")
+    parser.add_argument("--at-once", type=int, default=3, metavar="N", help="runs side by side (%(default)s)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the executed notebooks there")
     options = parser.parse_args()
     names = [*WAYS, *CASES, BY_HAND]

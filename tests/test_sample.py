@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from itertools import compress, pairwise
+from itertools import compress, islice, pairwise
 from pathlib import Path
 
 import pyarrow.parquet as parquet
@@ -93,6 +93,14 @@ def test_conversations_for_generation_end_with_either_side(splits, split):
 def test_no_prompt_occurs_twice_so_that_no_held_out_row_is_a_copy(splits):
     prompts = [row["prompt"] for rows in splits.values() for row in rows]
     assert len(set(prompts)) == len(prompts)
+
+
+def test_no_held_out_prompt_stands_in_the_prose_that_the_base_model_learns_from(splits):
+    from local_azureml.sample.prose import write_documents
+
+    held_out = [row["prompt"] for split in ("test_sft", "test_gen") for row in splits[split]]
+    prose = "\n".join(islice(write_documents(7), 1000))
+    assert [prompt for prompt in held_out if prompt in prose] == []
 
 
 def test_the_first_five_percent_speak_about_every_field(splits):

@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from random import Random
 
 from .conversations import (
+    DATASET_SEED,
     FIELDS,
     PHRASES,
     another,
@@ -11,6 +12,7 @@ from .conversations import (
     ask_fact,
     ask_list,
     ask_overview,
+    make_splits,
     sentence,
 )
 from .knowledge import FOLDER, Field, Subject, read_yaml
@@ -83,8 +85,16 @@ def paragraph(random: Random) -> str:
     return kind(random, field, random.choice(field.subjects))
 
 
+def held_out_prompts() -> set[str]:
+    """Return the first prompts of the sample dataset's test splits."""
+    splits = make_splits(DATASET_SEED)
+    return {prompt for split in ("test_sft", "test_gen") for prompt in splits[split]["prompt"]}
+
+
 def write_documents(seed: int) -> Iterator[str]:
-    """Yield documents of one to three paragraphs, without end."""
-    random = Random(seed)
+    """Yield documents of one to three paragraphs, without end; none quotes a held-out prompt."""
+    random, held_out = Random(seed), held_out_prompts()
     while True:
-        yield "\n".join(paragraph(random) for _ in range(random.randint(1, 3)))
+        document = "\n".join(paragraph(random) for _ in range(random.randint(1, 3)))
+        if not any(prompt in document for prompt in held_out):
+            yield document

@@ -12,6 +12,7 @@ import re
 import runpy
 import shutil
 import socket
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -178,6 +179,14 @@ def measure(command: list[str], port: int, sent, work: Path) -> dict:
     return {"bytes": sent.value - before, "seconds": seconds, "memory": memory, "loaded": loaded}
 
 
+def middle(measured: list[dict]) -> dict:
+    """The median of each thing measured; None where it was not."""
+    return {
+        name: None if measured[0][name] is None else statistics.median(taken[name] for taken in measured)
+        for name in measured[0]
+    }
+
+
 def bytes_of_groups(folder: Path, percent: float) -> int:
     """The compressed size of the row groups that hold the first rows of each split."""
     total = 0
@@ -214,6 +223,7 @@ def main() -> None:
     parser.add_argument("--scale", type=float, default=0.05, help="1 is the real size, 1.6 GB (%(default)s)")
     parser.add_argument("--rate", type=float, help="speed of the link in MB/s (no limit)")
     parser.add_argument("--percent", type=float, nargs="+", default=[5, 100], help="(5 100)")
+    parser.add_argument("--rounds", type=int, default=3, help="medians of so many (%(default)s)")
     parser.add_argument("--ways", nargs="+", default=["script", "ordinary", "streaming"])
     parser.add_argument("--folder", type=Path, help="keep the repository here, and use it again")
     options = parser.parse_args()
@@ -238,9 +248,13 @@ def compare(root: Path, work: Path, options: argparse.Namespace) -> None:
         print("|---|---|---|---|---|---|")
         for percent in options.percent:
             groups = bytes_of_groups(folder, percent)
-            for name, command in commands(percent, options.ways).items():
-                taken = measure(command, port, sent, work)
-                show(percent, name, taken, groups)
+            ways = commands(percent, options.ways)
+            rounds = [
+                {way: measure(command, port, sent, work) for way, command in ways.items()}
+                for _ in range(options.rounds)
+            ]
+            for way in ways:
+                show(percent, way, middle([taken[way] for taken in rounds]), groups)
         print(f"\nThe check adds {cost_of_check(folder):.0%} to the writing.")
     finally:
         server.terminate()

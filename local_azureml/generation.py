@@ -13,6 +13,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, Gene
 from .pipeline.checkpoint import find, weight_files
 from .processes import UserError
 
+SMALL = 50_000_000  # parameters; below, waking a second thread for each product costs more than it saves
+
 
 class TooLongError(Exception):
     """A conversation that leaves the model no room to answer."""
@@ -59,6 +61,8 @@ class Generator:
 
     def __init__(self, folder: Path, most: int):
         self.tokenizer, self.model = load(folder)
+        if self.model.num_parameters() < SMALL:
+            torch.set_num_threads(1)
         self.context = self.model.config.max_position_embeddings
         self.ends = end_tokens(self.model.generation_config, self.tokenizer)
         self.most = most

@@ -91,7 +91,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("only", nargs="*", metavar="ROW", help="as --list names them; all by default")
     parser.add_argument("--list", action="store_true", help="name the rows, in quotes where they need some")
-    parser.add_argument("--at-once", type=int, default=3, metavar="N", help="runs side by side (%(default)s)")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="runs side by side (%(default)s)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the executed notebooks there")
     options = parser.parse_args()
     names = [*WAYS, *CASES, BY_HAND]

@@ -81,7 +81,7 @@ class AccessLog:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                log.info("%s %s %d", scope["method"], scope["path"], message["status"])
+                log.info("%s %s %d", scope["method"], scope["raw_path"].decode("latin-1"), message["status"])
             await send(message)
 
         await self.app(scope, receive, noted)

@@ -181,6 +181,7 @@ class Jobs:
             run(name, document["properties"])
             self._end(name, "Completed")
         except CancelledError:
+            time.sleep(self._local.polling_seconds)  # on Azure too, CancelRequested lasts a while
             self._end(name, "Canceled")
         except StepError as error:
             self._end(name, "Failed", _error(error.code, error.message))

@@ -5,6 +5,8 @@ import re
 import secrets
 import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +22,7 @@ FINE_TUNING = "chat_completion_pipeline"
 TRAINING = "chat_completion_finetune"
 BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.(\w+)\s*\}\}")
 NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}")
+REASON = "{reason}"
 PIPELINE_LOG, STEP_LOG = "logs/azureml/executionlogs.txt", "user_logs/std_log.txt"
 
 
@@ -213,7 +216,11 @@ class Jobs:
             self._open(child, {**shown, "experimentName": properties.get("experimentName")}, name, name)
             self._set(child, "Running")
             journal.say(f"Submitting node {key} as run {child}")
-            try:
+            words = (
+                f"Pipeline has failed child jobs. Failed nodes: /{key}. {REASON} "
+                "For more details and logs, please check the child jobs."
+            )
+            with self._ending(child, key, words, journal):
                 inputs = {k: self._value(v, values, name) for k, v in (node.get("inputs") or {}).items()}
                 outputs = self._outputs(name, child, spec, node)
                 if spec["name"] == FINE_TUNING:
@@ -221,19 +228,6 @@ class Jobs:
                 else:
                     step = self._command_step(key, spec, node, properties, inputs, outputs)
                     self._run_step(name, child, step, journal, quiet=False)
-                self._end(child, "Completed")
-            except CancelledError:
-                self._end(child, "Canceled")
-                raise
-            except (StepError, AzureError) as error:
-                code = getattr(error, "code", "UserError")
-                self._end(child, "Failed", _error(code, error.message))
-                journal.say(f"Node {key} failed: {error.message}")
-                raise StepError(
-                    code,
-                    f"Pipeline has failed child jobs. Failed nodes: /{key}. {error.message} "
-                    "For more details and logs, please check the child jobs.",
-                ) from error
         journal.say("The pipeline run completed")
 
     def _value(self, given: dict | str, values: dict, root: str):
@@ -291,16 +285,22 @@ class Jobs:
                 int(_bound(resources.get("instance_count") or "1", values)),
             )
             journal.say(f"Submitting {key} as run {child}")
-            try:
+            with self._ending(child, key, f"{key}: {REASON} (run {child}, {STEP_LOG})", journal):
                 self._run_step(root, child, step, journal, quiet=key != TRAINING)
-                self._end(child, "Completed")
-            except CancelledError:
-                self._end(child, "Canceled")
-                raise
-            except (StepError, AzureError) as error:
-                code = getattr(error, "code", "UserError")
-                self._end(child, "Failed", _error(code, error.message))
-                raise StepError(code, f"{key}: {error.message} (run {child}, {STEP_LOG})") from error
+
+    @contextmanager
+    def _ending(self, child: str, key: str, words: str, journal: "Journal") -> Iterator[None]:
+        """End a child job as what it runs ends; `words` tell the parent of a failure and its REASON."""
+        try:
+            yield
+        except CancelledError:
+            self._end(child, "Canceled")
+            raise
+        except (StepError, AzureError) as error:
+            self._end(child, "Failed", _error(error.code, error.message))
+            journal.say(f"{key} failed: {error.message}")
+            raise StepError(error.code, words.replace(REASON, error.message)) from error
+        self._end(child, "Completed")
 
     def _run_step(self, root: str, child: str, step: Step, journal: "Journal", quiet: bool) -> None:
         """Run one child process on its nodes; raise StepError where it fails."""

@@ -7,12 +7,15 @@ import os
 import signal
 import ssl
 import subprocess
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
 import pytest
+import uvicorn
 
 from benchmarks.notebook_runs import ROOT, STAND_IN, stop
 
@@ -61,6 +64,22 @@ def stand_in(tmp_path_factory) -> Iterator[StandIn]:
     served = StandIn(tmp_path_factory.mktemp("stand_in"))
     yield served
     assert "Traceback" not in served.end()
+
+
+@contextlib.contextmanager
+def served(application, **options) -> Iterator[int]:
+    """The port at which a server offers the application."""
+    config = uvicorn.Config(application, port=0, log_level="critical", ws="none", lifespan="off", **options)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while not server.started:
+        time.sleep(0.01)
+    try:
+        yield server.servers[0].sockets[0].getsockname()[1]
+    finally:
+        server.should_exit = server.force_exit = True
+        thread.join()
 
 
 def point(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:

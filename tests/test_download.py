@@ -15,7 +15,6 @@ import subprocess
 import sys
 import tempfile
 import termios
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -26,7 +25,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 import trustme
-import uvicorn
+from conftest import served
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -147,20 +146,6 @@ def slow(seconds: float):
         return answer
 
     return wait
-
-
-@contextlib.contextmanager
-def served(application, **options) -> Iterator[int]:
-    """The port at which a real server offers the application."""
-    config = uvicorn.Config(application, port=0, log_level="critical", ws="none", lifespan="off", **options)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    yield server.servers[0].sockets[0].getsockname()[1]
-    server.should_exit = server.force_exit = True
-    thread.join()
 
 
 @pytest.fixture(scope="module")

@@ -1,10 +1,8 @@
 """The dataset hub, through the clients that are made for the real one."""
 
-import contextlib
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +11,7 @@ import huggingface_hub
 import pyarrow
 import pyarrow.parquet
 import pytest
-import uvicorn
+from conftest import served
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
 from local_azureml.hub import create_app
@@ -45,22 +43,6 @@ def root(tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("hub")
     write_repository(root / "datasets" / NAME)
     return root
-
-
-@contextlib.contextmanager
-def served(application, **options) -> Iterator[int]:
-    """The port at which a server offers the application."""
-    config = uvicorn.Config(application, port=0, log_level="critical", ws="none", lifespan="off", **options)
-    server = uvicorn.Server(config)
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    while not server.started:
-        time.sleep(0.01)
-    try:
-        yield server.servers[0].sockets[0].getsockname()[1]
-    finally:
-        server.should_exit = server.force_exit = True
-        thread.join()
 
 
 @pytest.fixture(scope="module")

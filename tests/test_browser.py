@@ -31,7 +31,7 @@ SWITCHES = [
     "--disable-component-update",
     "--disable-sync",
     "--ignore-certificate-errors",  # MLflow's page carries the stand-in's own certificate
-    "--window-size=1300,7000",  # room for every cell: JupyterLab leaves what is out of sight out of the page
+    "--window-size=1300,10000",  # room for every cell: JupyterLab leaves what is out of sight out of the page
 ]
 
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver on the path")
@@ -121,7 +121,7 @@ def executed(lab: httpx.URL, browser: webdriver.Chrome, folder: Path) -> nbforma
     wait_for(lambda: states(lab) == ["idle"], "a kernel that is ready", 60)
     choose(browser, "Run", "Run All Cells")
     wait_for(lambda: states(lab) == ["busy"], "a kernel that works", 60)
-    wait_for(lambda: states(lab) == ["idle"], "the end of the run", 600)
+    wait_for(lambda: is_idle_for(lab, 3), "the end of the run", 600)
     choose(browser, "File", "Save Notebook")
     wait_for(lambda: last_output(folder), "the saved notebook", 60)
     return nbformat.read(folder / NOTEBOOK, as_version=4)
@@ -132,6 +132,16 @@ def states(lab: httpx.URL) -> list[str]:
     return [
         kernel["execution_state"] for kernel in httpx.get(lab.join("/api/kernels"), params=lab.params).json()
     ]
+
+
+def is_idle_for(lab: httpx.URL, seconds: int) -> bool:
+    """Say whether the kernel has nothing to do for so long: between two cells it is idle for a moment."""
+    end = time.monotonic() + seconds
+    while idle := states(lab) == ["idle"]:
+        if time.monotonic() > end:
+            break
+        time.sleep(0.1)
+    return idle
 
 
 def last_output(folder: Path) -> str:

@@ -74,6 +74,15 @@ def test_the_page_reads_without_a_token(anonymous, arm, trained):
     assert anonymous.post(search, json={"max_results": 5}).status_code == 200
 
 
+def test_the_page_of_a_run_reads_its_metrics_without_a_token(anonymous, arm, trained):
+    query = """query GetRun($data: MlflowGetRunInput!)
+        { mlflowGetRun(input: $data) { run { data { metrics { key } } } } }"""
+    asked = {"operationName": "GetRun", "query": query, "variables": {"data": {"runId": trained.name}}}
+    answer = anonymous.post(f"/mlflow/v2.0{arm.workspace}/graphql", json=asked)
+    metrics = answer.json()["data"]["mlflowGetRun"]["run"]["data"]["metrics"]
+    assert {"loss", "eval_loss"} <= {metric["key"] for metric in metrics}
+
+
 @pytest.mark.parametrize(
     "path",
     ["api/2.0/mlflow/runs/search", "ajax-api/2.0/mlflow/runs/create", "ajax-api/2.0/mlflow/runs/delete"],

@@ -640,6 +640,7 @@ class Download:
         manner = "dropped" if options.drop_bad_rows else "refused"
         manner = "not_checked" if options.no_check else manner
         self.request = {
+            "hub": constants.ENDPOINT,
             "dataset": options.dataset,
             "subset": options.dataset_subset,
             "revision": options.revision,

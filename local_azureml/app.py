@@ -33,6 +33,7 @@ from local_azureml.cloud import PROVIDER, SEEDS, Cloud
 log = logging.getLogger(__name__)
 CONTROL_PLANE = (workspace, computes, datastores, jobs, endpoints, assets, operations, registry, history)
 OWN_KEYS = (identity, blobs, scoring, hub)  # services whose requests carry another credential, or none
+PUBLIC = (workspace, jobs)  # services of the control plane that answer some requests without a token
 HUB = ("/api/datasets/", "/datasets/")
 METADATA = "/metadata/"  # nobody asks for it in the public cloud, and the SDK asks only once
 BLOBS = f"/{blobs.ACCOUNT}.blob."
@@ -58,7 +59,8 @@ def create_app(local: Cloud) -> FastAPI:
     app.state.deployments = endpoints.Deployments(local)
     for service in CONTROL_PLANE:
         app.include_router(service.router, dependencies=[Depends(identity.check_token)])
-    app.include_router(workspace.public)
+    for service in PUBLIC:
+        app.include_router(service.public)
     for service in OWN_KEYS:
         app.include_router(service.router)
     app.mount(tracking.PREFIX, tracking.Guard(app.state.tracking, local))

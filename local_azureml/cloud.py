@@ -86,13 +86,16 @@ class Cloud:
         }
 
 
-# What would take a client elsewhere: other identities that DefaultAzureCredential tries first, other hubs.
+# What would take a client elsewhere: other identities, other hubs, other caches.
 HIDDEN_VARIABLES = (
     "AZURE_CLIENT_ID",
     "AZURE_CLIENT_SECRET",
     "AZURE_CLIENT_CERTIFICATE_PATH",
     "AZURE_TENANT_ID",
     "AZURE_FEDERATED_TOKEN_FILE",
+    "AZURE_TOKEN_CREDENTIALS",
+    "HF_DATASETS_CACHE",
+    "HF_HUB_CACHE",
     "HF_HUB_OFFLINE",
     "HF_DATASETS_OFFLINE",
     "HF_TOKEN",

@@ -86,9 +86,9 @@ def cores_used(local: cloud.Cloud, family: str) -> int:
     return sum(entry["nodes"] * cores.get(entry["size"].lower(), 0) for entry in local.meter.open_intervals())
 
 
-def check_quota(local: cloud.Cloud, size: dict, nodes: int, reserve: float = 1.0) -> None:
-    """Refuse what would take more cores of a family than are left; `reserve` multiplies the need."""
-    needed = round(size["vCPUs"] * nodes * reserve)
+def check_quota(local: cloud.Cloud, size: dict, nodes: int) -> None:
+    """Refuse what would take more cores of a family than are left."""
+    needed = size["vCPUs"] * nodes
     used, limit = cores_used(local, size["family"]), core_limit(local, size["family"])
     if used + needed > limit:
         raise user_error(

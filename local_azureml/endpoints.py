@@ -1,5 +1,6 @@
 """Online endpoints and their deployments: names, keys, traffic, and the process behind each deployment."""
 
+import math
 import re
 import secrets
 import socket
@@ -21,7 +22,8 @@ BASE = f"{cloud.WORKSPACE_ID}/onlineEndpoints"
 NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{1,30}[a-zA-Z0-9]")  # 3 to 32 characters
 AUTH_MODES = ("key", "amltoken", "aadtoken")
 LONGEST_TIMEOUT = 180.0  # seconds
-RESERVE = 1.2  # Azure keeps a fifth more cores than asked, for upgrades of the deployment
+RESERVE = 1.2  # Azure keeps a fifth more machines than asked, for upgrades of the deployment
+LARGE = re.compile("a100|h100|nd40rs", re.IGNORECASE)  # sizes of which it keeps none
 LIMITS = {"endpoints": 100, "deployments": 20}  # of a subscription and region; of an endpoint
 HASTY = {  # what a deployment runs with so that it really refuses, as the fault scoring-status asks
     408: {"request_timeout": 0.001, "faults": {}},
@@ -265,7 +267,8 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     size = computes.size_named(local, asked.get("instanceType") or "")
     instances = int((body.get("sku") or {}).get("capacity") or 1)
     if before is None:
-        computes.check_quota(local, size, instances, RESERVE)
+        spare = 1 if LARGE.search(size["name"]) else RESERVE
+        computes.check_quota(local, size, math.ceil(instances * spare))
     settings = {"requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1, "maxQueueWait": "PT0.5S"}
     settings |= {
         key: value for key, value in (asked.get("requestSettings") or {}).items() if value is not None

@@ -133,13 +133,13 @@ class Jobs:
             tags["mlflow.parentRunId"] = parent
         tags |= {key: value or "" for key, value in (properties.get("tags") or {}).items()}
         self._runs.start_run(name, experiment, title, tags)
-        page = f"{self._local.origin}{tracking.PREFIX}/#/experiments/{self._runs.experiment(experiment)}"
+        page = f"{self._local.origin}/runs/{name}?wsid={cloud.WORKSPACE}"  # the SDK appends &tid=…
         services = {
             "Tracking": {
                 "jobServiceType": "Tracking",
                 "endpoint": f"azureml://{tracking.uri(self._local)[8:]}?",
             },
-            "Studio": {"jobServiceType": "Studio", "endpoint": f"{page}/runs/{name}"},
+            "Studio": {"jobServiceType": "Studio", "endpoint": page},
         }
         shown = {**properties, "experimentName": experiment, "displayName": title}
         shown |= {"status": "NotStarted", "services": services}

@@ -3,14 +3,15 @@
 import re
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from local_azureml import cloud, operations, shapes
+from local_azureml import cloud, operations, shapes, tracking
 from local_azureml.errors import AzureError, not_found, user_error
 from local_azureml.execution import FINAL, Jobs
 
-__all__ = ["Jobs", "router"]
+__all__ = ["Jobs", "public", "router"]
 router = APIRouter()
+public = APIRouter()  # read without a token
 PATH = f"{cloud.WORKSPACE_PATH}/jobs"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}")
 
@@ -30,6 +31,16 @@ def find(local: cloud.Cloud, name: str) -> dict:
 
 def _shown(document: dict) -> dict:
     return {key: value for key, value in document.items() if key != "run"}
+
+
+@public.get("/runs/{name}")
+def open_page(request: Request, name: str) -> RedirectResponse:
+    """Lead a browser to a job's page in MLflow; the address holds no subscription, so it can be shown."""
+    job = cloud.current(request).state.get(f"{cloud.WORKSPACE_ID}/jobs/{name}")
+    if job is None:
+        raise not_found("job", name, [])
+    experiment = request.app.state.tracking.experiment(job["properties"]["experimentName"])
+    return RedirectResponse(f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}")
 
 
 @router.put(f"{PATH}/{{name}}")

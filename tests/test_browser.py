@@ -188,11 +188,11 @@ def test_tables_and_plots_can_be_read_in_each_theme(executed, browser, theme):
 
 
 def test_the_link_that_the_job_prints_opens_its_run_in_mlflow(executed, browser):
-    link = next(element for element in links(browser) if "/experiments/" in element)
+    link = next(element for element in links(browser) if "/runs/" in element)
     browser.get(link)
     find(browser, "body", "eval_loss")
     browser.save_screenshot(PICTURES / "mlflow.png")
-    assert link.rpartition("/")[2] in browser.title
+    assert httpx.URL(link).path.rpartition("/")[2] in browser.title
 
 
 def links(browser: webdriver.Chrome) -> list[str]:

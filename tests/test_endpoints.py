@@ -176,7 +176,7 @@ def test_a_deployment_without_probes_gets_azures(client, live):
     ("options", "message"),
     [
         ({"instance_type": "Standard_X"}, "the size 'Standard_X' is not available"),
-        ({"instance_count": 9}, "9 x Standard_NC24ads_A100_v4 needs 259 cores"),
+        ({"instance_count": 9}, "9 x Standard_NC24ads_A100_v4 needs 216 cores"),
         ({"model": "azureml:nothing:1"}, "no model named 'nothing' in the workspace"),
     ],
 )

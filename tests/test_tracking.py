@@ -2,6 +2,8 @@
 
 import pytest
 
+from local_azureml.cloud import SUBSCRIPTION
+
 
 @pytest.fixture(scope="module")
 def mlflow(client):
@@ -66,7 +68,16 @@ def test_a_completed_job_is_a_finished_run(mlflow, trained):
 
 
 def test_the_studio_link_of_a_job_leads_to_mlflows_page(anonymous, trained):
-    assert "<title>MLflow</title>" in anonymous.get(trained.studio_url.partition("#")[0]).text
+    answer = anonymous.get(trained.studio_url, follow_redirects=True)
+    assert "<title>MLflow</title>" in answer.text and answer.url.fragment.endswith(f"/runs/{trained.name}")
+
+
+def test_the_studio_link_of_a_job_holds_no_subscription(trained):
+    assert SUBSCRIPTION not in trained.studio_url
+
+
+def test_there_is_no_page_of_a_job_that_is_not_there(anonymous):
+    assert anonymous.get("/runs/nobodys").status_code == 404
 
 
 def test_the_page_reads_without_a_token(anonymous, arm, trained):

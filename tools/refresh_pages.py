@@ -59,7 +59,7 @@ def parameters() -> Iterator[tuple[str, str, str]]:
 def operations() -> Iterator[tuple[str, str, str]]:
     """Give each operation of the stand-in: its method, its path, what it does."""
     services = dict.fromkeys([*app.CONTROL_PLANE, *app.OWN_KEYS])
-    routers = [app.workspace.public, *(service.router for service in services)]
+    routers = [*(service.public for service in app.PUBLIC), *(service.router for service in services)]
     for route in (route for router in routers for route in router.routes):
         does = (route.endpoint.__doc__ or route.endpoint.__name__.replace("_", " ")).partition("\n")[0]
         for method in sorted(route.methods):

@@ -82,6 +82,14 @@ def served(application, **options) -> Iterator[int]:
         thread.join()
 
 
+@pytest.fixture(scope="session", autouse=True)
+def known_cloud(stand_in: StandIn) -> None:
+    """Let azureml-mlflow, which learns where clouds are described when it is imported, learn of this one."""
+    with pytest.MonkeyPatch.context() as patch:
+        point(patch, stand_in.environment)
+        import azureml.mlflow  # noqa: F401
+
+
 def point(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     """Point this process's clients at the stand-in whose variables these are."""
     for name in [name for name in os.environ if name.startswith(("AZURE_", "HF_", "MLFLOW_"))]:

@@ -1,6 +1,7 @@
 """Compute clusters, the sizes that the region has, and the quota for them."""
 
 import json
+import math
 import re
 import secrets
 from functools import cache
@@ -86,9 +87,9 @@ def cores_used(local: cloud.Cloud, family: str) -> int:
     return sum(entry["nodes"] * cores.get(entry["size"].lower(), 0) for entry in local.meter.open_intervals())
 
 
-def check_quota(local: cloud.Cloud, size: dict, nodes: int) -> None:
-    """Refuse what would take more cores of a family than are left."""
-    needed = size["vCPUs"] * nodes
+def check_quota(local: cloud.Cloud, size: dict, nodes: int, reserve: float = 1.0) -> None:
+    """Refuse what would take more cores of a family than are left; `reserve` multiplies the nodes."""
+    needed = size["vCPUs"] * math.ceil(nodes * reserve)
     used, limit = cores_used(local, size["family"]), core_limit(local, size["family"])
     if used + needed > limit:
         raise user_error(

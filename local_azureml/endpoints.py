@@ -1,6 +1,5 @@
 """Online endpoints and their deployments: names, keys, traffic, and the process behind each deployment."""
 
-import math
 import re
 import secrets
 import socket
@@ -267,8 +266,7 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     size = computes.size_named(local, asked.get("instanceType") or "")
     instances = int((body.get("sku") or {}).get("capacity") or 1)
     if before is None:
-        spare = 1 if LARGE.search(size["name"]) else RESERVE
-        computes.check_quota(local, size, math.ceil(instances * spare))
+        computes.check_quota(local, size, instances, 1.0 if LARGE.search(size["name"]) else RESERVE)
     settings = {"requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1, "maxQueueWait": "PT0.5S"}
     settings |= {
         key: value for key, value in (asked.get("requestSettings") or {}).items() if value is not None

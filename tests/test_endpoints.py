@@ -7,6 +7,7 @@ from conftest import client_of
 
 MODEL = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/14"
 SIZE = "Standard_NC24ads_A100_v4"
+T4 = "Standard_NC4as_T4_v3"
 QUESTION = {
     "input_data": {
         "input_string": [[{"role": "user", "content": "What is one plus one?"}]],
@@ -177,6 +178,7 @@ def test_a_deployment_without_probes_gets_azures(client, live):
     [
         ({"instance_type": "Standard_X"}, "the size 'Standard_X' is not available"),
         ({"instance_count": 9}, "9 x Standard_NC24ads_A100_v4 needs 216 cores"),
+        ({"instance_type": T4, "instance_count": 45}, f"45 x {T4} needs 216 cores"),  # a fifth in reserve
         ({"model": "azureml:nothing:1"}, "no model named 'nothing' in the workspace"),
     ],
 )

@@ -13,6 +13,7 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+import filelock
 import psutil
 
 from local_azureml import cloud, processes
@@ -109,6 +110,18 @@ def data_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
+def claimed(folder: Path) -> filelock.FileLock:
+    """Return the lock that keeps a second stand-in out of the folder while this process lives."""
+    try:
+        lock = filelock.FileLock(folder / "lock", blocking=False)
+        lock.acquire()
+    except filelock.Timeout:
+        raise UsageError(
+            f"--data-dir {folder} is in use by another stand-in: stop it, or give another"
+        ) from None
+    return lock
+
+
 class Server:
     """A running stand-in: the HTTPS server in a thread of this process, and the processes behind it."""
 
@@ -116,6 +129,7 @@ class Server:
         import uvicorn
 
         model, faults, folder = base_model(options.base_model), Faults(options.fault), data_folder(folder)
+        self._lock = claimed(folder)
         self._listener = bind(options.port)
         port = self._listener.getsockname()[1]
         self.cloud = cloud.Cloud(folder, port, model, options.poll, faults)
@@ -155,6 +169,7 @@ class Server:
         self._thread.join()
         processes.cool()
         self.cloud.state.close()
+        self._lock.release()
 
 
 def summary(app) -> str:
@@ -216,6 +231,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
         signal.signal(number, lambda *_: stop.set())
     with Server(options, folder).warm() as server:
         signal.signal(signal.SIGUSR1, lambda *_: server.cloud.faults.clear())
+        print("unset", *cloud.HIDDEN_VARIABLES)
         for name, value in server.cloud.environment().items():
             print(f"export {name}={shlex.quote(value)}")
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)

@@ -68,6 +68,8 @@ class Cloud:
 
     def environment(self) -> dict[str, str]:
         """Return the variables that point an unmodified SDK here; the README says why each."""
+        proxied = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
+        direct = ",".join(filter(None, [proxied, "localhost,127.0.0.1"]))
         return {
             "ARM_CLOUD_METADATA_URL": f"{self.origin}/metadata/endpoints?api-version=2019-05-01",
             "AZUREML_CURRENT_CLOUD": NAME,
@@ -83,6 +85,8 @@ class Cloud:
             "AZUREML_ARM_SUBSCRIPTION": SUBSCRIPTION,
             "AZUREML_ARM_RESOURCEGROUP": GROUP,
             "AZUREML_ARM_WORKSPACE_NAME": WORKSPACE,
+            "NO_PROXY": direct,
+            "no_proxy": direct,
         }
 
 
@@ -106,8 +110,7 @@ HIDDEN_VARIABLES = (
 def child_environment(cloud: Cloud) -> dict[str, str]:
     """Return this process's environment with the client's variables set and what contradicts them removed."""
     kept = {name: value for name, value in os.environ.items() if name not in HIDDEN_VARIABLES}
-    no_proxy = ",".join(filter(None, [kept.get("NO_PROXY") or kept.get("no_proxy"), "localhost,127.0.0.1"]))
-    return {**kept, **cloud.environment(), "NO_PROXY": no_proxy, "no_proxy": no_proxy}
+    return kept | cloud.environment()
 
 
 def current(request: Request) -> Cloud:

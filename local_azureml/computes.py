@@ -200,11 +200,10 @@ def _provision(local: cloud.Cloud, document: dict) -> None:
             )
         size, nodes = size_named(local, inner["vmSize"]), inner["scaleSettings"]["maxNodeCount"]
         check_quota(local, size, nodes)
-        minimum = inner["scaleSettings"]["minNodeCount"]
+        minimum, name = inner["scaleSettings"]["minNodeCount"], document["name"]
+        local.meter.stop(f"{name}-minimum")
         if minimum:
-            local.meter.start(
-                f"{document['name']}-minimum", f"cluster {document['name']}", size["name"], minimum
-            )
+            local.meter.start(f"{name}-minimum", f"cluster {name}", size["name"], minimum)
         _finish(local, document, "Succeeded", None)
     except AzureError as error:
         _finish(local, document, "Failed", [error.body()])

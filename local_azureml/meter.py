@@ -1,5 +1,6 @@
 """What a run would have cost: node-seconds for each cluster and deployment, as Azure would bill them."""
 
+import secrets
 import time
 from dataclasses import dataclass
 
@@ -28,15 +29,17 @@ class Meter:
         self._state = state
 
     def start(self, interval: str, resource: str, size: str, nodes: int) -> None:
-        """Begin to count `nodes` nodes of `size` for `resource`; `interval` names this stretch of time."""
-        entry = {"resource": resource, "size": size, "nodes": nodes, "start": time.time(), "stop": None}
-        self._state.put(f"{LEDGER}/{interval}", {"interval": interval, **entry})
+        """Begin to count `nodes` nodes of `size` for `resource`, in place of what `interval` names so far."""
+        self.stop(interval)
+        entry = {"id": f"{LEDGER}/{secrets.token_hex(8)}", "interval": interval, "resource": resource}
+        entry |= {"size": size, "nodes": nodes, "start": time.time(), "stop": None}
+        self._state.put(entry["id"], entry)
 
     def stop(self, interval: str, idle_seconds: float = 0) -> None:
         """End a stretch; `idle_seconds` are billed after it, since a cluster scales down only then."""
-        entry = self._state.get(f"{LEDGER}/{interval}")
-        if entry and entry["stop"] is None:
-            self._state.merge(f"{LEDGER}/{interval}", stop=time.time() + idle_seconds)
+        for entry in self.open_intervals():
+            if entry["interval"] == interval:
+                self._state.merge(entry["id"], stop=time.time() + idle_seconds)
 
     def open_intervals(self) -> list[dict]:
         """Return the stretches that nobody ended."""

@@ -33,6 +33,7 @@ class StandIn:
     """A stand-in started by its command line; `environment` is what it tells clients to set."""
 
     def __init__(self, folder: Path, *options: str):
+        self.folder = folder
         command = [*STAND_IN, "serve", "--poll", "0.1", "--data-dir", folder]
         self._log = folder.with_name(f"{folder.name}.log")
         with self._log.open("a") as log:
@@ -47,8 +48,9 @@ class StandIn:
         for line in self.process.stdout:
             if line.startswith("# ready"):
                 return
-            name, _, value = line.strip().removeprefix("export ").partition("=")
-            yield name, value.strip("'")
+            if line.startswith("export "):
+                name, _, value = line.strip().removeprefix("export ").partition("=")
+                yield name, value.strip("'")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Send a signal and return what the stand-in wrote to stderr by its end."""

@@ -162,9 +162,20 @@ def test_a_port_in_use_is_said_without_a_traceback():
     )
 
 
+def test_a_data_folder_in_use_is_said_and_left_alone(stand_in):
+    command = [*PROGRAM, "serve", "--data-dir", stand_in.folder]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    sentence = f"--data-dir {stand_in.folder} is in use by another stand-in: stop it, or give another\n"
+    assert (ended.returncode, ended.stderr) == (2, f"local_azureml: {sentence}")
+
+
 def test_serve_prints_each_variable_once(stand_in, environment):
     assert len(environment) == len(set(environment))
     assert environment["ARM_CLOUD_METADATA_URL"].startswith("https://localhost:")
+
+
+def test_serve_keeps_clients_from_asking_a_proxy_for_localhost(environment):
+    assert "localhost" in environment["NO_PROXY"].split(",")
 
 
 def test_every_variable_has_its_reason_on_the_page(environment):

@@ -1,7 +1,12 @@
 """Clusters, sizes and quota, through the SDK."""
 
+from contextlib import closing
+
 import pytest
 from conftest import client_of
+
+from local_azureml.meter import Meter
+from local_azureml.state import State
 
 A100 = "STANDARD_NC24ADS_A100_V4"
 
@@ -109,6 +114,25 @@ def test_nodes_that_are_kept_count_against_the_quota(client):
     during = used()
     client.compute.begin_delete("kept").result()
     assert (during - before, used() - before) == (24, 0)
+
+
+def test_a_cluster_that_is_scaled_to_zero_keeps_no_cores(client):
+    client.compute.begin_create_or_update(cluster("shrunk", min_instances=1)).result()
+    client.compute.begin_update(cluster("shrunk", min_instances=0)).result()
+    assert list(client.compute.list_nodes("shrunk")) == []
+
+
+def test_a_cluster_that_is_made_again_under_its_name_keeps_its_earlier_bill(client, stand_in):
+    def billed() -> float:
+        with closing(State(stand_in.folder)) as state:
+            return {bill.resource: bill.node_seconds for bill in Meter(state).bills()}["cluster again"]
+
+    client.compute.begin_create_or_update(cluster("again", min_instances=1)).result()
+    client.compute.begin_delete("again").result()
+    first = billed()
+    client.compute.begin_create_or_update(cluster("again", min_instances=1)).result()
+    client.compute.begin_delete("again").result()
+    assert billed() > first > 0
 
 
 def test_the_fault_size_missing_takes_a_size_out_of_the_region(stand_in_with):

@@ -68,8 +68,8 @@ class Cloud:
 
     def environment(self) -> dict[str, str]:
         """Return the variables that point an unmodified SDK here; the README says why each."""
-        proxied = os.environ.get("NO_PROXY") or os.environ.get("no_proxy")
-        direct = ",".join(filter(None, [proxied, "localhost,127.0.0.1"]))
+        named = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "localhost"
+        direct = ",".join(dict.fromkeys([*named.split(","), "localhost", "127.0.0.1"]))
         return {
             "ARM_CLOUD_METADATA_URL": f"{self.origin}/metadata/endpoints?api-version=2019-05-01",
             "AZUREML_CURRENT_CLOUD": NAME,

@@ -2,8 +2,8 @@
 
 import json
 import signal
-import sqlite3
 import time
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +12,7 @@ from conftest import StandIn, client_of, point
 from hypothesis import given
 from hypothesis import strategies as some
 
+from local_azureml.meter import Meter
 from local_azureml.state import State
 
 NAMES = some.text("ab_%\\A", min_size=1, max_size=3)
@@ -151,7 +152,6 @@ def test_a_deployment_answers_again(killed, tmp_path):
 
 
 def test_the_killed_job_is_not_billed_on(killed):
-    ledger = sqlite3.connect(Path(killed.first.environment["HF_HOME"]).parent / "state.sqlite")
-    rows = ledger.execute("SELECT body FROM documents WHERE key LIKE '/meter/job-%'").fetchall()
-    ledger.close()
-    assert [json.loads(body)["stop"] is None for (body,) in rows] == [False]
+    with closing(State(killed.first.folder)) as state:
+        bills = {bill.resource: bill.running for bill in Meter(state).bills()}
+    assert bills["cluster gpu"] is False

@@ -228,4 +228,4 @@ def resources(folder: Path, kind: str) -> list[dict]:
 
 def submitted(folder: Path) -> str:
     """Return the job that the notebook noted for a later run."""
-    return next(folder.rglob("last_job.txt")).read_text().strip()
+    return next(folder.rglob("last_job_*.txt")).read_text().strip()

@@ -23,7 +23,7 @@ MADE_BY_A_RUN = {
     "out.ipynb",
     "sample_score.json",
     "my-conversations.jsonl",
-    "ultrachat_200k_dataset/last_job.txt",
+    "ultrachat_200k_dataset/last_job_WORKSPACE.txt",
     "runs/browser",
 }
 SAID_BY_AZURE = {  # or by what runs there: what people search for, and nothing here can check

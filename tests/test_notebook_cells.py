@@ -1,0 +1,124 @@
+"""Single steps of the published notebook, run in this process: what they refuse before anything is made."""
+
+import shutil
+
+import nbformat
+import pytest
+from conftest import ROOT
+from test_computes import cluster
+from test_jobs import make_job
+
+CELLS = {
+    cell.id: cell.source
+    for cell in nbformat.read(ROOT / "finetune_phi3_ultrachat.ipynb", as_version=4).cells
+    if cell.cell_type == "code"
+}
+WRONG = {
+    "compute_size": "Standard_NC24",
+    "instance_type": "Standard_DS3_v2",
+    "endpoint_name": "two--dashes",
+    "finetune_parameters": {
+        "num_nodes_finetune": 2,
+        "number_of_gpu_to_use_finetuning": 2,
+        "learning_rate": "fast",
+        "precision": "8",
+        "epochs": 3,
+    },
+}
+
+
+@pytest.fixture(scope="module")
+def steps(environment, tmp_path_factory):
+    """A function that runs steps by their ids, with changed parameters, and returns their variables."""
+    folder = tmp_path_factory.mktemp("cells")
+    shutil.copy(ROOT / "download-dataset.py", folder)
+
+    def run(*ids: str, **changed) -> dict:
+        variables = {"display": lambda *_: None}
+        exec(CELLS["parameters"], variables)
+        variables.update(changed)
+        for name in ids:
+            exec(compile(CELLS[name], name, "exec"), variables)
+        return variables
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        yield run
+
+
+@pytest.fixture(scope="module")
+def refused(steps) -> str:
+    """What step 3 says of parameters that are all wrong."""
+    with pytest.raises(RuntimeError) as raised:
+        steps("setup", "model", "compute", **WRONG)
+    return str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "compute_size: Standard_NC24, needed a GPU size for this model, in this region; choose one of",
+        "instance_type: Standard_DS3_v2, needed a GPU size for this model, in this region; choose one of",
+        "endpoint: two--dashes, needed a legal name that is free",
+        "num_nodes_finetune here: 2, needed at most 1; choose a larger cluster",
+        "learning_rate: fast, needed number",
+        "precision: 8, needed ['32', '16']",
+        "epochs: 3, needed an input of the component",
+    ],
+)
+def test_step_3_names_each_parameter_that_would_stop_the_run_later(refused, words):
+    assert words in refused
+
+
+def test_step_3_creates_nothing_where_it_refuses(client, refused):
+    assert refused.startswith("nothing was created. ")
+    assert "gpu-cluster" not in [found.name for found in client.compute.list()]
+
+
+def test_step_3_refuses_more_gpus_than_a_node_has(steps):
+    with pytest.raises(RuntimeError, match="number_of_gpu_to_use_finetuning here: 2, needed at most 1;"):
+        steps("setup", "model", "compute", finetune_parameters={"number_of_gpu_to_use_finetuning": 2})
+
+
+def test_step_3_refuses_too_few_rows_to_hold_a_fifth_out_and_train_on_ten(steps):
+    with pytest.raises(
+        RuntimeError, match=r"rows of train_sft: \d+, needed 13 or more; raise dataset_split_pc"
+    ):
+        steps("setup", "model", "compute", dataset_split_pc=0.1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"instance_count": 1.5}, "parameter instance_count is 1.5: it takes a whole number above 0"),
+        ({"compute_nodes": 0}, "parameter compute_nodes is 0: it takes a whole number above 0"),
+        ({"dataset_split_pc": "5"}, "parameter dataset_split_pc is '5': it takes a number above 0"),
+    ],
+)
+def test_step_1_refuses_a_parameter_that_is_no_number_of_its_kind(steps, changed, words):
+    with pytest.raises(ValueError, match=words):
+        steps("setup", **changed)
+
+
+def test_step_1_names_a_job_to_resume_that_is_not_there(steps):
+    with pytest.raises(RuntimeError, match="no job 'mistyped' in local: see Jobs in Studio"):
+        steps("setup", resume_job_name="mistyped")
+
+
+def test_step_6_tags_a_resumed_jobs_model_with_the_jobs_own_data(steps, client):
+    from azure.ai.ml import Output
+
+    client.compute.begin_create_or_update(cluster("gpu")).result()
+    job = make_job(
+        "gpu",
+        "touch ${{outputs.trained_model}}/MLmodel",
+        outputs={"trained_model": Output(type="mlflow_model")},
+        tags={"run_id": "7", "data": "their/chats, 20 %"},
+    )
+    job = client.jobs.create_or_update(job)
+    client.jobs.stream(job.name)
+    variables = steps("setup", "model", resume_job_name=job.name)
+    variables |= {"job": client.jobs.get(job.name), "sources": {"data": "my/chats, 5 %"}}
+    exec(CELLS["register"], variables)
+    registered = variables["registered"]
+    assert (registered.version, registered.tags["data"]) == ("7", "their/chats, 20 %")

@@ -7,6 +7,7 @@ import time
 
 import pytest
 from conftest import ROOT
+from test_jobs import make_job
 
 OLD, YOUNG = str(int(time.time()) - 100_000), str(int(time.time()) - 100)  # a run's id is its time
 
@@ -43,6 +44,14 @@ def test_nothing_goes_without_a_yes(cluttered):
     found = [f"run {YOUNG}: endpoint young-endpoint, billed", f"run {YOUNG}: cluster young-cluster, idle"]
     assert (ended.returncode, ended.stdout.splitlines()[:2], names(cluttered)) == (1, found, before)
     assert ended.stderr == "clean_azure.py: nothing was removed\n"
+
+
+def test_clusters_stay_while_a_job_waits_or_runs(cluttered):
+    tags = {"made_by": "finetune_phi3_ultrachat", "run_id": YOUNG}
+    job = cluttered.jobs.create_or_update(make_job("theirs-cluster", "sleep 600", tags=tags))
+    found = clean(answer="n\n").stdout
+    cluttered.jobs.begin_cancel(job.name).result()
+    assert "old-endpoint" in found and "old-cluster" not in found
 
 
 def test_where_nobody_can_answer_it_names_the_option(cluttered):

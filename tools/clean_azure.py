@@ -2,9 +2,10 @@
 
 Nothing is touched that lacks the tags which the notebook puts on everything: `made_by` and `run_id`.
 Endpoints and clusters are deleted and jobs that still run are cancelled; a cluster that somebody works on
-stays. A registered model costs next to nothing and may be in use: it goes (archived, so that it can be
-restored) only with --models. The workspace is that of the notebook: the variables AZUREML_ARM_SUBSCRIPTION,
-AZUREML_ARM_RESOURCEGROUP and AZUREML_ARM_WORKSPACE_NAME, else config.json.
+stays, and so do all while one of the notebook's jobs waits or runs. A registered model costs next to nothing
+and may be in use: it goes (archived, so that it can be restored) only with --models. The workspace is that of
+the notebook: the variables AZUREML_ARM_SUBSCRIPTION, AZUREML_ARM_RESOURCEGROUP and
+AZUREML_ARM_WORKSPACE_NAME, else config.json.
 """
 
 import argparse
@@ -75,10 +76,10 @@ def left(workspace: MLClient, models: bool) -> Iterator[Found]:
     """Give all that the notebook made and that may still cost."""
     for endpoint in ours(workspace.online_endpoints.list()):
         yield found("endpoint", endpoint, "billed", workspace.online_endpoints.begin_delete)
-    for job in ours(workspace.jobs.list()):
-        if job.status not in ENDED:
-            yield found("job", job, job.status, workspace.jobs.begin_cancel)
-    for cluster in ours(workspace.compute.list()):
+    unfinished = [job for job in ours(workspace.jobs.list()) if job.status not in ENDED]
+    for job in unfinished:
+        yield found("job", job, job.status, workspace.jobs.begin_cancel)
+    for cluster in ours(workspace.compute.list()) if not unfinished else ():  # one may wait for its machine
         if not list(workspace.compute.list_nodes(cluster.name)):
             yield found("cluster", cluster, "idle", workspace.compute.begin_delete)
     for name in {model.name for model in workspace.models.list()} if models else ():

@@ -244,22 +244,26 @@ def page(entries: list[dict], request: Request, cursor: int, limit: int) -> JSON
 
 @router.get("/api/datasets")
 def list_datasets(request: Request):
+    """Return the datasets with their descriptions."""
     hub = request.app.state.hub
     return [description(hub.snapshot(repository)) for repository in hub.repositories()]
 
 
 @router.get("/api/datasets/{owner}/{name}")
 def show_dataset(request: Request, owner: str, name: str, blobs: bool = False):
+    """Return a dataset's description and its files."""
     return description(find(request, f"{owner}/{name}"), blobs)
 
 
 @router.get("/api/datasets/{owner}/{name}/revision/{revision:path}")
 def show_revision(request: Request, owner: str, name: str, revision: str, blobs: bool = False):
+    """Return the same at a branch or a commit."""
     return description(find(request, f"{owner}/{name}", revision), blobs)
 
 
 @router.get("/api/datasets/{owner}/{name}/refs")
 def list_branches(request: Request, owner: str, name: str):
+    """Return the one branch, `main`, and its commit."""
     commit = find(request, f"{owner}/{name}").commit
     branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit}
     return {"branches": [branch], "converts": [], "tags": []}
@@ -267,6 +271,7 @@ def list_branches(request: Request, owner: str, name: str):
 
 @router.get("/api/datasets/{owner}/{name}/commits/{revision}")
 def list_commits(request: Request, owner: str, name: str, revision: str):
+    """Return the newest commit of a revision, the only one that is kept."""
     commit = find(request, f"{owner}/{name}", revision).last_commit()
     return [commit | {"message": "", "authors": []}]
 
@@ -284,6 +289,7 @@ def list_tree(
     cursor: int = 0,
     limit: int = PAGE,
 ):
+    """Return the files and folders below a folder, a page at a time."""
     snapshot = find(request, f"{owner}/{name}", revision)
     entries = snapshot.below(folder.strip("/"), recursive)
     if folder and not entries:
@@ -293,6 +299,7 @@ def list_tree(
 
 @router.post("/api/datasets/{owner}/{name}/paths-info/{revision}")
 async def show_paths(request: Request, owner: str, name: str, revision: str):
+    """Return the sizes and checksums of the files that the body names."""
     form = parse_qs((await request.body()).decode())
     paths, expand = form.get("paths", []), form.get("expand") == ["true"]
     snapshot = find(request, f"{owner}/{name}", revision)
@@ -308,6 +315,7 @@ def with_commit(entries: list[dict], snapshot: Snapshot, expand: bool) -> list[d
 @router.api_route("/datasets/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
 @router.api_route("/datasets/{owner}/{name}/raw/{revision}/{path:path}", methods=["GET", "HEAD"])
 def send_file(request: Request, owner: str, name: str, revision: str, path: str):
+    """Return a file, or the range of it that is asked for."""
     snapshot = find(request, f"{owner}/{name}", revision)
     if path not in snapshot.files:
         raise refuse(404, "EntryNotFound", "Entry not found")

@@ -118,7 +118,7 @@ def test_step_6_tags_a_resumed_jobs_model_with_the_jobs_own_data(steps, client):
     job = client.jobs.create_or_update(job)
     client.jobs.stream(job.name)
     variables = steps("setup", "model", resume_job_name=job.name)
-    variables |= {"job": client.jobs.get(job.name), "sources": {"data": "my/chats, 5 %"}}
+    variables |= {"job": client.jobs.get(job.name), "origin": {"data": "my/chats, 5 %"}}
     exec(CELLS["register"], variables)
     registered = variables["registered"]
     assert (registered.version, registered.tags["data"]) == ("7", "their/chats, 20 %")

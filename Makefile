@@ -36,11 +36,11 @@ run: .venv/installed ## Execute the notebook on the stand-in; PARAMETERS="-p dat
 	status=0; \
 	$(python) -m local_azureml run -- $(python) -m papermill $(notebook) $$folder/$(notebook) \
 	    --cwd $$folder --log-output --progress-bar $(PARAMETERS) || status=$$?; \
-	echo "Executed notebook: $$folder/$(notebook)"; \
+	test -f $$folder/$(notebook) && echo "Executed notebook: $$folder/$(notebook)"; \
 	exit $$status
 
 .PHONY: lab
-lab: .venv/installed ## Open the notebook in JupyterLab, against the stand-in
+lab: .venv/installed ## Open the notebook in JupyterLab, against the stand-in; LAB_OPTIONS=--no-browser adds options
 	$(python) -m local_azureml run -- $(python) -m jupyterlab $(LAB_OPTIONS) $(notebook)
 
 .PHONY: test

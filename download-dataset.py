@@ -129,7 +129,7 @@ class Check:
     bad_rows: Counter = field(default_factory=Counter)
     quotes: list[str] = field(default_factory=list)
     turns: Counter = field(default_factory=Counter)
-    characters: Counter = field(default_factory=Counter)  # in tens, so that few values occur
+    characters: Counter = field(default_factory=Counter)  # in begun tens, so that few values occur
 
     def passes(self, row: object) -> bool:
         """Whether the row is fit for training; either way it is counted."""
@@ -159,7 +159,7 @@ class Check:
     def accept(self, turns: list[int], characters: list[int]) -> None:
         self.rows += len(turns)
         self.turns.update(turns)
-        self.characters.update(count // 10 for count in characters)
+        self.characters.update(-(-count // 10) for count in characters)
 
     def reject(self, line: int, category: str, reason: str) -> None:
         self.bad_rows[category] += 1
@@ -256,11 +256,11 @@ def check_file(path: Path) -> dict:
     check = Check(str(path))
     try:
         with path.open("rb") as file:
-            for line in file:
+            for number, line in enumerate(file, 1):
                 try:
                     check.passes(json.loads(line))
                 except ValueError as error:
-                    check.reject(check.rows + check.bad_rows.total() + 1, "not_json", str(error))
+                    check.reject(number, "not_json", str(error) if line.strip() else "the line is blank")
     except OSError as error:
         raise ReportedError(f"cannot read {path}: {error.strerror}") from error
     return check.summary()
@@ -273,6 +273,8 @@ def refuse_bad_rows(found: dict[str, dict], advice: str) -> None:
         return
     for quote in [quote for entry in found.values() for quote in entry["quotes"]]:
         print(quote, file=sys.stderr)
+    if unquoted := counts.total() - sum(len(entry["quotes"]) for entry in found.values()):
+        print(f"and {unquoted:,} more", file=sys.stderr)
     rows = sum(entry["rows"] for entry in found.values()) + counts.total()
     categories = ", ".join(f"{count:,} {category}" for category, count in counts.most_common())
     raise ReportedError(f"{counts.total():,} of {rows:,} rows fail the check ({categories}); {advice}")

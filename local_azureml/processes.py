@@ -10,7 +10,7 @@ import threading
 import traceback
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from multiprocessing import connection, forkserver
+from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -44,7 +44,8 @@ def warm() -> None:
     """Start the server that children are forked from; it goes on importing after this returns."""
     if forkserver._forkserver._forkserver_pid is None:
         CONTEXT.set_forkserver_preload(PRELOADED)
-        with _environment(WARM_ENVIRONMENT):
+        resource_tracker.ensure_running()  # which unblocks interrupts when it starts
+        with _environment(WARM_ENVIRONMENT), _interrupts_blocked():
             forkserver.ensure_running()
 
 
@@ -148,6 +149,7 @@ class Place:
         global here
         with suppress(ProcessLookupError, PermissionError):
             os.setpgid(0, self.group)
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         stream = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(stream, 1)
         os.dup2(stream, 2)
@@ -206,6 +208,16 @@ def _kill_group(pid: int, leader: bool = True) -> None:
         if leader:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
+
+
+@contextmanager
+def _interrupts_blocked():
+    """Let a child that is being spawned be deaf to Ctrl-C, which would end it while it imports."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 @contextmanager

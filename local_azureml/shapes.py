@@ -50,7 +50,7 @@ class ScaleSettings(Shape, total=False):
 
 class ClusterProperties(Shape, total=False):
     vmSize: Name
-    vmPriority: Name
+    vmPriority: Annotated[str, Field(pattern=r"(?i)^(dedicated|lowpriority)$")]
     scaleSettings: ScaleSettings
 
 

@@ -107,6 +107,16 @@ def test_a_signal_that_another_thread_is_given_stops_it_all_the_same(tmp_path):
         served.stdout.close()
 
 
+def test_ctrl_c_while_libraries_are_still_imported_shows_no_traceback(tmp_path):
+    command = [*PROGRAM, "serve", "--data-dir", tmp_path]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as served:
+        next(line for line in served.stdout if line.startswith("# ready"))
+        os.killpg(served.pid, signal.SIGINT)  # as a terminal does
+        said = served.communicate(timeout=60)[1]
+    assert (served.returncode, said) == (0, "billed: nothing\nstill running: nothing\n")
+
+
 def test_help_names_both_commands_and_shows_examples(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])

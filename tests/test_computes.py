@@ -74,6 +74,14 @@ def test_a_size_that_the_region_does_not_have_is_refused_with_those_that_it_has(
         client.compute.begin_create_or_update(cluster("odd", size="Standard_X"))
 
 
+def test_a_priority_that_azure_does_not_have_is_refused(client):
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match="vmPriority") as raised:
+        client.compute.begin_create_or_update(cluster("cheap", tier="cheap"))
+    assert raised.value.status_code == 400
+
+
 @pytest.mark.parametrize("name", ["a", "1abc", "a--b", "under_score", "ends-", "a" * 33])
 def test_an_illegal_name_is_refused(http, arm, name):
     body = {"properties": {"computeType": "AmlCompute", "properties": {"vmSize": A100}}}

@@ -574,13 +574,23 @@ def test_ones_own_file_is_checked_in_the_same_way(run, tmp_path):
     assert "10 of 11 rows fail the check" in ended.err and "2 not_json" in ended.err
 
 
+def test_rows_that_are_not_quoted_are_counted(run, tmp_path):
+    (tmp_path / "own.jsonl").write_text("{}\n" * 8)
+    assert "and 3 more\n" in run("--check", "own.jsonl").err
+
+
+def test_a_blank_line_of_ones_own_file_is_called_blank(run, tmp_path):
+    (tmp_path / "own.jsonl").write_text(json.dumps({"messages": GOOD}) + "\n\n")
+    assert "own.jsonl:2: not_json: the line is blank" in run("--check", "own.jsonl").err
+
+
 def test_turns_and_lengths_are_shown_in_a_table(link, run):
     rows = [{"messages": GOOD * turns} for turns in (1, 1, 1, 5)]
     write_repository(link.root, "made/table", {"train": rows})
     ended = run("--dataset", "made/table", "--dataset_split_pc", 100)
     head, line = ended.out.splitlines()[:2]
     assert head.split() == ["rows", "bad", "turns", "95%", "most", "characters", "95%", "most"]
-    assert line.split() == ["train", "4", "0", "2", "10", "10", "10", "60", "60"]
+    assert line.split() == ["train", "4", "0", "2", "10", "10", "20", "60", "60"]
 
 
 def test_a_dataset_without_messages_is_refused_before_its_rows_are_fetched(link, run):

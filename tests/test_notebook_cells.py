@@ -14,6 +14,7 @@ CELLS = {
     if cell.cell_type == "code"
 }
 WRONG = {
+    "compute_tier": "cheap",
     "compute_size": "Standard_NC24",
     "instance_type": "Standard_DS3_v2",
     "endpoint_name": "two--dashes",
@@ -59,7 +60,8 @@ def refused(steps) -> str:
     [
         "compute_size: Standard_NC24, needed a GPU size for this model, in this region; choose one of",
         "instance_type: Standard_DS3_v2, needed a GPU size for this model, in this region; choose one of",
-        "endpoint: two--dashes, needed a legal name that is free",
+        "endpoint: two--dashes, needed 3-32 letters, digits, single dashes; free",
+        "compute_tier: cheap, needed dedicated or low_priority; choose one",
         "num_nodes_finetune here: 2, needed at most 1; choose a larger cluster",
         "learning_rate: fast, needed number",
         "precision: 8, needed ['32', '16']",
@@ -93,6 +95,9 @@ def test_step_3_refuses_too_few_rows_to_hold_a_fifth_out_and_train_on_ten(steps)
         ({"instance_count": 1.5}, "parameter instance_count is 1.5: it takes a whole number above 0"),
         ({"compute_nodes": 0}, "parameter compute_nodes is 0: it takes a whole number above 0"),
         ({"dataset_split_pc": "5"}, "parameter dataset_split_pc is '5': it takes a number above 0"),
+        ({"score_seed": "x"}, "parameter score_seed is 'x': it takes a whole number"),
+        ({"keep_endpoint": "false"}, "parameter keep_endpoint is 'false': it takes True or False"),
+        ({"score_parameters": [1]}, r"parameter score_parameters is \[1\]: it takes a dictionary"),
     ],
 )
 def test_step_1_refuses_a_parameter_that_is_no_number_of_its_kind(steps, changed, words):

@@ -583,7 +583,7 @@ def test_a_fault_fails_its_step(prepared, tmp_path, step, fault):
 
 
 def test_the_mlflow_folder_loads_in_a_fresh_process_and_answers(finetune):
-    run = finetune(max_steps=40, num_train_epochs=9, evaluation_strategy="disable", logging_steps=40)
+    run = finetune(max_steps=80, learning_rate=0.005, evaluation_strategy="disable", logging_steps=40)
     assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
     program = (
         "import sys, mlflow; model = mlflow.pyfunc.load_model(sys.argv[1]);"

@@ -64,7 +64,10 @@ def open_workspace() -> MLClient:
     quiet = {"show_progress": False, "enable_telemetry": False}
     if all(names):
         return MLClient(DefaultAzureCredential(), *names, **quiet)
-    return MLClient.from_config(DefaultAzureCredential(), **quiet)
+    try:
+        return MLClient.from_config(DefaultAzureCredential(), **quiet)
+    except MlException:
+        sys.exit(complain(f"name the workspace by {', '.join(PLACE)}, or by a config.json in this folder"))
 
 
 def wanted(run: str, options: argparse.Namespace) -> bool:

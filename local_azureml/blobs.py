@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from email.utils import formatdate
 from pathlib import Path, PurePosixPath
 from typing import BinaryIO
-from urllib.parse import parse_qs
 from xml.etree import ElementTree
 
 from fastapi import APIRouter, Depends, Request
@@ -37,7 +36,7 @@ def signature(local: cloud.Cloud) -> str:
 
 
 def _check_signature(request: Request) -> None:
-    given = parse_qs(request.url.query).get("sig", [""])[0]
+    given = request.query_params.get("sig", "")
     if not hmac.compare_digest(given.encode(), cloud.current(request).secret("sas_signature").encode()):
         raise AzureError(
             403, "AuthenticationFailed", "the signature (sig) of the blob's address is not valid"

@@ -55,7 +55,7 @@ def training_arguments(
         logging_strategy=values["logging_strategy"],
         logging_steps=values["logging_steps"],
         logging_nan_inf_filter=False,
-        activation_checkpointing=checkpointing,
+        gradient_checkpointing=checkpointing,  # the one name that all of transformers 5 takes
         use_cpu=not running.gpus,
         deepspeed=deepspeed,
         ddp_backend=("nccl" if running.gpus else "gloo") if running.processes > 1 else None,

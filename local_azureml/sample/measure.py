@@ -52,7 +52,7 @@ def make_trainer(
         lr_scheduler_type="cosine",
         bf16=False,
         max_length=None,
-        activation_checkpointing=False,
+        gradient_checkpointing=False,
         report_to="none",
         save_strategy="no",
         disable_tqdm=True,

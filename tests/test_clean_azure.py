@@ -49,9 +49,10 @@ def test_nothing_goes_without_a_yes(cluttered):
 def test_clusters_stay_while_a_job_waits_or_runs(cluttered):
     tags = {"made_by": "finetune_phi3_ultrachat", "run_id": YOUNG}
     job = cluttered.jobs.create_or_update(make_job("theirs-cluster", "sleep 600", tags=tags))
-    found = clean(answer="n\n").stdout
+    ended = clean(answer="n\n")
     cluttered.jobs.begin_cancel(job.name).result()
-    assert "old-endpoint" in found and "old-cluster" not in found
+    assert "old-endpoint" in ended.stdout and "old-cluster" not in ended.stdout
+    assert f"clusters stay while job {job.name} is not finished" in ended.stderr
 
 
 def test_where_nobody_can_answer_it_names_the_option(cluttered):

@@ -60,11 +60,11 @@ def refused(steps) -> str:
     [
         "compute_size: Standard_NC24, needed a GPU size for this model, in this region; choose one of",
         "instance_type: Standard_DS3_v2, needed a GPU size for this model, in this region; choose one of",
-        "endpoint: two--dashes, needed 3-32 letters, digits, single dashes; free",
+        "endpoint: two--dashes, needed a free name: a letter, then letters, digits, single dashes",
         "compute_tier: cheap, needed dedicated or low_priority; choose one",
-        "num_nodes_finetune here: 2, needed at most 1; choose a larger cluster",
-        "learning_rate: fast, needed number",
-        "precision: 8, needed ['32', '16']",
+        "num_nodes_finetune here: 2, needed 1 to 1; lower it, or choose a larger cluster",
+        "learning_rate: 'fast', needed number",
+        "precision: '8', needed ['32', '16']",
         "epochs: 3, needed an input of the component",
     ],
 )
@@ -78,8 +78,13 @@ def test_step_3_creates_nothing_where_it_refuses(client, refused):
 
 
 def test_step_3_refuses_more_gpus_than_a_node_has(steps):
-    with pytest.raises(RuntimeError, match="number_of_gpu_to_use_finetuning here: 2, needed at most 1;"):
+    with pytest.raises(RuntimeError, match="number_of_gpu_to_use_finetuning here: 2, needed 1 to 1;"):
         steps("setup", "model", "compute", finetune_parameters={"number_of_gpu_to_use_finetuning": 2})
+
+
+def test_step_3_refuses_a_deployment_without_a_size(steps):
+    with pytest.raises(RuntimeError, match="instance_type: none, needed a GPU size for this model"):
+        steps("setup", "model", "compute", instance_type="")
 
 
 def test_step_3_refuses_too_few_rows_to_hold_a_fifth_out_and_train_on_ten(steps):
@@ -95,6 +100,14 @@ def test_step_3_refuses_too_few_rows_to_hold_a_fifth_out_and_train_on_ten(steps)
         ({"instance_count": 1.5}, "parameter instance_count is 1.5: it takes a whole number above 0"),
         ({"compute_nodes": 0}, "parameter compute_nodes is 0: it takes a whole number above 0"),
         ({"dataset_split_pc": "5"}, "parameter dataset_split_pc is '5': it takes a number above 0"),
+        (
+            {"job_limit_minutes": float("nan")},
+            "parameter job_limit_minutes is nan: it takes a number above 0",
+        ),
+        (
+            {"endpoint_name": 123},
+            "parameter endpoint_name is 123: it takes text, which papermill takes by -r",
+        ),
         ({"score_seed": "x"}, "parameter score_seed is 'x': it takes a whole number"),
         ({"keep_endpoint": "false"}, "parameter keep_endpoint is 'false': it takes True or False"),
         ({"score_parameters": [1]}, r"parameter score_parameters is \[1\]: it takes a dictionary"),

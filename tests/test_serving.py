@@ -227,8 +227,8 @@ def test_a_conversation_longer_than_the_context_is_answered_400(server):
 
 
 def test_an_answer_that_takes_longer_than_the_request_timeout_is_408(model, serve):
-    answer = serve(model, request_timeout=0.001).ask(QUESTIONS[0])
-    assert (answer.status_code, "request timeout of 0.001 s" in answer.json()["error"]["message"]) == (
+    answer = serve(model, request_timeout=1e-6).ask(QUESTIONS[0])
+    assert (answer.status_code, "request timeout of 1e-06 s" in answer.json()["error"]["message"]) == (
         408,
         True,
     )

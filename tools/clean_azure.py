@@ -82,7 +82,10 @@ def left(workspace: MLClient, models: bool) -> Iterator[Found]:
     unfinished = [job for job in ours(workspace.jobs.list()) if job.status not in ENDED]
     for job in unfinished:
         yield found("job", job, job.status, workspace.jobs.begin_cancel)
-    for cluster in ours(workspace.compute.list()) if not unfinished else ():  # one may wait for its machine
+    clusters = ours(workspace.compute.list())
+    if clusters and unfinished:  # it may wait for its machine
+        complain(f"clusters stay while job {unfinished[0].name} is not finished; run this again after it")
+    for cluster in clusters if not unfinished else ():
         if not list(workspace.compute.list_nodes(cluster.name)):
             yield found("cluster", cluster, "idle", workspace.compute.begin_delete)
     for name in {model.name for model in workspace.models.list()} if models else ():

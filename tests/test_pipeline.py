@@ -582,19 +582,24 @@ def test_a_fault_fails_its_step(prepared, tmp_path, step, fault):
 # the model that comes out
 
 
-def test_the_mlflow_folder_loads_in_a_fresh_process_and_answers(finetune):
-    run = finetune(max_steps=80, learning_rate=0.005, evaluation_strategy="disable", logging_steps=40)
+def test_the_mlflow_folder_loads_in_a_fresh_process_and_answers_as_its_checkpoint_does(finetune):
+    run = finetune(max_steps=24, evaluation_strategy="disable")
     assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
     program = (
-        "import sys, mlflow; model = mlflow.pyfunc.load_model(sys.argv[1]);"
-        " print(model.metadata.signature);"
-        " print(model.predict('<|user|>\\nWhat does the cow say?<|end|>\\n<|assistant|>\\n'))"
+        "import json, sys, mlflow, transformers;"
+        " asked = '<|user|>\\nWhat does the cow say?<|end|>\\n<|assistant|>\\n';"
+        " model = mlflow.pyfunc.load_model(sys.argv[1]);"
+        " checkpoint = transformers.pipeline('text-generation', sys.argv[2]);"
+        " transformers.set_seed(1); answers = model.predict(asked);"
+        " transformers.set_seed(1); expected = checkpoint(asked)[0]['generated_text'];"
+        " print(json.dumps([model.metadata.signature, answers, expected]))"
     )
     fresh = subprocess.run(
-        [sys.executable, "-c", program, run.mlflow], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", program, run.mlflow, run.pytorch], capture_output=True, text=True, timeout=120
     )
-    assert fresh.stdout.startswith("None\n['<|user|>\\nWhat does the cow say?"), fresh.stderr
-    assert " says " in fresh.stdout
+    assert fresh.returncode == 0, fresh.stderr
+    signature, [answer], expected = json.loads(fresh.stdout)
+    assert (signature, answer) == (None, expected)
 
 
 def test_the_mlflow_folder_holds_no_pickle_and_no_path_of_this_machine(finetune, tmp_path):

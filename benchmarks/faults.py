@@ -80,6 +80,7 @@ EARLY_CASES = [
     Case("model-missing", 2, "no model 'Phi-3-mini-4k-instruct'", spends=False),
     Case(f"size-missing={SIZE}", 3, f"nothing was created.*{SIZE}", spends=False),
     Case("quota-short", 3, "nothing was created.*0 cores.*quota", spends=False),
+    Case("quota-forbidden", 3, "nothing was created.*can't be read.*Reader", spends=False),
     Case(
         f"endpoint-taken={TAKEN}", 3, f"nothing was created.*{TAKEN}", {"endpoint_name": TAKEN}, spends=False
     ),
@@ -224,7 +225,8 @@ from the start of the run to the step that stops, or to the end. *Node-seconds* 
 10 seconds of idle time after each job included. *Left* is what still costs when the run is over.
 
 What can be known beforehand costs nothing and creates nothing. Whatever else goes wrong leaves no endpoint,
-and the same run without the fault succeeds; from step 6 on it goes on with the job that is already paid for
+except where the whole machine goes (*all killed*) or Azure refuses to delete it (*delete-failed=1000*).
+The same run without the fault succeeds; from step 6 on it goes on with the job that is already paid for
 (`resume_job_name`). A job goes on when its notebook is cut off, on purpose.
 """
 

@@ -16,6 +16,9 @@ router = APIRouter()
 PATH = f"{cloud.WORKSPACE_PATH}/computes"
 LOCATION_PATH = f"/subscriptions/{{subscription}}/providers/{cloud.PROVIDER}/locations/{{location}}"
 NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{0,30}[a-zA-Z0-9]")  # 2 to 32 characters
+DEDICATED, LOW_PRIORITY = "dedicated", "lowPriority"
+TOTALS = {DEDICATED: "TotalDedicatedCores", LOW_PRIORITY: "TotalLowPriorityCores"}  # of the region, by tier
+FAMILY_LIMIT, REGION_LIMIT = 200, 400  # cores
 
 
 @cache
@@ -45,58 +48,84 @@ def size_named(local: cloud.Cloud, name: str) -> dict:
 @router.get(f"{LOCATION_PATH}/vmSizes")
 def list_sizes(request: Request) -> dict:
     """Return the sizes."""
-    return {"value": sizes(cloud.current(request))}
+    local = cloud.current(request)
+    _check_role(local)
+    return {"value": sizes(local)}
 
 
 @router.get(f"{LOCATION_PATH}/usages")
 def list_usages(request: Request, subscription: str, location: str) -> dict:
-    """Return cores in use and the limit for each family of sizes."""
+    """Return the cores in use and their limit, of each family and of the region, dedicated and low priority.
+
+    The two rows of a family carry one name, as on Azure: only `type` tells them apart. -1 is no limit.
+    """
     local = cloud.current(request)
+    _check_role(local)
     base = LOCATION_PATH.format(subscription=subscription, location=location)
     families = sorted({size["family"] for size in _sizes()})
     return {
         "value": [
             {
-                "id": f"{base}/usages/{family}",
-                "type": f"{cloud.PROVIDER}/usages",
+                "id": f"{base}/usages/{name}",
+                "type": f"{cloud.PROVIDER}/{'' if name == TOTALS[tier] else 'vmFamily/'}{tier}Cores/usages",
                 "unit": "Count",
-                "currentValue": cores_used(local, family),
-                "limit": core_limit(local, family),
-                "name": {"value": family, "localizedValue": _localized(family)},
+                "currentValue": cores_used(local, tier, name),
+                "limit": core_limit(local, tier, name),
+                "name": {"value": name, "localizedValue": _localized(name)},
             }
-            for family in families
+            for tier in TOTALS
+            for name in [TOTALS[tier], *families]
         ]
     }
 
 
-def _localized(family: str) -> str:
-    """Return a family's name as Azure spells it in its list of quotas."""
-    name = family.replace(" ", "").removesuffix("Family")[len("standard") :]
+def _check_role(local: cloud.Cloud) -> None:
+    if "quota-forbidden" in local.faults:
+        raise AzureError(
+            403, "AuthorizationFailed", "a role on the workspace does not reach the subscription's locations"
+        )
+
+
+def _localized(name: str) -> str:
+    """Return the name of a family or of a region's total as Azure spells it in its list of quotas."""
+    if name in TOTALS.values():
+        return f"Total Cluster {name[len('Total') : -len('Cores')]} Regional vCPUs"
+    name = name.replace(" ", "").removesuffix("Family")[len("standard") :]
     return f"Standard {name} Family Cluster Dedicated vCPUs"
 
 
-def core_limit(local: cloud.Cloud, family: str) -> int:
-    """Return how many cores of a family the subscription may use."""
-    has_gpus = any(size["gpus"] for size in _sizes() if size["family"] == family)
-    return 0 if has_gpus and "quota-short" in local.faults else 200
+def core_limit(local: cloud.Cloud, tier: str, name: str) -> int:
+    """Return how many cores of a family, or of the region, the subscription may use; -1 for any number."""
+    has_gpus = any(size["gpus"] for size in _sizes() if size["family"] == name)
+    if tier == LOW_PRIORITY and name != TOTALS[tier]:
+        return -1
+    if "quota-short" in local.faults and (has_gpus or tier == LOW_PRIORITY):
+        return 0
+    return REGION_LIMIT if name == TOTALS[tier] else FAMILY_LIMIT
 
 
-def cores_used(local: cloud.Cloud, family: str) -> int:
-    """Return how many cores of a family are kept for jobs and deployments."""
-    cores = {size["name"].lower(): size["vCPUs"] for size in _sizes() if size["family"] == family}
-    return sum(entry["nodes"] * cores.get(entry["size"].lower(), 0) for entry in local.meter.open_intervals())
+def cores_used(local: cloud.Cloud, tier: str, name: str) -> int:
+    """Return how many cores of a family, or of the region, are kept for jobs and deployments."""
+    cores = {
+        size["name"].lower(): size["vCPUs"] for size in _sizes() if name in (size["family"], TOTALS[tier])
+    }
+    kept = [entry for entry in local.meter.open_intervals() if entry.get("tier", DEDICATED) == tier]
+    return sum(entry["nodes"] * cores.get(entry["size"].lower(), 0) for entry in kept)
 
 
-def check_quota(local: cloud.Cloud, size: dict, nodes: int, reserve: float = 1.0) -> None:
-    """Refuse what would take more cores of a family than are left; `reserve` multiplies the nodes."""
+def check_quota(
+    local: cloud.Cloud, size: dict, nodes: int, reserve: float = 1.0, tier: str = DEDICATED
+) -> None:
+    """Refuse what takes more cores of a family or of the region than are left; `reserve` multiplies nodes."""
     needed = size["vCPUs"] * math.ceil(nodes * reserve)
-    used, limit = cores_used(local, size["family"]), core_limit(local, size["family"])
-    if used + needed > limit:
-        raise user_error(
-            f"{nodes} x {size['name']} needs {needed} cores of {size['family']}; "
-            f"{limit - used} of {limit} are left: ask for more quota, or take a smaller size",
-            "QuotaExceeded",
-        )
+    for name in (size["family"], TOTALS[tier]):
+        used, limit = cores_used(local, tier, name), core_limit(local, tier, name)
+        if 0 <= limit < used + needed:
+            raise user_error(
+                f"{nodes} x {size['name']} needs {needed} cores of {name}; "
+                f"{limit - used} of {limit} are left: ask for more quota, or take a smaller size",
+                "QuotaExceeded",
+            )
 
 
 @router.get(PATH)
@@ -199,15 +228,20 @@ def _provision(local: cloud.Cloud, document: dict) -> None:
                 "the nodes could not be allocated: no capacity in the region", "AllocationFailed"
             )
         size, nodes = size_named(local, inner["vmSize"]), inner["scaleSettings"]["maxNodeCount"]
-        check_quota(local, size, nodes)
+        tier = _tier(inner)
+        check_quota(local, size, nodes, tier=tier)
         minimum, name = inner["scaleSettings"]["minNodeCount"], document["name"]
         local.meter.stop(f"{name}-minimum")
         if minimum:
-            local.meter.start(f"{name}-minimum", f"cluster {name}", size["name"], minimum)
+            local.meter.start(f"{name}-minimum", f"cluster {name}", size["name"], minimum, tier)
         _finish(local, document, "Succeeded", None)
     except AzureError as error:
         _finish(local, document, "Failed", [error.body()])
         raise
+
+
+def _tier(cluster: dict) -> str:
+    return LOW_PRIORITY if cluster["vmPriority"].lower() == "lowpriority" else DEDICATED
 
 
 def _finish(local: cloud.Cloud, document: dict, state: str, errors: list | None) -> None:
@@ -235,7 +269,7 @@ class Nodes:
 
     def __init__(self, local: cloud.Cloud, job: str, compute: str, nodes: int, instance_type: str):
         self._local, self._interval = local, f"job-{job}-{secrets.token_hex(4)}"
-        self._idle, self.low_priority = 0.0, False
+        self._idle, tier = 0.0, DEDICATED
         if compute == "serverless":
             resource, size = "serverless", size_named(local, instance_type)
         else:
@@ -247,9 +281,9 @@ class Nodes:
                     f"{nodes} nodes asked for; cluster {compute!r} has at most {scale['maxNodeCount']}"
                 )
             self._idle = seconds(scale["nodeIdleTimeBeforeScaleDown"])
-            self.low_priority = cluster["vmPriority"].lower() == "lowpriority"
-        self.size = size
-        self._start = lambda: local.meter.start(self._interval, resource, size["name"], nodes)
+            tier = _tier(cluster)
+        self.size, self.low_priority = size, tier == LOW_PRIORITY
+        self._start = lambda: local.meter.start(self._interval, resource, size["name"], nodes, tier)
 
     def __enter__(self) -> "Nodes":
         self._start()

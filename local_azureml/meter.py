@@ -28,11 +28,11 @@ class Meter:
     def __init__(self, state: State):
         self._state = state
 
-    def start(self, interval: str, resource: str, size: str, nodes: int) -> None:
+    def start(self, interval: str, resource: str, size: str, nodes: int, tier: str = "dedicated") -> None:
         """Begin to count `nodes` nodes of `size` for `resource`, in place of what `interval` names so far."""
         self.stop(interval)
         entry = {"id": f"{LEDGER}/{secrets.token_hex(8)}", "interval": interval, "resource": resource}
-        entry |= {"size": size, "nodes": nodes, "start": time.time(), "stop": None}
+        entry |= {"size": size, "nodes": nodes, "tier": tier, "start": time.time(), "stop": None}
         self._state.put(entry["id"], entry)
 
     def stop(self, interval: str, idle_seconds: float = 0) -> None:

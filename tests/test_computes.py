@@ -9,12 +9,21 @@ from local_azureml.meter import Meter
 from local_azureml.state import State
 
 A100 = "STANDARD_NC24ADS_A100_V4"
+TOTAL_LOW = "TotalLowPriorityCores"
 
 
 def cluster(name: str, **options):
     from azure.ai.ml.entities import AmlCompute
 
     return AmlCompute(name=name, **{"size": A100, "max_instances": 1, **options})
+
+
+def quotas(client) -> dict:
+    """Return the quotas by tier and name, as `type` and `name` tell them."""
+    return {
+        (usage.type.split("/")[-2].removesuffix("Cores"), usage.name["value"]): usage
+        for usage in client.compute.list_usage()
+    }
 
 
 @pytest.fixture(scope="module")
@@ -114,14 +123,31 @@ def test_more_nodes_than_the_quota_end_the_creation_as_failed(client):
 
 def test_nodes_that_are_kept_count_against_the_quota(client):
     def used() -> int:
-        families = {usage.name["value"]: usage.currentValue for usage in client.compute.list_usage()}
-        return families["StandardNCADSA100v4Family"]
+        return quotas(client)["dedicated", "StandardNCADSA100v4Family"].currentValue
 
     before = used()
     client.compute.begin_create_or_update(cluster("kept", min_instances=1)).result()
     during = used()
     client.compute.begin_delete("kept").result()
     assert (during - before, used() - before) == (24, 0)
+
+
+def test_low_priority_has_one_limit_for_the_region_and_none_for_a_family(client):
+    limits = {name: usage.limit for name, usage in quotas(client).items()}
+    assert (limits["lowPriority", "StandardNCADSA100v4Family"], limits["lowPriority", TOTAL_LOW]) == (-1, 400)
+
+
+def test_a_low_priority_node_takes_no_dedicated_cores(client):
+    def used() -> tuple[int, ...]:
+        rows = quotas(client)
+        pools = (("dedicated", "TotalDedicatedCores"), ("lowPriority", TOTAL_LOW))
+        return tuple(rows[pool].currentValue for pool in pools)
+
+    before = used()
+    client.compute.begin_create_or_update(cluster("spot", min_instances=1, tier="low_priority")).result()
+    during = used()
+    client.compute.begin_delete("spot").result()
+    assert (during[0] - before[0], during[1] - before[1]) == (0, 24)
 
 
 def test_a_cluster_that_is_scaled_to_zero_keeps_no_cores(client):
@@ -150,8 +176,19 @@ def test_the_fault_size_missing_takes_a_size_out_of_the_region(stand_in_with):
 
 def test_the_fault_quota_short_leaves_no_cores_in_gpu_families(stand_in_with):
     stand_in_with("quota-short")
-    limits = {usage.name["value"]: usage.limit for usage in client_of().compute.list_usage()}
-    assert limits["StandardNCADSA100v4Family"] == 0
+    limits = {name: usage.limit for name, usage in quotas(client_of()).items()}
+    assert limits["dedicated", "StandardNCADSA100v4Family"] == limits["lowPriority", TOTAL_LOW] == 0
+
+
+def test_the_fault_quota_forbidden_shows_neither_sizes_nor_quota(stand_in_with):
+    from azure.core.exceptions import HttpResponseError
+
+    stand_in_with("quota-forbidden")
+    compute = client_of().compute
+    for listing in (compute.list_sizes, compute.list_usage):
+        with pytest.raises(HttpResponseError) as raised:
+            list(listing())
+        assert raised.value.status_code == 403
 
 
 def test_the_fault_compute_failed_leaves_the_reason_on_the_cluster(stand_in_with):

@@ -82,6 +82,33 @@ def test_step_3_refuses_more_gpus_than_a_node_has(steps):
         steps("setup", "model", "compute", finetune_parameters={"number_of_gpu_to_use_finetuning": 2})
 
 
+@pytest.mark.parametrize(
+    ("changed", "words"),
+    [
+        ({"compute_nodes": 8}, "quota of StandardNCADSA100v4Family: 200 cores, needed 216 cores"),
+        (
+            {"compute_nodes": 4, "compute_size": "Standard_ND96asr_v4"},
+            "quota of TotalDedicatedCores: 400 cores, needed 408 cores",
+        ),
+        (
+            {"compute_nodes": 17, "compute_tier": "low_priority"},
+            "nothing was created. quota of TotalLowPriorityCores: 400 cores, needed 408 cores",
+        ),
+    ],
+)
+def test_step_3_sums_what_draws_on_a_quota(steps, changed, words):
+    with pytest.raises(RuntimeError, match=words):
+        steps("setup", "model", "compute", **changed)
+
+
+def test_step_3_asks_for_the_quota_of_the_tier_that_a_cluster_has(steps, client):
+    spot = cluster("spot", max_instances=16, tier="low_priority")
+    client.compute.begin_create_or_update(spot).result()
+    changed = {"compute_cluster": "spot", "finetune_parameters": {"num_nodes_finetune": 17}}
+    with pytest.raises(RuntimeError, match="TotalLowPriorityCores: 400 cores, needed 408 cores"):
+        steps("setup", "model", "compute", **changed)
+
+
 def test_step_3_refuses_a_deployment_without_a_size(steps):
     with pytest.raises(RuntimeError, match="instance_type: none, needed a GPU size for this model"):
         steps("setup", "model", "compute", instance_type="")

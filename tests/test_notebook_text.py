@@ -28,7 +28,7 @@ STEPS = [
     "8. Ask the model",
     "9. Delete",
 ]
-LONGEST_CELL = 91  # lines
+LONGEST_CELL = 102
 OPERATIONS = {
     "compute": operations.ComputeOperations,
     "jobs": operations.JobOperations,

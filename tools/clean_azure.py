@@ -4,8 +4,8 @@ Nothing is touched that lacks the tags which the notebook puts on everything: `m
 Endpoints and clusters are deleted and jobs that still run are cancelled; a cluster that somebody works on
 stays, and so do all while one of the notebook's jobs waits or runs. A registered model costs next to nothing
 and may be in use: it goes (archived, so that it can be restored) only with --models. The workspace is that of
-the notebook: the variables AZUREML_ARM_SUBSCRIPTION, AZUREML_ARM_RESOURCEGROUP and
-AZUREML_ARM_WORKSPACE_NAME, else config.json.
+--workspace, else of the variables AZUREML_ARM_SUBSCRIPTION, AZUREML_ARM_RESOURCEGROUP and
+AZUREML_ARM_WORKSPACE_NAME, else of config.json.
 """
 
 import argparse
@@ -42,7 +42,7 @@ class Found:
 def main() -> int:
     options = command_line()
     try:
-        workspace = open_workspace()
+        workspace = open_workspace(options.workspace)
         found = [one for one in left(workspace, options.models) if wanted(one.run, options)]
         return clean(found, options)
     except (AzureError, MlException) as error:
@@ -52,14 +52,16 @@ def main() -> int:
 def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--run", metavar="ID", help="only what this run left: the number that step 1 prints")
+    place = ("SUBSCRIPTION", "GROUP", "NAME")
+    parser.add_argument("--workspace", nargs=3, metavar=place, help="the notebook's first three parameters")
     parser.add_argument("--yes", action="store_true", help="remove without asking")
     parser.add_argument("--models", action="store_true", help="the registered models too")
     return parser.parse_args()
 
 
-def open_workspace() -> MLClient:
-    """Return a client of the workspace that the environment or config.json names."""
-    names = [os.environ.get(name) for name in PLACE]
+def open_workspace(place: list[str] | None) -> MLClient:
+    """Return a client of that workspace, or of the one that the environment or config.json names."""
+    names = place or [os.environ.get(name) for name in PLACE]
     logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     quiet = {"show_progress": False, "enable_telemetry": False}
     if all(names):
@@ -67,7 +69,8 @@ def open_workspace() -> MLClient:
     try:
         return MLClient.from_config(DefaultAzureCredential(), **quiet)
     except MlException:
-        sys.exit(complain(f"name the workspace by {', '.join(PLACE)}, or by a config.json in this folder"))
+        variables = ", ".join(PLACE)
+        sys.exit(complain(f"name the workspace by --workspace, by {variables}, or by a config.json here"))
 
 
 def wanted(run: str, options: argparse.Namespace) -> bool:

@@ -1,6 +1,7 @@
 """The command that removes what a run of the notebook left."""
 
 import os
+import runpy
 import subprocess
 import sys
 import time
@@ -10,6 +11,9 @@ from conftest import ROOT
 from test_jobs import make_job
 
 OLD, YOUNG = str(int(time.time()) - 100_000), str(int(time.time()) - 100)  # a run's id is its time
+
+
+PLACE = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 
 
 def clean(*options: str, answer: str = "") -> subprocess.CompletedProcess:
@@ -67,3 +71,24 @@ def test_without_a_run_it_removes_what_is_older_than_a_day_and_nobody_elses(clut
     ]
     assert names(cluttered) == {"young-endpoint", "young-cluster", "theirs-endpoint", "theirs-cluster"}
     assert clean("--run", OLD).stdout == f"run {OLD}: nothing is left\n"
+
+
+def test_a_kind_that_cannot_be_listed_keeps_no_other_from_going(cluttered, monkeypatch, capsys):
+    from azure.ai.ml.operations import ComputeOperations
+    from azure.core.exceptions import HttpResponseError
+
+    def refuse(*_):
+        raise HttpResponseError("you may not list computes")
+
+    monkeypatch.setattr(ComputeOperations, "list", refuse)
+    monkeypatch.setattr(sys, "argv", ["clean_azure.py", "--run", YOUNG, "--yes"])
+    status = runpy.run_path(str(ROOT / "tools" / "clean_azure.py"))["main"]()
+    assert (status, "young-endpoint" in [one.name for one in cluttered.online_endpoints.list()]) == (1, False)
+    assert "clusters can't be listed: you may not list computes" in capsys.readouterr().err
+
+
+def test_the_workspace_can_be_named_by_an_option(cluttered, monkeypatch):
+    place = [os.environ[name] for name in PLACE]
+    for name in PLACE:
+        monkeypatch.delenv(name)
+    assert clean("--run", "1", "--workspace", *place).stdout == "run 1: nothing is left\n"

@@ -1,12 +1,19 @@
 """Single steps of the published notebook, run in this process: what they refuse before anything is made."""
 
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import nbformat
+import pandas
 import pytest
 from conftest import ROOT
 from test_computes import cluster
 from test_jobs import make_job
+from tiny_chats import write_jsonl
+
+PHI_4 = "azureml://registries/azureml/models/Phi-4/versions/8"
 
 CELLS = {
     cell.id: cell.source
@@ -24,6 +31,12 @@ WRONG = {
         "learning_rate": "fast",
         "precision": "8",
         "epochs": 3,
+        "num_train_epochs": True,
+        "weight_decay": float("nan"),
+        "compute_finetune": "serverless",
+        "auto_find_batch_size": "true",
+        "apply_early_stopping": "true",
+        "evaluation_strategy": "disable",
     },
 }
 
@@ -66,6 +79,11 @@ def refused(steps) -> str:
         "learning_rate: 'fast', needed number",
         "precision: '8', needed ['32', '16']",
         "epochs: 3, needed an input of the component",
+        "num_train_epochs: True, needed integer",
+        "weight_decay: nan, needed number",
+        "compute_finetune: 'serverless', needed an input of the component, and not of this notebook",
+        "auto_find_batch_size: 'true', needed 'false' where apply_deepspeed is 'true'",
+        "apply_early_stopping: 'true', needed 'false' where evaluation_strategy is 'disable'",
     ],
 )
 def test_step_3_names_each_parameter_that_would_stop_the_run_later(refused, words):
@@ -150,7 +168,19 @@ def test_step_1_names_a_job_to_resume_that_is_not_there(steps):
         steps("setup", resume_job_name="mistyped")
 
 
-def test_step_6_tags_a_resumed_jobs_model_with_the_jobs_own_data(steps, client):
+def test_step_4_shows_conversations_that_have_nothing_but_messages(steps, tmp_path):
+    talk = [{"role": "user", "content": "Hello?"}, {"role": "assistant", "content": "Hello!"}]
+    variables = {"download": [sys.executable, "-c", ""], "download_dir": tmp_path, "splits": ["train_sft"]}
+    variables |= {"Path": Path, "subprocess": subprocess, "pd": pandas, "display": lambda *_: None}
+    write_jsonl(tmp_path / "train_sft.jsonl", [{"messages": talk}, {"messages": talk}])
+    *above, shown = CELLS["data"].splitlines()
+    exec("\n".join(above), variables)
+    assert eval(shown, variables)["content"].to_list() == ["Hello?", "Hello!"] * 2
+
+
+@pytest.fixture(scope="module")
+def paid(client):
+    """A job of an earlier run, with a model, which trained something else."""
     from azure.ai.ml import Output
 
     client.compute.begin_create_or_update(cluster("gpu")).result()
@@ -158,12 +188,26 @@ def test_step_6_tags_a_resumed_jobs_model_with_the_jobs_own_data(steps, client):
         "gpu",
         "touch ${{outputs.trained_model}}/MLmodel",
         outputs={"trained_model": Output(type="mlflow_model")},
-        tags={"run_id": "7", "data": "their/chats, 20 %"},
+        tags={"run_id": "7", "data": "their/chats, 20 %", "base_model": PHI_4},
     )
     job = client.jobs.create_or_update(job)
     client.jobs.stream(job.name)
-    variables = steps("setup", "model", resume_job_name=job.name)
-    variables |= {"job": client.jobs.get(job.name), "origin": {"data": "my/chats, 5 %"}}
+    return job
+
+
+def test_step_1_gives_a_resumed_run_an_endpoint_that_no_earlier_kernel_deletes(steps, paid):
+    variables = steps("setup", resume_job_name=paid.name)
+    assert (variables["run_id"], "-7" in variables["endpoint"]) == ("7", False)
+
+
+def test_step_2_names_the_model_that_a_resumed_job_trained(steps, paid):
+    with pytest.raises(RuntimeError, match=f"set model_name and model_version to what it trained: {PHI_4}"):
+        steps("setup", "model", resume_job_name=paid.name)
+
+
+def test_step_6_tags_a_resumed_jobs_model_with_the_jobs_own_data(steps, client, paid):
+    variables = steps("setup", "model", resume_job_name=paid.name, model_name="Phi-4")
+    variables |= {"job": client.jobs.get(paid.name), "origin": {"data": "my/chats, 5 %"}}
     exec(CELLS["register"], variables)
     registered = variables["registered"]
     assert (registered.version, registered.tags["data"]) == ("7", "their/chats, 20 %")

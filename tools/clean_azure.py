@@ -43,10 +43,16 @@ def main() -> int:
     options = command_line()
     try:
         workspace = open_workspace(options.workspace)
-        found = [one for one in left(workspace, options.models) if wanted(one.run, options)]
-        return clean(found, options)
+        workspace.workspaces.get(workspace.workspace_name)
     except (AzureError, MlException) as error:
         return complain(f"the workspace did not answer: {first_line(error)}")
+    found, unseen = [], 0
+    for kind in (endpoints, jobs, clusters, models) if options.models else (endpoints, jobs, clusters):
+        try:
+            found += [one for one in kind(workspace) if wanted(one.run, options)]
+        except AzureError as error:
+            unseen = complain(f"{kind.__name__} can't be listed: {first_line(error)}")
+    return clean(found, options) or unseen
 
 
 def command_line() -> argparse.Namespace:
@@ -78,24 +84,36 @@ def wanted(run: str, options: argparse.Namespace) -> bool:
     return run == options.run if options.run else run.isdigit() and int(run) < time.time() - DAY
 
 
-def left(workspace: MLClient, models: bool) -> Iterator[Found]:
-    """Give all that the notebook made and that may still cost."""
+def endpoints(workspace: MLClient) -> Iterator[Found]:
     for endpoint in ours(workspace.online_endpoints.list()):
         yield found("endpoint", endpoint, "billed", workspace.online_endpoints.begin_delete)
-    unfinished = [job for job in ours(workspace.jobs.list()) if job.status not in ENDED]
-    for job in unfinished:
+
+
+def jobs(workspace: MLClient) -> Iterator[Found]:
+    for job in unfinished(workspace):
         yield found("job", job, job.status, workspace.jobs.begin_cancel)
-    clusters = ours(workspace.compute.list())
-    if clusters and unfinished:  # it may wait for its machine
-        complain(f"clusters stay while job {unfinished[0].name} is not finished; run this again after it")
-    for cluster in clusters if not unfinished else ():
+
+
+def clusters(workspace: MLClient) -> Iterator[Found]:
+    there = ours(workspace.compute.list())
+    if there and (waiting := unfinished(workspace)):  # it may wait for its machine
+        complain(f"clusters stay while job {waiting[0].name} is not finished; run this again after it")
+        return
+    for cluster in there:
         if not list(workspace.compute.list_nodes(cluster.name)):
             yield found("cluster", cluster, "idle", workspace.compute.begin_delete)
-    for name in {model.name for model in workspace.models.list()} if models else ():
+
+
+def models(workspace: MLClient) -> Iterator[Found]:
+    for name in {model.name for model in workspace.models.list()}:
         for model in ours(workspace.models.list(name)):
             yield Found(
                 f"model {name}:{model.version}", model.tags["run_id"], "stored", archiver(workspace, model)
             )
+
+
+def unfinished(workspace: MLClient) -> list:
+    return [job for job in ours(workspace.jobs.list()) if job.status not in ENDED]
 
 
 def ours(things: Iterator) -> list:

@@ -7,7 +7,7 @@ import secrets
 from functools import cache
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud, operations, shapes
 from local_azureml.errors import AzureError, not_found, user_error
@@ -104,22 +104,25 @@ def core_limit(local: cloud.Cloud, tier: str, name: str) -> int:
     return REGION_LIMIT if name == TOTALS[tier] else FAMILY_LIMIT
 
 
-def cores_used(local: cloud.Cloud, tier: str, name: str) -> int:
-    """Return how many cores of a family, or of the region, are kept for jobs and deployments."""
+def cores_used(local: cloud.Cloud, tier: str, name: str, but: str = "") -> int:
+    """Return how many cores of a family, or of the region, are kept for all resources `but` that one."""
     cores = {
         size["name"].lower(): size["vCPUs"] for size in _sizes() if name in (size["family"], TOTALS[tier])
     }
-    kept = [entry for entry in local.meter.open_intervals() if entry.get("tier", DEDICATED) == tier]
-    return sum(entry["nodes"] * cores.get(entry["size"].lower(), 0) for entry in kept)
+    return sum(
+        entry["nodes"] * cores.get(entry["size"].lower(), 0)
+        for entry in local.meter.open_intervals()
+        if entry["tier"] == tier and entry["resource"] != but
+    )
 
 
 def check_quota(
-    local: cloud.Cloud, size: dict, nodes: int, reserve: float = 1.0, tier: str = DEDICATED
+    local: cloud.Cloud, resource: str, size: dict, nodes: int, reserve: float = 1.0, tier: str = DEDICATED
 ) -> None:
-    """Refuse what takes more cores of a family or of the region than are left; `reserve` multiplies nodes."""
+    """Refuse a resource more cores of its family or region than others leave; `reserve` multiplies nodes."""
     needed = size["vCPUs"] * math.ceil(nodes * reserve)
     for name in (size["family"], TOTALS[tier]):
-        used, limit = cores_used(local, tier, name), core_limit(local, tier, name)
+        used, limit = cores_used(local, tier, name, resource), core_limit(local, tier, name)
         if 0 <= limit < used + needed:
             raise user_error(
                 f"{nodes} x {size['name']} needs {needed} cores of {name}; "
@@ -154,8 +157,8 @@ def find(local: cloud.Cloud, name: str) -> dict:
 def list_nodes(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return the nodes that work now; idle ones are billed to their end and not shown."""
     local = cloud.current(request)
-    find(local, name)
-    busy = [entry for entry in local.meter.open_intervals() if entry["resource"] == f"cluster {name}"]
+    resource = f"cluster {find(local, name)['name']}"
+    busy = [entry for entry in local.meter.open_intervals() if entry["resource"] == resource]
     count = sum(entry["nodes"] for entry in busy)
     return {"nodes": [{"nodeId": f"tvm_{number}", "nodeState": "running"} for number in range(count)]}
 
@@ -168,6 +171,9 @@ def create(
     """Create or change a cluster; a size that is not here or quota that is short ends it as Failed."""
     local = cloud.current(request)
     before = local.state.get(f"{identifier}/computes/{name}")
+    if before is None and request.method == "PATCH":
+        find(local, name)
+    name = before["name"] if before else name
     document = _document(local, f"{identifier}/computes/{name}", name, body, before)
     local.state.put(document["id"], document)
     return operations.start(local, 200 if before else 201, document, lambda: _provision(local, document))
@@ -228,12 +234,12 @@ def _provision(local: cloud.Cloud, document: dict) -> None:
                 "the nodes could not be allocated: no capacity in the region", "AllocationFailed"
             )
         size, nodes = size_named(local, inner["vmSize"]), inner["scaleSettings"]["maxNodeCount"]
-        tier = _tier(inner)
-        check_quota(local, size, nodes, tier=tier)
         minimum, name = inner["scaleSettings"]["minNodeCount"], document["name"]
+        resource, tier = f"cluster {name}", _tier(inner)
+        check_quota(local, resource, size, nodes, tier=tier)
         local.meter.stop(f"{name}-minimum")
         if minimum:
-            local.meter.start(f"{name}-minimum", f"cluster {name}", size["name"], minimum, tier)
+            local.meter.start(f"{name}-minimum", resource, size["name"], minimum, tier, spare=True)
         _finish(local, document, "Succeeded", None)
     except AzureError as error:
         _finish(local, document, "Failed", [error.body()])
@@ -250,15 +256,17 @@ def _finish(local: cloud.Cloud, document: dict, state: str, errors: list | None)
 
 
 @router.delete(f"{PATH}/{{name}}")
-def delete(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
-    """Delete a cluster; the nodes it kept are no longer billed."""
+def delete(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
+    """Delete a cluster, whose nodes are no longer billed; one that is not there is no error."""
     local = cloud.current(request)
-    document = find(local, name)
+    document = local.state.get(f"{identifier}/computes/{name}")
+    if document is None:
+        return Response(status_code=204)
     properties = {**document["properties"], "provisioningState": "Deleting"}
     local.state.merge(document["id"], properties=properties)
 
     def work():
-        local.meter.stop(f"{name}-minimum")
+        local.meter.stop(f"{document['name']}-minimum")
         local.state.delete(document["id"])
 
     return operations.start(local, 202, None, work)
@@ -273,9 +281,10 @@ class Nodes:
         if compute == "serverless":
             resource, size = "serverless", size_named(local, instance_type)
         else:
-            cluster = find(local, compute)["properties"]["properties"]
+            document = find(local, compute)
+            cluster = document["properties"]["properties"]
             scale = cluster["scaleSettings"]
-            resource, size = f"cluster {compute}", size_named(local, cluster["vmSize"])
+            resource, size = f"cluster {document['name']}", size_named(local, cluster["vmSize"])
             if nodes > scale["maxNodeCount"]:
                 raise user_error(
                     f"{nodes} nodes asked for; cluster {compute!r} has at most {scale['maxNodeCount']}"

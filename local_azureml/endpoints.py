@@ -266,7 +266,13 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     size = computes.size_named(local, asked.get("instanceType") or "")
     instances = int((body.get("sku") or {}).get("capacity") or 1)
     if before is None:
-        computes.check_quota(local, size, instances, 1.0 if LARGE.search(size["name"]) else RESERVE)
+        computes.check_quota(
+            local,
+            f"deployment {endpoint}/{name}",
+            size,
+            instances,
+            1.0 if LARGE.search(size["name"]) else RESERVE,
+        )
     settings = {"requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1, "maxQueueWait": "PT0.5S"}
     settings |= {
         key: value for key, value in (asked.get("requestSettings") or {}).items() if value is not None

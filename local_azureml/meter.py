@@ -28,36 +28,62 @@ class Meter:
     def __init__(self, state: State):
         self._state = state
 
-    def start(self, interval: str, resource: str, size: str, nodes: int, tier: str = "dedicated") -> None:
-        """Begin to count `nodes` nodes of `size` for `resource`, in place of what `interval` names so far."""
+    def start(
+        self,
+        interval: str,
+        resource: str,
+        size: str,
+        nodes: int,
+        tier: str = "dedicated",
+        spare: bool = False,
+    ) -> None:
+        """Begin to count nodes of `size` for `resource`, in place of what `interval` names so far.
+
+        `spare` nodes are kept without work, and work that comes takes them.
+        """
         self.stop(interval)
         entry = {"id": f"{LEDGER}/{secrets.token_hex(8)}", "interval": interval, "resource": resource}
-        entry |= {"size": size, "nodes": nodes, "tier": tier, "start": time.time(), "stop": None}
-        self._state.put(entry["id"], entry)
+        entry |= {"size": size, "nodes": nodes, "tier": tier, "spare": spare}
+        self._state.put(entry["id"], entry | {"start": time.time(), "ended": None, "stop": None})
 
     def stop(self, interval: str, idle_seconds: float = 0) -> None:
         """End a stretch; `idle_seconds` are billed after it, since a cluster scales down only then."""
+        now = time.time()
         for entry in self.open_intervals():
             if entry["interval"] == interval:
-                self._state.merge(entry["id"], stop=time.time() + idle_seconds)
+                self._state.merge(entry["id"], ended=now, stop=now + idle_seconds)
 
     def open_intervals(self) -> list[dict]:
         """Return the stretches that nobody ended."""
         return [entry for entry in self._state.children(LEDGER) if entry["stop"] is None]
 
     def bills(self) -> list[Bill]:
-        """Return a bill for each resource, overlapping stretches of one node count counted once."""
-        by_resource: dict[str, list[dict]] = {}
+        """Return a bill for each resource and size."""
+        kinds: dict[tuple[str, str], list[dict]] = {}
         for entry in self._state.children(LEDGER):
-            by_resource.setdefault(entry["resource"], []).append(entry)
-        return [self._bill(resource, entries) for resource, entries in by_resource.items()]
+            kinds.setdefault((entry["resource"], entry["size"]), []).append(entry)
+        return [
+            Bill(*kind, _node_seconds(entries), any(entry["stop"] is None for entry in entries))
+            for kind, entries in kinds.items()
+        ]
 
-    def _bill(self, resource: str, entries: list[dict]) -> Bill:
-        now = time.time()
-        total, reached = 0.0, 0.0
-        for entry in sorted(entries, key=lambda entry: entry["start"]):
-            stop = entry["stop"] or now
-            total += max(0.0, stop - max(entry["start"], reached)) * entry["nodes"]
-            reached = max(reached, stop)
-        running = any(entry["stop"] is None for entry in entries)
-        return Bill(resource, entries[0]["size"], total, running)
+
+@dataclass
+class _Node:
+    came: float
+    free: float = 0.0  # from then on it waits for work
+    until: float = 0.0  # then it goes
+
+
+def _node_seconds(entries: list[dict]) -> float:
+    """Return the seconds of all nodes: a stretch takes those that wait before it has new ones made."""
+    now, nodes = time.time(), []
+    for entry in sorted(entries, key=lambda entry: entry["start"]):
+        start = entry["start"]
+        taken = [node for node in nodes if node.free <= start <= node.until][: entry["nodes"]]
+        fresh = [_Node(start) for _ in range(entry["nodes"] - len(taken))]
+        for node in taken + fresh:
+            node.free = start if entry["spare"] else entry["ended"] or now
+            node.until = max(node.until, entry["stop"] or now)
+        nodes += fresh
+    return sum(node.until - node.came for node in nodes)

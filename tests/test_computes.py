@@ -5,7 +5,7 @@ from contextlib import closing
 import pytest
 from conftest import client_of
 
-from local_azureml.meter import Meter
+from local_azureml.meter import LEDGER, Meter
 from local_azureml.state import State
 
 A100 = "STANDARD_NC24ADS_A100_V4"
@@ -198,3 +198,48 @@ def test_the_fault_compute_failed_leaves_the_reason_on_the_cluster(stand_in_with
     creation = client_of().compute.begin_create_or_update(cluster("gpu"))
     with pytest.raises(HttpResponseError, match="no capacity in the region"):
         creation.result()
+
+
+def test_a_cluster_that_is_not_there_is_deleted_without_an_error(http, arm):
+    assert http.delete(f"{arm.workspace}/computes/nope").status_code == 204
+
+
+def test_a_patch_makes_no_cluster(http, arm):
+    body = {"properties": {"computeType": "AmlCompute", "properties": {"vmSize": A100}}}
+    assert http.patch(f"{arm.workspace}/computes/patched", json=body).status_code == 404
+
+
+def test_a_cluster_that_is_asked_for_twice_does_not_count_against_itself(client):
+    for _ in range(2):
+        made = client.compute.begin_create_or_update(
+            cluster("twice", min_instances=1, max_instances=8)
+        ).result()
+    client.compute.begin_delete("twice").result()
+    assert made.provisioning_state == "Succeeded"
+
+
+def test_a_cluster_in_other_capitals_is_deleted_with_its_meter(client, stand_in):
+    client.compute.begin_create_or_update(cluster("capital", min_instances=1)).result()
+    client.compute.begin_delete("CAPITAL").result()
+    with closing(State(stand_in.folder)) as state:
+        assert "cluster capital" not in [bill.resource for bill in Meter(state).bills() if bill.running]
+
+
+@pytest.mark.parametrize(
+    ("stretches", "node_seconds"),
+    [
+        ([(0, 100, 1, 0)], 100),
+        ([(0, 100, 1, 20), (50, 150, 1, 20)], 240),
+        ([(0, 100, 1, 20), (110, 200, 1, 20)], 220),
+        ([(0, 100, 1, 20), (130, 200, 1, 20)], 210),
+        ([(0, 10, 1, 120), (10, 100, 4, 120)], 4 * 210 + 10),
+        ([(0, 10, 4, 120), (10, 100, 1, 120)], 3 * 130 + 220),
+    ],
+)
+def test_a_node_is_billed_once_while_it_works_and_while_it_waits(tmp_path, stretches, node_seconds):
+    with closing(State(tmp_path)) as state:
+        for number, (start, ended, nodes, idle) in enumerate(stretches):
+            entry = {"interval": str(number), "resource": "cluster gpu", "size": A100, "nodes": nodes}
+            entry |= {"tier": "dedicated", "spare": False}
+            state.put(f"{LEDGER}/{number}", entry | {"start": start, "ended": ended, "stop": ended + idle})
+        assert [bill.node_seconds for bill in Meter(state).bills()] == [node_seconds]

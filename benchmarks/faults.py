@@ -79,7 +79,7 @@ EARLY_CASES = [
     Case("registry-forbidden", 1, "the registry.*Forbidden", spends=False),
     Case("model-missing", 2, "no model 'Phi-3-mini-4k-instruct'", spends=False),
     Case(f"size-missing={SIZE}", 3, f"nothing was created.*{SIZE}", spends=False),
-    Case("quota-short", 3, "nothing was created.*0 cores.*quota", spends=False),
+    Case("quota-short", 3, "nothing was created.*quota.*: 0 cores", spends=False),
     Case("quota-forbidden", 3, "nothing was created.*can't be read.*Reader", spends=False),
     Case(
         f"endpoint-taken={TAKEN}", 3, f"nothing was created.*{TAKEN}", {"endpoint_name": TAKEN}, spends=False

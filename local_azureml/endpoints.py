@@ -7,6 +7,7 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
+from typing import NamedTuple
 
 import httpx
 from fastapi import APIRouter, Depends, Request
@@ -53,15 +54,20 @@ def find(local: cloud.Cloud, endpoint: str, deployment: str = "") -> dict:
         raise not_found("online endpoint", endpoint, [e["name"] for e in local.state.children(BASE)])
     if not deployment:
         return found
-    here = deployments_of(local, endpoint)
-    if deployment not in here:
-        raise not_found(f"deployment of {endpoint!r}", deployment, list(here))
-    return here[deployment]
+    here = local.state.get(f"{found['id']}/deployments/{deployment}")
+    if here is None:
+        raise not_found(f"deployment of {found['name']!r}", deployment, list(deployments_of(local, endpoint)))
+    return here
 
 
 def deployments_of(local: cloud.Cloud, endpoint: str) -> dict[str, dict]:
     """Return an endpoint's deployments by name."""
     return {found["name"]: found for found in local.state.children(f"{BASE}/{endpoint}/deployments")}
+
+
+def label(deployment: dict) -> str:
+    """Return a deployment's name behind that of its endpoint: "endpoint/deployment"."""
+    return f"{deployment['id'].split('/')[-3]}/{deployment['name']}"
 
 
 def _set(local: cloud.Cloud, document: dict, **changes) -> None:
@@ -101,7 +107,7 @@ def create(
     """Create an endpoint, or change its traffic, tags and description."""
     local = cloud.current(request)
     before = local.state.get(f"{BASE}/{endpoint}")
-    document = _endpoint(local, endpoint, body, before)
+    document = _endpoint(local, before["name"] if before else endpoint, body, before)
     local.state.put(document["id"], document)
     return operations.start(
         local,
@@ -181,8 +187,8 @@ def delete(request: Request, endpoint: str, identifier: str = Depends(cloud.work
     _set(local, document, provisioningState="Deleting")
 
     def work():
-        for name in deployments_of(local, endpoint):
-            running.end(endpoint, name)
+        for deployment in deployments_of(local, endpoint).values():
+            running.end(deployment)
         local.state.delete(document["id"])
 
     return operations.start(local, 202, None, work)
@@ -245,13 +251,11 @@ def deploy(
 ) -> JSONResponse:
     """Start a deployment, or replace the one with that name."""
     local, running = cloud.current(request), request.app.state.deployments
-    find(local, endpoint)
-    before = deployments_of(local, endpoint).get(deployment)
-    document = _deployment(local, endpoint, deployment, body, before)
+    parent = find(local, endpoint)["name"]
+    before = local.state.get(f"{BASE}/{parent}/deployments/{deployment}")
+    document = _deployment(local, parent, before["name"] if before else deployment, body, before)
     local.state.put(document["id"], document)
-    return operations.start(
-        local, 200 if before else 201, document, lambda: running.begin(endpoint, document)
-    )
+    return operations.start(local, 200 if before else 201, document, lambda: running.begin(document))
 
 
 def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before: dict | None) -> dict:
@@ -312,15 +316,17 @@ def delete_deployment(
 ) -> Response:
     """Delete a deployment that gets no traffic; one that is not there is no error."""
     local, running = cloud.current(request), request.app.state.deployments
-    document = deployments_of(local, endpoint).get(deployment)
+    document = local.state.get(f"{BASE}/{endpoint}/deployments/{deployment}")
     if document is None:
         return Response(status_code=204)
-    if share := find(local, endpoint)["properties"]["traffic"].get(deployment):
-        raise user_error(f"the deployment {deployment!r} gets {share} % of the traffic: set it to 0 first")
+    if share := find(local, endpoint)["properties"]["traffic"].get(document["name"]):
+        raise user_error(
+            f"the deployment {document['name']!r} gets {share} % of the traffic: set it to 0 first"
+        )
     _set(local, document, provisioningState="Deleting")
 
     def work():
-        running.end(endpoint, deployment)
+        running.end(document)
         local.state.delete(document["id"])
 
     return operations.start(local, 202, None, work)
@@ -336,16 +342,27 @@ def logs(
 ) -> dict:
     """Return the last lines of a deployment's log."""
     local = cloud.current(request)
-    find(local, endpoint, deployment)
-    lines = _log(local, endpoint, deployment).read_text(errors="replace").splitlines()
+    document = find(local, endpoint, deployment)
+    lines = _log(local, document).read_text(errors="replace").splitlines()
     return {"content": "\n".join(lines[-int(body.get("tail") or 100) :])}
 
 
-def _log(local: cloud.Cloud, endpoint: str, deployment: str) -> Path:
-    file = local.folder / "deployments" / endpoint.lower() / deployment.lower() / "log.txt"
+def _log(local: cloud.Cloud, document: dict) -> Path:
+    file = local.folder / "deployments" / label(document).lower() / "log.txt"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     return file
+
+
+class Container(NamedTuple):
+    """What serves a deployment: a process, and the port it listens at."""
+
+    process: processes.Process
+    port: int
+
+
+def _interval(deployment: dict) -> str:
+    return f"deployment-{deployment['id'].replace('/', '-')}"
 
 
 class Deployments:
@@ -353,55 +370,49 @@ class Deployments:
 
     def __init__(self, local: cloud.Cloud):
         self._local = local
-        self._ports: dict[tuple[str, str], int] = {}
-        self._processes: dict[tuple[str, str], processes.Process] = {}
+        self._containers: dict[str, Container] = {}  # by the id of the deployment
         there = [
-            (endpoint["name"], document)
+            document
             for endpoint in local.state.children(BASE)
             for document in deployments_of(local, endpoint["name"]).values()
             if document["properties"]["provisioningState"] in ("Succeeded", "Creating", "Updating")
         ]
-        for _, document in there:
+        for document in there:
             _set(local, document, provisioningState="Updating")
         threading.Thread(target=self._recover, args=(there,), daemon=True).start()
 
-    def _recover(self, there: list[tuple[str, dict]]) -> None:
-        for endpoint, document in there:
-            self._try(endpoint, document)
+    def _recover(self, there: list[dict]) -> None:
+        for document in there:
+            with suppress(AzureError):  # the deployment's own state says Failed
+                self.begin(document)
 
-    def _try(self, endpoint: str, document: dict) -> None:
-        with suppress(AzureError):  # the deployment's own state says Failed
-            self.begin(endpoint, document)
-
-    def begin(self, endpoint: str, document: dict) -> None:
+    def begin(self, document: dict) -> None:
         """Start the process of a deployment and return when it is healthy; it is billed from now on."""
-        key = (endpoint, document["name"])
-        self._kill(key)
-        properties = document["properties"]
+        self._kill(document["id"])
         self._local.meter.start(
-            f"deployment-{document['id'].replace('/', '-')}",
-            f"deployment {endpoint}/{document['name']}",
-            properties["instanceType"],
+            _interval(document),
+            f"deployment {label(document)}",
+            document["properties"]["instanceType"],
             document["sku"]["capacity"],
         )
         try:
-            self._start(key, document)
-            _wait_for_health(self._processes[key], self._ports[key], properties, self._local, key)
+            container = self._containers[document["id"]] = self._start(document)
+            _wait_for_health(container, document)
         except AzureError:
             _set(self._local, document, provisioningState="Failed")
             raise
         _set(self._local, document, provisioningState="Succeeded")
 
-    def _start(self, key: tuple[str, str], document: dict) -> None:
+    def _start(self, document: dict) -> Container:
         settings = document["properties"]["requestSettings"]
         per_instance = settings["maxConcurrentRequestsPerInstance"]
-        log = _log(self._local, *key)
+        log = _log(self._local, document)
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
-            self._ports[key] = free.getsockname()[1]
+            port = free.getsockname()[1]
         specification = {
             "model": str(assets.resolve(self._local, document["properties"]["model"])),
-            "port": self._ports[key],
+            "port": port,
             "max_concurrent_requests": per_instance * document["sku"]["capacity"],
             "request_timeout": computes.seconds(settings["requestTimeout"]),
             "shape": self._local.faults.value("answer-shape") or "mlflow",
@@ -409,30 +420,28 @@ class Deployments:
         }
         specification |= HASTY.get(self._local.faults.value("scoring-status"), {})
         variables = document["properties"]["environmentVariables"]
-        self._processes[key] = processes.start(
-            "local_azureml.serving:run", specification, log.parent, log, variables
-        )
+        entry = "local_azureml.serving:run"
+        return Container(processes.start(entry, specification, log.parent, log, variables), port)
 
-    def port(self, endpoint: str, deployment: str) -> int | None:
+    def port(self, document: dict) -> int | None:
         """Return the port of a deployment's process, or None where it does not run."""
-        process = self._processes.get((endpoint, deployment))
-        return self._ports[(endpoint, deployment)] if process and process.alive else None
+        container = self._containers.get(document["id"])
+        return container.port if container and container.process.alive else None
 
-    def _kill(self, key: tuple[str, str]) -> None:
-        if process := self._processes.pop(key, None):
-            process.kill()
-            process.wait()
+    def _kill(self, identifier: str) -> None:
+        if container := self._containers.pop(identifier, None):
+            container.process.kill()
+            container.process.wait()
 
-    def end(self, endpoint: str, deployment: str) -> None:
+    def end(self, document: dict) -> None:
         """Stop a deployment's process and its meter."""
-        self._kill((endpoint, deployment))
-        identifier = f"{BASE}/{endpoint}/deployments/{deployment}"
-        self._local.meter.stop(f"deployment-{identifier.replace('/', '-')}")
+        self._kill(document["id"])
+        self._local.meter.stop(_interval(document))
 
     def stop(self) -> None:
         """Stop all processes; the deployments stay, to be started with the stand-in's next start."""
-        for key in list(self._processes):
-            self._kill(key)
+        for identifier in list(self._containers):
+            self._kill(identifier)
 
     def running(self) -> list[str]:
         """Return a line for each endpoint that is there, with its deployments."""
@@ -441,21 +450,20 @@ class Deployments:
         return [f"endpoint {name} ({deployed[name]})" for name in names]
 
 
-def _wait_for_health(
-    process: processes.Process, port: int, properties: dict, local: cloud.Cloud, key: tuple[str, str]
-) -> None:
+def _wait_for_health(container: Container, document: dict) -> None:
     """Return when the process answers its probe; refuse when it ends or the probe's patience does."""
-    probe = properties["livenessProbe"]
+    process, probe = container.process, document["properties"]["livenessProbe"]
     allowed = computes.seconds(probe["initialDelay"]) + probe["failureThreshold"] * computes.seconds(
         probe["period"]
     )
     until = time.time() + max(allowed, 60.0)
     while time.time() < until and process.wait(0.1) is None:
         try:
-            if httpx.get(f"http://127.0.0.1:{port}/", timeout=2, trust_env=False).status_code == 200:
+            address = f"http://127.0.0.1:{container.port}/"
+            if httpx.get(address, timeout=2, trust_env=False).status_code == 200:
                 return
         except httpx.TransportError:
             continue  # not up yet
     reason = "ended" if not process.alive else "did not answer its probe"
     process.kill()
-    raise user_error(f"the container of {'/'.join(key)} {reason}; its log says why", "ResourceNotReady")
+    raise user_error(f"the container of {label(document)} {reason}; its log says why", "ResourceNotReady")

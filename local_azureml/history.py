@@ -63,7 +63,7 @@ def details(request: Request, name: str, identifier: str = Depends(cloud.workspa
     """Return a run with its logs."""
     local = cloud.current(request)
     run = _run(local, jobs.find(local, name))
-    return {**run, "target": "local", "logFiles": _logs(local, name), "runDefinition": {}}
+    return {**run, "target": "local", "logFiles": _logs(local, run["runId"]), "runDefinition": {}}
 
 
 @router.post(f"{PATH}/rundata")
@@ -81,6 +81,6 @@ def data(
 def children(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return the runs that a run started, oldest first."""
     local = cloud.current(request)
-    jobs.find(local, name)
-    found = [job for job in local.state.children(f"{identifier}/jobs") if job["run"]["parent"] == name]
+    parent = jobs.find(local, name)["name"]
+    found = [job for job in local.state.children(f"{identifier}/jobs") if job["run"]["parent"] == parent]
     return {"value": [_run(local, job) for job in found]}

@@ -85,8 +85,9 @@ def cancel(request: Request, name: str, identifier: str = Depends(cloud.workspac
     document = find(local, name)
     if document["properties"]["status"] in FINAL:
         return Response(status_code=200)
-    jobs.cancel(document["run"]["root"] or name)
-    return operations.start(local, 202, None, lambda: jobs.wait(name))
+    root = document["run"]["root"] or document["name"]
+    jobs.cancel(root)
+    return operations.start(local, 202, None, lambda: jobs.wait(root))
 
 
 @router.delete(f"{PATH}/{{name}}")

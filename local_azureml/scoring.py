@@ -31,9 +31,10 @@ async def score(request: Request, endpoint: str) -> Response:
     if local.faults.value("scoring-status") == 500:
         raise AzureError(500, "InternalServerError", "the service failed (the fault scoring-status is on)")
     deployment = _pick(local, document, request.headers.get("azureml-model-deployment"))
-    port = request.app.state.deployments.port(endpoint, deployment)
+    port = request.app.state.deployments.port(deployment)
     if port is None:
-        raise AzureError(424, "ModelFailed", f"the container of {endpoint}/{deployment} does not run")
+        message = f"the container of {endpoints.label(deployment)} does not run"
+        raise AzureError(424, "ModelFailed", message)
     body = await cloud.body(request, LONGEST_BODY)
     started = time.perf_counter()
     async with httpx.AsyncClient(timeout=endpoints.LONGEST_TIMEOUT + 10, trust_env=False) as client:
@@ -41,11 +42,12 @@ async def score(request: Request, endpoint: str) -> Response:
         try:
             answer = await client.post(f"http://127.0.0.1:{port}/score", content=body, headers=headers)
         except httpx.TransportError as error:
-            message = f"the container of {endpoint}/{deployment} does not answer: {error or type(error)}"
+            name = endpoints.label(deployment)
+            message = f"the container of {name} does not answer: {error or type(error)}"
             raise AzureError(424, "ModelFailed", message) from None
     shown = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
     shown |= {
-        "azureml-model-deployment": deployment,
+        "azureml-model-deployment": deployment["name"],
         "x-ms-run-fn-exec-ms": f"{(time.perf_counter() - started) * 1000:.3f}",
         "x-request-id": request.headers.get("x-request-id") or str(uuid.uuid4()),
     }
@@ -59,18 +61,12 @@ def _check_key(request: Request, document: dict) -> None:
         raise AzureError(401, "Unauthorized", "the key is not one of this endpoint's: read it with get_keys")
 
 
-def _pick(local: cloud.Cloud, document: dict, asked: str | None) -> str:
+def _pick(local: cloud.Cloud, document: dict, asked: str | None) -> dict:
     """Return the deployment that a request names, else one drawn by the shares of traffic."""
-    known = endpoints.deployments_of(local, document["name"])
-    if asked:
-        if asked not in known:
-            raise AzureError(
-                404, "DeploymentNotFound", f"no deployment {asked!r}; there is: {', '.join(known) or 'none'}"
-            )
-        return asked
     shares = {name: share for name, share in document["properties"]["traffic"].items() if share}
-    if not shares:
+    if not asked and not shares:
         raise AzureError(
             404, "NoTraffic", f"no deployment of {document['name']!r} gets traffic: set it on the endpoint"
         )
-    return random.choices(list(shares), list(shares.values()))[0]
+    name = asked or random.choices(list(shares), list(shares.values()))[0]
+    return endpoints.find(local, document["name"], name)

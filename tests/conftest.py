@@ -60,6 +60,19 @@ class StandIn:
             self.process.stdout.close()
 
 
+def processes_in(folder: Path) -> list[int]:
+    """Return the processes that have a file of `folder` open as their log."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            opened = [str(handle.readlink()) for handle in (process / "fd").iterdir()]
+        except OSError:
+            continue
+        if any(name.startswith(str(folder)) for name in opened):
+            found.append(int(process.name))
+    return found
+
+
 @pytest.fixture(scope="session")
 def stand_in(tmp_path_factory) -> Iterator[StandIn]:
     """One stand-in for all tests that need no fault."""

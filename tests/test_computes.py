@@ -137,6 +137,13 @@ def test_low_priority_has_one_limit_for_the_region_and_none_for_a_family(client)
     assert (limits["lowPriority", "StandardNCADSA100v4Family"], limits["lowPriority", TOTAL_LOW]) == (-1, 400)
 
 
+def test_a_cluster_deleted_in_other_capitals_is_no_longer_billed(client, stand_in):
+    client.compute.begin_create_or_update(cluster("Spelled", min_instances=1)).result()
+    client.compute.begin_delete("spelled").result()
+    with closing(State(stand_in.folder)) as state:
+        assert "cluster Spelled" not in [bill.resource for bill in Meter(state).bills() if bill.running]
+
+
 def test_a_low_priority_node_takes_no_dedicated_cores(client):
     def used() -> tuple[int, ...]:
         rows = quotas(client)

@@ -1,9 +1,13 @@
 """Online endpoints, deployments, keys and scoring, through the SDK."""
 
 import json
+from contextlib import closing
 
 import pytest
-from conftest import client_of
+from conftest import client_of, processes_in
+
+from local_azureml.meter import Meter
+from local_azureml.state import State
 
 MODEL = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/14"
 SIZE = "Standard_NC24ads_A100_v4"
@@ -130,6 +134,12 @@ def test_an_endpoint_that_is_not_there_is_answered_with_those_that_are(client, e
         client.online_endpoints.get("ghost")
 
 
+def test_an_update_in_other_capitals_keeps_the_name(http, arm, empty):
+    body = {"properties": {"authMode": "Key", "description": "changed"}}
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/EMPTY-endpoint", json=body).json()
+    assert (answer["name"], answer["properties"]["description"]) == ("empty-endpoint", "changed")
+
+
 # keys
 
 
@@ -217,6 +227,33 @@ def test_the_log_of_a_deployment_is_read(client, live):
     assert client.online_deployments.get_logs("demo", "live-endpoint", lines=5)
 
 
+@pytest.fixture
+def still_billed(stand_in):
+    """A function that returns the deployments of an endpoint whose meters count."""
+
+    def billed(name: str) -> list[str]:
+        with closing(State(stand_in.folder)) as state:
+            bills = Meter(state).bills()
+        return [bill.resource for bill in bills if bill.running and f" {name}/" in bill.resource]
+
+    return billed
+
+
+def test_a_deleted_endpoint_leaves_nothing_running_whatever_the_capitals(
+    client, http, arm, stand_in, still_billed
+):
+    folder = stand_in.folder / "deployments" / "capitals"
+    body = {"properties": {"authMode": "Key"}}
+    http.put(f"{arm.workspace}/onlineEndpoints/Capitals", json=body)  # the SDK would write it small
+    client.online_deployments.begin_create_or_update(deployment("capitals", "demo")).result()
+    before = (len(processes_in(folder)), still_billed("Capitals"))
+    client.online_deployments.begin_create_or_update(deployment("CAPITALS", "demo")).result()
+    again = (len(processes_in(folder)), still_billed("Capitals"))
+    client.online_endpoints.begin_delete("capitals").result()
+    after = (len(processes_in(folder)), still_billed("Capitals"))
+    assert (before, again, after) == ((1, ["deployment Capitals/demo"]),) * 2 + ((0, []),)
+
+
 # scoring
 
 
@@ -228,7 +265,7 @@ def test_a_deployment_answers_in_the_shape_of_the_mlflow_server(client, live, qu
 def test_an_answer_says_which_deployment_gave_it(client, live, http):
     keys = client.online_endpoints.get_keys("live-endpoint")
     headers = {"Authorization": f"Bearer {keys.secondary_key}", "x-request-id": "r-1"}
-    answer = http.post("/endpoints/live-endpoint/score", json=QUESTION, headers=headers)
+    answer = http.post("/endpoints/Live-Endpoint/score", json=QUESTION, headers=headers)
     shown = (answer.headers["azureml-model-deployment"], answer.headers["x-request-id"])
     assert (answer.status_code, shown) == (200, ("demo", "r-1"))
     assert float(answer.headers["x-ms-run-fn-exec-ms"]) > 0

@@ -72,6 +72,16 @@ def test_the_logs_of_a_job_are_downloaded(client, doubled, tmp_path):
     assert "hello from the script" in next(tmp_path.rglob("std_log.txt")).read_text()
 
 
+def test_a_job_has_its_logs_and_children_by_its_name_in_any_capitals(http, arm, trained, doubled):
+    run = f"/history/v1.0{arm.workspace}/runs"
+    logs = http.get(f"{run}/{doubled.name.upper()}/details").json()["logFiles"]
+    children = http.get(f"{run}/{trained.name.upper()}/children").json()["value"]
+    assert (list(logs), [child["parentRunId"] for child in children]) == (
+        ["user_logs/std_log.txt"],
+        [trained.name],
+    )
+
+
 def test_a_job_keeps_its_names_and_tags(client, doubled):
     found = client.jobs.get(doubled.name)
     shown = (found.display_name, found.experiment_name, found.tags)
@@ -110,6 +120,12 @@ def test_a_command_that_fails_ends_the_job_with_its_exit_status(client, cluster)
 def test_a_cancelled_job_is_stopped(client, cluster):
     job = client.jobs.create_or_update(make_job(cluster, "sleep 600"))
     client.jobs.begin_cancel(job.name).result()
+    assert client.jobs.get(job.name).status == "Canceled"
+
+
+def test_a_job_is_cancelled_by_its_name_in_any_capitals(client, cluster):
+    job = client.jobs.create_or_update(make_job(cluster, "sleep 600", name="Slow"))
+    client.jobs.begin_cancel("sLOW").result()
     assert client.jobs.get(job.name).status == "Canceled"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
-from conftest import StandIn, client_of, point
+from conftest import StandIn, client_of, point, processes_in
 from hypothesis import given
 from hypothesis import strategies as some
 
@@ -72,19 +72,6 @@ def test_a_store_opened_again_holds_what_was_put(tmp_path):
 # kill -9
 
 
-def running(folder: Path) -> list[int]:
-    """Return the processes that have a file of `folder` open as their log."""
-    found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            opened = [str(handle.readlink()) for handle in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        if any(name.startswith(str(folder)) for name in opened):
-            found.append(int(process.name))
-    return found
-
-
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
     """A stand-in that was killed while a job ran and a deployment was up, and then started again."""
@@ -104,7 +91,7 @@ def killed(tmp_path_factory):
         keys = client.online_endpoints.get_keys("lasting")
         wait_for(lambda: client.jobs.get(job.name).status == "Running")
         first.end(signal.SIGKILL)
-        wait_for(lambda: not running(folder))
+        wait_for(lambda: not processes_in(folder))
         port = first.environment["HF_ENDPOINT"].rpartition(":")[2]
         second = StandIn(folder, "--port", port)
         yield SimpleNamespace(first=first, second=second, client=client_of(), job=job.name, keys=keys)

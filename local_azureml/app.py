@@ -46,6 +46,8 @@ SEGMENTS = (
     "onlineEndpoints",
     "registries",
 )
+ID_PARTS = 8  # of an id, from the subscription's name to the kind of what lies in the workspace
+FILES = (BLOBS, *HUB)  # a path below these is a file's name
 CANONICAL = {segment.lower(): segment for segment in SEGMENTS}
 
 
@@ -90,16 +92,20 @@ class AccessLog:
 
 
 class Capitals:
-    """Writes the fixed parts of a resource's path as the routes know them; Azure takes any capitals."""
+    """Writes the words of a workspace's or endpoint's id as the routes know them; keeps names and files.
+
+    Clients capitalise these words in several ways, and Azure takes any.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and "/subscriptions/" in scope["path"]:
+        if scope["type"] == "http" and not scope["path"].startswith(FILES):
             before, subscriptions, after = scope["path"].partition("/subscriptions/")
-            parts = [CANONICAL.get(part.lower(), part) for part in after.split("/")]
-            scope = {**scope, "path": before + subscriptions + "/".join(parts)}
+            parts = after.split("/")
+            words = [CANONICAL.get(part.lower(), part) for part in parts[:ID_PARTS]]
+            scope = {**scope, "path": before + subscriptions + "/".join(words + parts[ID_PARTS:])}
         await self.app(scope, receive, send)
 
 

@@ -28,6 +28,19 @@ LONGEST_PART = 255  # bytes between two slashes of a name: a file system's limit
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 READ_SIZE = 1024 * 1024  # bytes
 BLOCK_LIMIT = 256 * 1024 * 1024  # bytes in one request; the SDK sends larger files as blocks
+BLOB_COMPS = {"PUT": ("block", "blocklist", "metadata")}  # what `comp` may say, by method
+CONTAINER_COMPS = {"GET": ("list",), "HEAD": ("list",)}
+PLAYED = {  # headers and parameters that make a request another operation, and their values that are played
+    "snapshot": (),
+    "versionid": (),
+    "x-ms-blob-type": ("BlockBlob",),
+    "x-ms-copy-source": (),
+    "x-ms-delete-snapshots": ("include",),
+    "x-ms-if-tags": (),
+    "x-ms-lease-id": (),
+    "x-ms-tags": (),
+}
+UNLISTABLE = re.compile("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML changes or lacks these
 
 
 def signature(local: cloud.Cloud) -> str:
@@ -49,24 +62,40 @@ def _check_container(container: str) -> None:
         raise AzureError(404, "ContainerNotFound", f"no container {container!r}; there is: {known}")
 
 
+def _check_played(request: Request) -> None:
+    """Refuse what the protocol has and the stand-in has not, lest it be taken for another operation."""
+    comps = BLOB_COMPS if "name" in request.path_params else CONTAINER_COMPS
+    played = {**PLAYED, "comp": ("", *comps.get(request.method, ()))}
+    given = {**request.headers, **request.query_params}
+    for name in sorted(played.keys() & given.keys()):
+        if given[name] not in played[name]:
+            message = f"{request.method} of a blob or container with {name}={given[name]!r}"
+            raise AzureError(501, "NotImplemented", f"{message} is not part of the stand-in")
+
+
 router = APIRouter(
     prefix=f"/{ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{{container}}",
-    dependencies=[Depends(_check_signature), Depends(_check_container)],
+    dependencies=[Depends(_check_signature), Depends(_check_container), Depends(_check_played)],
 )
 
 
 def place(local: cloud.Cloud, container: str, name: str) -> Path:
     """Return the file behind a blob; refuse a container that is not there and a name that would leave it."""
     _check_container(container)
-    parts = PurePosixPath(name).parts
-    if any(not _is_plain(part) for part in parts):
+    path = PurePosixPath(name)
+    if not _is_plain(path):
         raise AzureError(400, "InvalidResourceName", f"{name!r} is not the name of a blob")
-    return local.blobs.joinpath(container, *parts)
+    return local.blobs.joinpath(container, path)
 
 
-def _is_plain(part: str) -> bool:
-    """Return whether a part of a blob's name can be the name of a file here."""
-    return part not in ("..", "/") and not set(part) & set("\0\\") and len(part.encode()) <= LONGEST_PART
+def _is_plain(path: PurePosixPath) -> bool:
+    """Return whether a blob can have this name: it stays in its container, and fits files and listings."""
+    return all(map(_is_plain_part, path.parts))
+
+
+def _is_plain_part(part: str) -> bool:
+    listed = "\\" not in part and not UNLISTABLE.search(part)
+    return part not in ("..", "/") and listed and len(part.encode()) <= LONGEST_PART
 
 
 def address(local: cloud.Cloud, container: str, name: str) -> str:
@@ -112,7 +141,8 @@ def container(
     if comp != "list":
         return Response(headers={"ETag": '"0x1"', "Last-Modified": formatdate(0, usegmt=True)})
     root = place(local, container, "")
-    names = sorted(file.relative_to(root).as_posix() for file in root.rglob("*") if file.is_file())
+    files = (file.relative_to(root) for file in root.rglob("*") if file.is_file())
+    names = sorted(path.as_posix() for path in files if _is_plain(path))  # a job may give others
     listing = _listing(local, container, [n for n in names if n.startswith(prefix)], prefix, delimiter)
     return Response(listing, media_type="application/xml")
 
@@ -204,8 +234,6 @@ def _bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
 async def write(request: Request, container: str, name: str, comp: str = "", blockid: str = "") -> Response:
     """Write a blob whole, one block of it, its list of blocks, or its metadata."""
     local = cloud.current(request)
-    if comp not in ("", "block", "blocklist", "metadata"):
-        raise AzureError(501, "NotImplemented", f"PUT ?comp={comp} of a blob is not part of the stand-in")
     file = place(local, container, name)
     if comp in ("", "blocklist"):
         _check_conditions(request, _tag(file) if file.is_file() else None)

@@ -26,6 +26,13 @@ def test_a_model_comes_back_as_it_was_registered(client, model):
     assert (found.version, found.type, found.tags) == ("1", "custom_model", {"base": "none"})
 
 
+@pytest.mark.parametrize("name", ["Workspaces", "REGISTRIES"])
+def test_a_name_keeps_its_capitals(http, arm, name):
+    body = {"properties": {"image": "python:3.11"}}
+    made = http.put(f"{arm.workspace}/environments/{name}/versions/1", json=body)
+    assert made.json()["id"].endswith(f"/environments/{name}/versions/1")
+
+
 def test_a_model_of_local_files_is_downloaded_whole(client, model, folder, tmp_path):
     client.models.download("kept", version="1", download_path=tmp_path)
     downloaded = {path.name: path.read_text() for path in tmp_path.rglob("*.txt")}

@@ -1,6 +1,7 @@
 """Blob storage, through Azure's storage library and by hand."""
 
 import os
+from pathlib import Path
 from urllib.parse import quote
 
 import pytest
@@ -127,7 +128,7 @@ def test_without_the_signature_nothing_is_read_or_written(anonymous, query):
 
 @pytest.mark.parametrize(
     "name",
-    ["..%2F..%2Fsecrets.json", "a/..%2F..%2F..%2Fsecrets.json", "%2Fetc/passwd", "a%5C..%5Cb", "a%00b"],
+    ["..%2F..%2Fsecrets.json", "a/..%2F..%2F..%2Fsecrets.json", "%2Fetc/passwd", "a%5C..%5Cb"],
 )
 def test_a_name_that_leaves_its_container_is_refused(anonymous, signature, name):
     answers = [
@@ -142,9 +143,59 @@ def test_a_container_that_leaves_the_storage_is_refused(anonymous, signature):
     assert answer.status_code in (400, 404, 501)
 
 
-def test_what_storage_does_not_play_is_said(anonymous, signature):
-    answer = anonymous.put(f"{STORE}/digits?{signature}&comp=snapshot")
-    assert (answer.status_code, answer.json()["error"]["code"]) == (501, "NotImplemented")
+@pytest.mark.parametrize("character", ["%00", "%01", "%09", "%0D", "%1F", "%EF%BF%BE"])
+def test_a_name_that_no_listing_can_show_is_refused(container, anonymous, signature, character):
+    answer = anonymous.put(f"{STORE}/odd{character}name?{signature}", content=b"x")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "InvalidResourceName")
+    assert not list(container.list_blob_names(name_starts_with="odd"))
+
+
+def test_a_file_of_a_job_that_no_blob_can_be_named_after_is_not_listed(container, environment):
+    folder = Path(environment["HF_HOME"]).parent / "blobs" / CONTAINER / "listed"
+    folder.mkdir(parents=True)
+    for name in ("plain", "line\nend", "back\\slash"):
+        (folder / name).touch()
+    assert list(container.list_blob_names(name_starts_with="listed/")) == ["listed/plain"]
+
+
+def test_names_are_told_apart_by_their_capitals(container):
+    names = [f"capitals/subscriptions/{word}/f" for word in ("WORKSPACES", "Workspaces", "workspaces")]
+    for name in names:
+        container.upload_blob(name, name)
+    assert list(container.list_blob_names(name_starts_with="capitals/")) == names
+    assert [container.download_blob(name).readall().decode() for name in names] == names
+
+
+@pytest.mark.parametrize(
+    ("method", "query", "headers"),
+    [
+        *[("GET", f"comp={comp}", {}) for comp in ("tags", "blocklist", "metadata", "snapshot", "page")],
+        *[("HEAD", "comp=metadata", {}), ("DELETE", "comp=tags", {})],
+        *[("PUT", f"comp={comp}", {}) for comp in ("snapshot", "lease", "tags", "appendblock")],
+        *[(method, "snapshot=2020-01-01T00:00:00.0Z", {}) for method in ("GET", "HEAD", "DELETE")],
+        *[(method, "versionid=2020-01-01T00:00:00.0Z", {}) for method in ("GET", "HEAD", "DELETE")],
+        *[("PUT", query, {"x-ms-copy-source": "https://localhost/x"}) for query in ("", "comp=block")],
+        *[("PUT", "", {"x-ms-blob-type": kind}) for kind in ("AppendBlob", "PageBlob")],
+        *[("PUT", "", {"x-ms-tags": "a=b"}), ("GET", "", {"x-ms-if-tags": "a='b'"})],
+        *[("PUT", "", {"x-ms-lease-id": "x"}), ("DELETE", "", {"x-ms-delete-snapshots": "only"})],
+    ],
+)
+def test_what_storage_does_not_play_is_said_and_changes_nothing(
+    container, anonymous, signature, method, query, headers
+):
+    container.upload_blob("kept", b"before", overwrite=True)
+    answer = anonymous.request(method, f"{STORE}/kept?{signature}&{query}", headers=headers)
+    assert answer.status_code == 501
+    assert method == "HEAD" or answer.json()["error"]["code"] == "NotImplemented"
+    assert container.download_blob("kept").readall() == b"before"
+
+
+@pytest.mark.parametrize(
+    ("method", "comp"), [("GET", "acl"), ("GET", "metadata"), ("HEAD", "lease"), ("PUT", "acl")]
+)
+def test_what_a_container_does_not_play_is_said(anonymous, signature, method, comp):
+    answer = anonymous.request(method, f"{STORE}?{signature}&restype=container&comp={comp}")
+    assert answer.status_code == 501
 
 
 def test_the_fault_upload_broken_breaks_an_upload_off(stand_in_with):

@@ -40,7 +40,9 @@ def list_containers(
     request: Request, kind: str = Depends(_kind), identifier: str = Depends(cloud.workspace_id)
 ) -> dict:
     """Return the assets of a kind, without their versions."""
-    return {"value": cloud.current(request).state.children(_base(kind))}
+    local = cloud.current(request)
+    with local.state.locked():
+        return {"value": [_counted(local, found) for found in local.state.children(_base(kind))]}
 
 
 @router.get(f"{PATH}/{{name}}")
@@ -52,12 +54,27 @@ def container(
 
 
 def _container(local: cloud.Cloud, kind: str, name: str) -> dict:
-    found = local.state.get(_base(kind, name))
-    if found is None:
+    with local.state.locked():
+        found = local.state.get(_base(kind, name))
+        if found:
+            return _counted(local, found)
         known = ", ".join(entry["name"] for entry in local.state.children(_base(kind))) or "none"
         message = f"no {KINDS[kind].lower()} named {name!r} in the workspace; there is: {known}"
         raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
-    return found
+
+
+def _counted(local: cloud.Cloud, document: dict) -> dict:
+    """Return the document of an asset with its newest version and the one to follow its highest."""
+    versions = [version["name"] for version in local.state.children(f"{document['id']}/versions")]
+    highest = max((int(version) for version in versions if version.isdecimal()), default=0)
+    properties = {
+        "latestVersion": versions[-1],
+        "nextVersion": str(highest + 1),
+        "isArchived": False,
+        "tags": {},
+        "properties": {},
+    }
+    return {**document, "properties": properties}
 
 
 @router.get(f"{PATH}/{{name}}/versions")
@@ -136,7 +153,9 @@ def create(
             raise user_error("Asset paths cannot be updated.")
         document = _document(kind, name, version, properties, before)
         local.state.put(document["id"], document)
-        _count(local, kind, name, version)
+        if local.state.get(_base(kind, name)) is None:
+            container = {"id": _base(kind, name), "name": name, "systemData": cloud.system_data()}
+            local.state.put(container["id"], container)
     return JSONResponse(document, 200 if before else 201)
 
 
@@ -159,20 +178,6 @@ def _document(kind: str, name: str, version: str, properties: dict, before: dict
     }
 
 
-def _count(local: cloud.Cloud, kind: str, name: str, version: str) -> None:
-    following = str(int(version) + 1) if version.isdigit() else None
-    properties = {
-        "latestVersion": version,
-        "nextVersion": following,
-        "isArchived": False,
-        "tags": {},
-        "properties": {},
-    }
-    before = local.state.get(_base(kind, name)) or {"systemData": cloud.system_data()}
-    document = {**before, "id": _base(kind, name), "name": name, "properties": properties}
-    local.state.put(_base(kind, name), document)
-
-
 @router.delete(f"{PATH}/{{name}}/versions/{{version}}")
 def delete(
     request: Request,
@@ -181,10 +186,13 @@ def delete(
     kind: str = Depends(_kind),
     identifier: str = Depends(cloud.workspace_id),
 ) -> Response:
-    """Forget a version; its files stay where they are."""
+    """Forget a version, and the asset with its last one; the files stay where they are."""
     local = cloud.current(request)
-    find(local, kind, name, version)
-    local.state.delete(f"{_base(kind, name)}/versions/{version}")
+    with local.state.locked():
+        find(local, kind, name, version)
+        local.state.delete(f"{_base(kind, name)}/versions/{version}")
+        if not local.state.children(f"{_base(kind, name)}/versions"):
+            local.state.delete(_base(kind, name))
     return Response(status_code=200)
 
 

@@ -54,6 +54,43 @@ def test_a_version_that_is_not_given_counts_up(client, folder):
     assert made == ["1", "2"]
 
 
+def test_changing_an_old_version_changes_neither_the_latest_nor_the_next(client, folder, tmp_path):
+    from azure.ai.ml.entities import Model
+
+    made = [client.models.create_or_update(Model(name="retagged", path=folder)) for _ in range(2)]
+    made[0].tags = {"seen": "yes"}
+    client.models.create_or_update(made[0])
+    assert client.models.get("retagged", label="latest").version == "2"
+    (tmp_path / "other.txt").write_text("other")
+    assert client.models.create_or_update(Model(name="retagged", path=tmp_path)).version == "3"
+
+
+def test_the_next_version_follows_the_highest_and_not_the_newest(client, folder):
+    from azure.ai.ml.entities import Model
+
+    for version in ("10", "9", "beta"):
+        client.models.create_or_update(Model(name="mixed", version=version, path=folder))
+    assert client.models.create_or_update(Model(name="mixed", path=folder)).version == "11"
+
+
+def test_a_deleted_version_is_neither_the_latest_nor_counted(http, arm):
+    model, body = f"{arm.workspace}/models/shrinking", {"properties": {"modelUri": "azureml://x"}}
+    for version in ("1", "2"):
+        http.put(f"{model}/versions/{version}", json=body)
+    assert http.delete(f"{model}/versions/2").status_code == 200
+    left = http.get(model).json()["properties"]
+    assert (left["latestVersion"], left["nextVersion"]) == ("1", "2")
+
+
+def test_an_asset_whose_versions_are_all_deleted_is_not_found(http, arm):
+    model, body = f"{arm.workspace}/models/fleeting", {"properties": {"modelUri": "azureml://x"}}
+    http.put(f"{model}/versions/1", json=body)
+    http.delete(f"{model}/versions/1")
+    assert http.get(model).status_code == 404
+    listed = http.get(f"{arm.workspace}/models").json()["value"]
+    assert "fleeting" not in [found["name"] for found in listed]
+
+
 def test_the_same_version_registered_again_changes_its_tags(client, model):
     found = client.models.get("kept", version="1")
     found.tags = {"base": "none", "job": "j"}

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from .generation import Answer, Generator, Parameters, TooLongError
 from .processes import UserError
@@ -113,7 +113,7 @@ def create_app(generator: Generator, shape: str, most: int, timeout: float, faul
         return {"status": "healthy"}
 
     @app.post("/score")
-    async def score(request: Request) -> JSONResponse:
+    async def score(request: Request) -> Response:
         begun = time.monotonic()
         if app.state.running >= QUEUED * most:
             return _said(refusal(429, f"more than {QUEUED * most} requests at once; try again later"), begun)
@@ -127,7 +127,7 @@ def create_app(generator: Generator, shape: str, most: int, timeout: float, faul
     return app
 
 
-async def _score(body: bytes, generator: Generator, shape: str, timeout: float, faults: dict) -> JSONResponse:
+async def _score(body: bytes, generator: Generator, shape: str, timeout: float, faults: dict) -> Response:
     tickets = []
     try:
         if faults.get("scoring-status") == 424:
@@ -154,15 +154,16 @@ def refusal(status: int, message: str) -> JSONResponse:
     return JSONResponse({"error": {"code": str(status), "message": message}}, status)
 
 
-def model_failed(reason: str) -> JSONResponse:
-    """Return Azure's answer for a model that raised."""
-    answer = refusal(424, f"the model failed: {reason}; the deployment's log has the traceback")
+def model_failed(reason: str) -> Response:
+    """Return Azure's answer for a model that raised: a sentence, and no JSON."""
+    sentence = "An unexpected error occurred in scoring script. Check the logs for more info."
+    answer = PlainTextResponse(sentence, 424)
     answer.headers["ms-azureml-model-error-statuscode"] = "500"
     answer.headers["ms-azureml-model-error-reason"] = reason
     return answer
 
 
-def _said(answer: JSONResponse, begun: float) -> JSONResponse:
+def _said(answer: Response, begun: float) -> Response:
     print(f"{answer.status_code} in {time.monotonic() - begun:.2f} s, {len(answer.body)} bytes", flush=True)
     return answer
 

@@ -32,7 +32,7 @@ def test_a_refused_question_leaves_no_endpoint_and_the_run_without_the_fault_pay
 ):
     row = table["scoring-status=500"]
     assert (row.step, row.left, row.deviations) == ("8. Ask the model", [], [])
-    assert "refused with 500" in row.reads
+    assert "refused: 500" in row.reads
 
 
 def test_a_killed_kernel_leaves_no_endpoint_and_the_next_run_goes_on_with_the_paid_job(tmp_path):

@@ -1,9 +1,11 @@
 """Single steps of the published notebook, run in this process: what they refuse before anything is made."""
 
+import json
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import nbformat
 import pandas
@@ -211,3 +213,19 @@ def test_step_6_tags_a_resumed_jobs_model_with_the_jobs_own_data(steps, client, 
     exec(CELLS["register"], variables)
     registered = variables["registered"]
     assert (registered.version, registered.tags["data"]) == ("7", "their/chats, 20 %")
+
+
+def test_step_8_asks_in_the_flat_form_where_the_nested_one_is_refused_in_plain_text(tmp_path, monkeypatch):
+    from azure.ai.ml.exceptions import MlException
+
+    def invoke(*_, request_file: str, **__) -> str:
+        form = json.loads(Path(request_file).read_text())["input_data"]["input_string"]
+        if isinstance(form[0], list):
+            raise MlException("An unexpected error occurred", "")  # as the SDK does where the body is no JSON
+        return json.dumps({"output": form[0]["content"]})
+
+    monkeypatch.chdir(tmp_path)
+    variables = {"workspace": SimpleNamespace(online_endpoints=SimpleNamespace(invoke=invoke))}
+    variables |= {"json": json, "Path": Path, "endpoint": "e", "score_parameters": {}}
+    exec(CELLS["score"].partition("\nfor split in")[0], variables)
+    assert variables["ask"]("demo", [{"role": "user", "content": "Hello?"}]) == "Hello?"

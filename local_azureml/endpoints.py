@@ -370,38 +370,68 @@ class Deployments:
 
     def __init__(self, local: cloud.Cloud):
         self._local = local
+        self._lock = threading.Lock()  # makes a look at a document and what follows for its process one act
+        self._stopped = False
         self._containers: dict[str, Container] = {}  # by the id of the deployment
-        there = [
-            document
-            for endpoint in local.state.children(BASE)
-            for document in deployments_of(local, endpoint["name"]).values()
-            if document["properties"]["provisioningState"] in ("Succeeded", "Creating", "Updating")
-        ]
-        for document in there:
-            _set(local, document, provisioningState="Updating")
-        threading.Thread(target=self._recover, args=(there,), daemon=True).start()
+        again = []
+        for document in self._documents():
+            state = document["properties"]["provisioningState"]
+            if state == "Deleting":
+                local.state.delete(document["id"])
+                continue
+            self._bill(document)
+            if state != "Failed":
+                _set(local, document, provisioningState="Updating")
+                again.append(document)
+        threading.Thread(target=self._recover, args=(again,), daemon=True).start()
 
-    def _recover(self, there: list[dict]) -> None:
-        for document in there:
+    def _documents(self) -> list[dict]:
+        endpoints = self._local.state.children(BASE)
+        return [found for each in endpoints for found in deployments_of(self._local, each["name"]).values()]
+
+    def _recover(self, documents: list[dict]) -> None:
+        for document in documents:
             with suppress(AzureError):  # the deployment's own state says Failed
                 self.begin(document)
 
     def begin(self, document: dict) -> None:
         """Start the process of a deployment and return when it is healthy; it is billed from now on."""
-        self._kill(document["id"])
+        try:
+            _wait_for_health(self._launch(document), document)
+        except AzureError:
+            self._settle(document, "Failed")
+            raise
+        self._settle(document, "Succeeded")
+
+    def _launch(self, document: dict) -> Container:
+        """Return a new process for a deployment, in place of the one that it has."""
+        with self._lock:
+            self._check(document)
+            self._kill(document["id"])
+            self._bill(document)
+            container = self._containers[document["id"]] = self._start(document)
+        return container
+
+    def _settle(self, document: dict, state: str) -> None:
+        with self._lock:
+            self._check(document)
+            _set(self._local, document, provisioningState=state)
+
+    def _check(self, document: dict) -> None:
+        """Refuse a deployment that was replaced or deleted since, and any once the stand-in stops."""
+        if self._stopped:
+            raise operations.stopped()
+        there = self._local.state.get(document["id"])
+        if there is None or there["systemData"] != document["systemData"]:
+            raise AzureError(409, "Conflict", f"{label(document)} was replaced or deleted meanwhile")
+
+    def _bill(self, document: dict) -> None:
         self._local.meter.start(
             _interval(document),
             f"deployment {label(document)}",
             document["properties"]["instanceType"],
             document["sku"]["capacity"],
         )
-        try:
-            container = self._containers[document["id"]] = self._start(document)
-            _wait_for_health(container, document)
-        except AzureError:
-            _set(self._local, document, provisioningState="Failed")
-            raise
-        _set(self._local, document, provisioningState="Succeeded")
 
     def _start(self, document: dict) -> Container:
         settings = document["properties"]["requestSettings"]
@@ -435,13 +465,18 @@ class Deployments:
 
     def end(self, document: dict) -> None:
         """Stop a deployment's process and its meter."""
-        self._kill(document["id"])
-        self._local.meter.stop(_interval(document))
+        with self._lock:
+            self._kill(document["id"])
+            self._local.meter.stop(_interval(document))
 
     def stop(self) -> None:
-        """Stop all processes; the deployments stay, to be started with the stand-in's next start."""
-        for identifier in list(self._containers):
-            self._kill(identifier)
+        """Stop all processes and meters; the deployments stay, to be started when the stand-in is again."""
+        with self._lock:
+            self._stopped = True
+            for identifier in list(self._containers):
+                self._kill(identifier)
+            for document in self._documents():
+                self._local.meter.stop(_interval(document))
 
     def running(self) -> list[str]:
         """Return a line for each endpoint that is there, with its deployments."""

@@ -10,7 +10,17 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_azureml import assets, blobs, cloud, datastores, identity, processes, registry, tracking
+from local_azureml import (
+    assets,
+    blobs,
+    cloud,
+    datastores,
+    identity,
+    operations,
+    processes,
+    registry,
+    tracking,
+)
 from local_azureml.computes import Nodes
 from local_azureml.errors import AzureError, user_error
 from local_azureml.pipeline import STEPS
@@ -58,6 +68,7 @@ class Jobs:
         self._threads: dict[str, threading.Thread] = {}
         self._processes: dict[str, processes.Process] = {}
         self._cancelled: set[str] = set()
+        operations.recover(local)
         self._recover()
 
     def _recover(self) -> None:
@@ -69,9 +80,6 @@ class Jobs:
                     "Failed",
                     _error("SystemError", "the stand-in stopped while the job ran"),
                 )
-        for entry in self._local.meter.open_intervals():
-            if entry["interval"].startswith("job-"):
-                self._local.meter.stop(entry["interval"])
 
     def submit(self, name: str, properties: dict) -> dict:
         """Return the document of a new job, and start it."""

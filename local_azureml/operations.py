@@ -50,6 +50,40 @@ def _run(local: cloud.Cloud, operation: str, work: Callable[[], None]) -> None:
         local.state.merge(operation, status="Failed", error=failure.body()["error"])
 
 
+def stopped() -> AzureError:
+    """Return the error of an operation that the stand-in's end cut off."""
+    message = "the stand-in stopped before this was done: look at how the resource stands, and ask again"
+    return AzureError(500, "InternalServerError", message, "Stopped")
+
+
+def recover(local: cloud.Cloud) -> None:
+    """Settle what went on when the stand-in stopped: deletions are done, all else has failed.
+
+    Nothing is billed on but the nodes that a cluster keeps at least; `Deployments` starts its own again.
+    """
+    error = stopped().body()
+    for operation in local.state.children(HERE):
+        if operation["status"] == "InProgress":
+            local.state.merge(operation["id"], status="Failed", error=error["error"])
+    failed = {"provisioningState": "Failed"}
+    _settle(local, "computes", {**failed, "provisioningErrors": [error]})
+    _settle(local, "onlineEndpoints", failed)
+    clusters = local.state.children(f"{cloud.WORKSPACE_ID}/computes")
+    kept = {f"{cluster['name']}-minimum" for cluster in clusters}
+    for entry in local.meter.open_intervals():
+        if entry["interval"] not in kept:
+            local.meter.stop(entry["interval"])
+
+
+def _settle(local: cloud.Cloud, kind: str, failed: dict) -> None:
+    for document in local.state.children(f"{cloud.WORKSPACE_ID}/{kind}"):
+        properties = document["properties"]
+        if properties["provisioningState"] == "Deleting":
+            local.state.delete(document["id"])
+        elif properties["provisioningState"] in ("Creating", "Updating"):
+            local.state.merge(document["id"], properties={**properties, **failed})
+
+
 @router.get(f"{PATH}/{{operation}}")
 def status(request: Request, operation: str) -> JSONResponse:
     """Return how far an operation is: InProgress, Succeeded, or Failed with its error."""

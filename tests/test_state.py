@@ -6,15 +6,19 @@ import time
 from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
+from urllib.parse import urlsplit
 
 import pytest
-from conftest import StandIn, client_of, point, processes_in
+from conftest import StandIn, client_of, point, processes_in, raw_client
 from hypothesis import given
 from hypothesis import strategies as some
 
+from local_azureml.cloud import WORKSPACE_ID
 from local_azureml.meter import Meter
 from local_azureml.state import State
 
+MODEL = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/14"
+SIZE = "Standard_NC24ads_A100_v4"
 NAMES = some.text("ab_%\\A", min_size=1, max_size=3)
 
 
@@ -90,12 +94,36 @@ def killed(tmp_path_factory):
         client.online_deployments.begin_create_or_update(deployment("lasting", "demo")).result()
         keys = client.online_endpoints.get_keys("lasting")
         wait_for(lambda: client.jobs.get(job.name).status == "Running")
+        half_made = being_made(first, "lasting", "half-made")
         first.end(signal.SIGKILL)
         wait_for(lambda: not processes_in(folder))
+        leave_unfinished(folder)
         port = first.environment["HF_ENDPOINT"].rpartition(":")[2]
         second = StandIn(folder, "--port", port)
-        yield SimpleNamespace(first=first, second=second, client=client_of(), job=job.name, keys=keys)
+        yield SimpleNamespace(
+            first=first, second=second, client=client_of(), job=job.name, keys=keys, half_made=half_made
+        )
         second.end()
+
+
+def being_made(stand_in: StandIn, endpoint: str, name: str) -> str:
+    """Return the address of the operation that makes a deployment and has not ended."""
+    body = {"properties": {"model": MODEL, "instanceType": SIZE}}
+    with raw_client(stand_in.environment) as http:
+        answer = http.put(f"{WORKSPACE_ID}/onlineEndpoints/{endpoint}/deployments/{name}", json=body)
+    return answer.headers["Azure-AsyncOperation"]
+
+
+def leave_unfinished(folder: Path) -> None:
+    """Write into a data folder what a kill leaves that comes in the few milliseconds of these operations."""
+    with closing(State(folder)) as state:
+        for kind, like in (("computes", "gpu"), ("onlineEndpoints", "lasting")):
+            template = state.get(f"{WORKSPACE_ID}/{kind}/{like}")
+            for name, doing in (("unmade", "Creating"), ("doomed", "Deleting")):
+                identifier = f"{WORKSPACE_ID}/{kind}/{name}"
+                properties = {**template["properties"], "provisioningState": doing}
+                state.put(identifier, {**template, "id": identifier, "name": name, "properties": properties})
+        Meter(state).start("doomed-minimum", "cluster doomed", SIZE, 1)
 
 
 def wait_for(condition, seconds: float = 60) -> None:
@@ -138,7 +166,77 @@ def test_a_deployment_answers_again(killed, tmp_path):
     assert json.loads(endpoints.invoke("lasting", request_file=file, deployment_name="demo"))
 
 
+def test_an_operation_that_went_on_has_failed_with_the_reason(killed):
+    with raw_client(killed.second.environment) as http:
+        ended = http.get(killed.half_made).json()
+    assert (ended["status"], ended["error"]["message"].split(":")[0]) == (
+        "Failed",
+        "the stand-in stopped before this was done",
+    )
+
+
+def test_what_was_being_made_has_failed_and_what_was_being_deleted_is_gone(killed):
+    clusters = {found.name: found.provisioning_state for found in killed.client.compute.list()}
+    endpoints = {found.name: found.provisioning_state for found in killed.client.online_endpoints.list()}
+    assert clusters == {"gpu": "Succeeded", "unmade": "Failed"}
+    assert endpoints == {"lasting": "Succeeded", "unmade": "Failed"}
+
+
+def test_a_cluster_that_was_being_deleted_is_not_billed_on(killed):
+    with closing(State(killed.first.folder)) as state:
+        bills = {bill.resource: bill.running for bill in Meter(state).bills()}
+    assert bills["cluster doomed"] is False
+
+
+def test_a_deployment_that_was_being_made_is_made(killed):
+    def made() -> bool:
+        state = killed.client.online_deployments.get("half-made", "lasting").provisioning_state
+        return state == "Succeeded"
+
+    wait_for(made)
+
+
 def test_the_killed_job_is_not_billed_on(killed):
     with closing(State(killed.first.folder)) as state:
         bills = {bill.resource: bill.running for bill in Meter(state).bills()}
     assert bills["cluster gpu"] is False
+
+
+# an orderly stop
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory) -> SimpleNamespace:
+    """A stand-in that was stopped while a deployment was made, and what its folder held then."""
+    folder = tmp_path_factory.mktemp("stopped")
+    first = StandIn(folder)
+    path = f"{WORKSPACE_ID}/onlineEndpoints/one"
+    with raw_client(first.environment) as http:
+        http.put(path, json={"properties": {"authMode": "Key"}})
+    operation = being_made(first, "one", "demo")
+    time.sleep(0.5)  # its process is being forked
+    said = first.end()
+    with closing(State(folder)) as state:
+        deployment = state.get(f"{path}/deployments/demo")
+        billed = [bill.resource for bill in Meter(state).bills() if bill.running]
+    return SimpleNamespace(
+        folder=folder, path=path, operation=operation, said=said, deployment=deployment, billed=billed
+    )
+
+
+def test_a_deployment_that_is_being_made_neither_fails_nor_counts_on_when_the_stand_in_stops(stopped):
+    state = stopped.deployment["properties"]["provisioningState"]
+    assert (state, stopped.billed, "Traceback" in stopped.said) == ("Creating", [], False)
+
+
+def test_the_next_start_makes_it(stopped):
+    second = StandIn(stopped.folder)
+    with raw_client(second.environment) as http:
+
+        def shown() -> str:
+            return http.get(f"{stopped.path}/deployments/demo").json()["properties"]["provisioningState"]
+
+        wait_for(lambda: shown() == "Succeeded")
+        ended = http.get(urlsplit(stopped.operation).path).json()  # it has another port by now
+    second.end()
+    assert ended["status"] == "Failed"

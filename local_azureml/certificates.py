@@ -19,7 +19,14 @@ class Certificates:
     def _make(self) -> None:
         authority = trustme.CA(organization_name="local_azureml")
         server = authority.issue_cert("localhost", "127.0.0.1", "::1")
-        self.chain.touch(mode=0o600)
-        self.chain.write_bytes(server.private_key_and_cert_chain_pem.bytes())
+        write_private(self.chain, server.private_key_and_cert_chain_pem.bytes())
         roots = Path(certifi.where()).read_bytes()
-        self.bundle.write_bytes(roots + b"\n" + authority.cert_pem.bytes())
+        write_private(self.bundle, roots + b"\n" + authority.cert_pem.bytes())
+
+
+def write_private(file: Path, content: bytes) -> None:
+    """Write a file that its owner alone may read, whole or not at all."""
+    part = file.with_name(f"{file.name}.part")
+    part.touch(mode=0o600)
+    part.write_bytes(content)
+    part.replace(file)

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from fastapi import Request
 
-from local_azureml.certificates import Certificates
+from local_azureml.certificates import Certificates, write_private
 from local_azureml.errors import AzureError, not_found
 from local_azureml.faults import Faults
 from local_azureml.meter import Meter
@@ -49,8 +49,8 @@ class Cloud:
         self._secrets_file = self.folder / "secrets.json"
         if not self._secrets_file.exists():
             names = ("identity_header", "token_key", "sas_signature")
-            self._secrets_file.touch(mode=0o600)
-            self._secrets_file.write_text(json.dumps({name: secrets.token_urlsafe(32) for name in names}))
+            made = {name: secrets.token_urlsafe(32) for name in names}
+            write_private(self._secrets_file, json.dumps(made).encode())
 
     def secret(self, name: str) -> str:
         """Return a secret of this data folder: random when the folder was made, kept through a restart."""

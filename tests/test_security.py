@@ -4,13 +4,18 @@ import json
 import re
 import socket
 import stat
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 
 import httpx
 import psutil
 import pytest
+from conftest import StandIn, raw_client
 
-from local_azureml import workspace
+from benchmarks.notebook_runs import ROOT
+from local_azureml import cloud, workspace
 from local_azureml.app import CONTROL_PLANE
 
 
@@ -57,6 +62,32 @@ def test_secrets_and_keys_can_be_read_by_their_owner_only(folder):
     files = [folder / "secrets.json", folder / "tls" / "server.pem", folder / "state.sqlite"]
     modes = {file.name: stat.filemode(file.stat().st_mode) for file in files}
     assert modes == dict.fromkeys(modes, "-rw-------")
+
+
+@pytest.mark.parametrize("name", ["secrets.json", "server.pem", "bundle.pem"])
+def test_a_first_start_that_is_killed_while_it_writes_does_not_spoil_the_next(tmp_path, name):
+    """The write breaks off after ten bytes."""
+    killed = f"""
+        import os, runpy
+        from pathlib import Path
+
+        write = Path.write_bytes
+
+        def cut_off(self, content):
+            if {name!r} not in self.name:
+                return write(self, content)
+            write(self, content[:10])
+            os._exit(9)
+
+        Path.write_bytes = cut_off
+        runpy.run_module("local_azureml", run_name="__main__")
+    """
+    command = [sys.executable, "-c", textwrap.dedent(killed), "serve", "--data-dir", tmp_path / "data"]
+    assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 9
+    started = StandIn(tmp_path / "data")
+    with raw_client(started.environment) as opened:
+        assert opened.get(cloud.WORKSPACE_ID).status_code == 200
+    started.end()
 
 
 def test_the_control_plane_is_closed_to_those_without_a_token(anonymous):

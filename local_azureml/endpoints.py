@@ -106,9 +106,10 @@ def create(
 ) -> JSONResponse:
     """Create an endpoint, or change its traffic, tags and description."""
     local = cloud.current(request)
-    before = local.state.get(f"{BASE}/{endpoint}")
-    document = _endpoint(local, before["name"] if before else endpoint, body, before)
-    local.state.put(document["id"], document)
+    with local.state.locked():
+        before = local.state.get(f"{BASE}/{endpoint}")
+        document = _endpoint(local, before["name"] if before else endpoint, body, before)
+        local.state.put(document["id"], document)
     return operations.start(
         local,
         200 if before else 201,
@@ -119,7 +120,9 @@ def create(
 
 def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) -> dict:
     asked = body.get("properties") or {}
-    traffic = {key: int(share) for key, share in (asked.get("traffic") or {}).items()}
+    stored = {known.lower(): known for known in deployments_of(local, name)}
+    given = (asked.get("traffic") or {}).items()  # the SDK writes the names in small letters
+    traffic = {stored.get(key.lower(), key): share for key, share in given}
     if before is None:
         _check_new_endpoint(local, name, asked, traffic)
     _check_traffic(local, name, traffic)
@@ -187,9 +190,11 @@ def delete(request: Request, endpoint: str, identifier: str = Depends(cloud.work
     _set(local, document, provisioningState="Deleting")
 
     def work():
-        for deployment in deployments_of(local, endpoint).values():
+        with local.state.locked():
+            deployments = deployments_of(local, endpoint)
+            local.state.delete(document["id"])  # first, so that none is started after its end
+        for deployment in deployments.values():
             running.end(deployment)
-        local.state.delete(document["id"])
 
     return operations.start(local, 202, None, work)
 
@@ -221,8 +226,13 @@ def regenerate_keys(
     given = body.get("keyValue")
     if not given or given == document["keys"][which]:  # the SDK sends the key that is to be replaced
         given = secrets.token_urlsafe(32)
-    keys = {**document["keys"], which: given}
-    return operations.start(local, 202, None, lambda: local.state.merge(document["id"], keys=keys))
+
+    def work():
+        with local.state.locked():
+            if found := local.state.get(document["id"]):
+                local.state.merge(document["id"], keys={**found["keys"], which: given})
+
+    return operations.start(local, 202, None, work)
 
 
 @router.get(f"{PATH}/{{endpoint}}/deployments")
@@ -251,10 +261,11 @@ def deploy(
 ) -> JSONResponse:
     """Start a deployment, or replace the one with that name."""
     local, running = cloud.current(request), request.app.state.deployments
-    parent = find(local, endpoint)["name"]
-    before = local.state.get(f"{BASE}/{parent}/deployments/{deployment}")
-    document = _deployment(local, parent, before["name"] if before else deployment, body, before)
-    local.state.put(document["id"], document)
+    with local.state.locked():
+        parent = find(local, endpoint)["name"]
+        before = local.state.get(f"{BASE}/{parent}/deployments/{deployment}")
+        document = _deployment(local, parent, before["name"] if before else deployment, body, before)
+        local.state.put(document["id"], document)
     return operations.start(local, 200 if before else 201, document, lambda: running.begin(document))
 
 
@@ -326,8 +337,8 @@ def delete_deployment(
     _set(local, document, provisioningState="Deleting")
 
     def work():
+        local.state.delete(document["id"])  # first, so that it is not started after its end
         running.end(document)
-        local.state.delete(document["id"])
 
     return operations.start(local, 202, None, work)
 

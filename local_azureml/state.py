@@ -47,10 +47,11 @@ class State:
             )
         return body
 
-    def merge(self, resource_id: str, **changes) -> dict:
-        """Write `changes` over the top-level keys of a document that is there, and return it."""
+    def merge(self, resource_id: str, **changes) -> dict | None:
+        """Write `changes` over the top-level keys of a document and return it; None where there is none."""
         with self._lock:
-            return self.put(resource_id, {**(self.get(resource_id) or {}), **changes})
+            found = self.get(resource_id)
+            return None if found is None else self.put(resource_id, {**found, **changes})
 
     def delete(self, resource_id: str) -> bool:
         """Remove a document and all below it; return whether it was there."""

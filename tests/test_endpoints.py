@@ -1,6 +1,8 @@
 """Online endpoints, deployments, keys and scoring, through the SDK."""
 
 import json
+import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -156,6 +158,15 @@ def test_a_regenerated_key_replaces_one_and_leaves_the_other(client, empty):
     assert changed == (False, True)
 
 
+def test_both_keys_are_regenerated_at_once(client, http, arm, empty, at_once):
+    path = f"{arm.workspace}/onlineEndpoints/empty-endpoint/regenerateKeys"
+    for _ in range(20):
+        before = client.online_endpoints.get_keys("empty-endpoint")
+        at_once(*[("POST", path, {"keyType": kind}) for kind in ("Primary", "Secondary")])
+        after = client.online_endpoints.get_keys("empty-endpoint")
+        assert before.primary_key != after.primary_key and before.secondary_key != after.secondary_key
+
+
 def test_the_keys_are_in_no_other_answer(client, http, arm, live):
     keys = client.online_endpoints.get_keys("live-endpoint")
     answers = [http.get(f"{arm.workspace}/onlineEndpoints{below}").text for below in ("", "/live-endpoint")]
@@ -252,6 +263,57 @@ def test_a_deleted_endpoint_leaves_nothing_running_whatever_the_capitals(
     client.online_endpoints.begin_delete("capitals").result()
     after = (len(processes_in(folder)), still_billed("Capitals"))
     assert (before, again, after) == ((1, ["deployment Capitals/demo"]),) * 2 + ((0, []),)
+
+
+@pytest.fixture
+def at_once(http):
+    """A function that sends requests at the same moment and returns the ends of their operations."""
+
+    def send(*requests: tuple) -> list[str]:
+        with ThreadPoolExecutor(len(requests)) as clients:
+            sent = [clients.submit(http.request, method, path, json=body) for method, path, body in requests]
+            answers = [answer.result() for answer in sent]
+        return [ended(answer.headers["Azure-AsyncOperation"]) for answer in answers]
+
+    def ended(address: str) -> str:
+        while (status := http.get(address).json()["status"]) == "InProgress":
+            time.sleep(0.05)
+        return status
+
+    return send
+
+
+def test_traffic_names_a_deployment_in_any_capitals(http, arm, live):
+    body = {"properties": {"authMode": "Key", "traffic": {"DEMO": 100}}, "tags": {"run": "7"}}
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/live-endpoint", json=body)
+    assert answer.json()["properties"]["traffic"] == {"demo": 100}
+
+
+def test_a_deployment_asked_for_twice_at_once_has_one_process(client, arm, stand_in, at_once, still_billed):
+    client.online_endpoints.begin_create_or_update(endpoint("twice")).result()
+    path = f"{arm.workspace}/onlineEndpoints/twice/deployments/demo"
+    body = {"properties": {"model": MODEL, "instanceType": SIZE}}
+    ends = at_once(*[("PUT", path, body)] * 3)
+    running = len(processes_in(stand_in.folder / "deployments" / "twice"))
+    shown = client.online_deployments.get("demo", "twice").provisioning_state
+    client.online_endpoints.begin_delete("twice").result()
+    assert (sorted(ends), running, shown) == (["Failed", "Failed", "Succeeded"], 1, "Succeeded")
+    assert processes_in(stand_in.folder / "deployments" / "twice") == still_billed("twice") == []
+
+
+def test_an_endpoint_deleted_while_it_is_deployed_to_leaves_nothing(
+    client, http, arm, stand_in, at_once, still_billed
+):
+    body = {"properties": {"model": MODEL, "instanceType": SIZE}}
+    for number in range(5):
+        name = f"hurried-{number}"
+        client.online_endpoints.begin_create_or_update(endpoint(name)).result()
+        path = f"{arm.workspace}/onlineEndpoints/{name}"
+        http.put(f"{path}/deployments/demo", json=body)
+        at_once(("DELETE", path, None))
+    time.sleep(1)  # for a process that should not be
+    left = [path for path in (stand_in.folder / "deployments").glob("hurried-*") if processes_in(path)]
+    assert (left, [still_billed(f"hurried-{number}") for number in range(5)]) == ([], [[]] * 5)
 
 
 # scoring

@@ -51,6 +51,10 @@ def test_merging_changes_the_top_level_only(state):
     assert state.merge("/a", x={"w": 3}) == {"x": {"w": 3}, "z": 2}
 
 
+def test_merging_into_a_document_that_is_gone_writes_nothing(state):
+    assert (state.merge("/a/1", x=1), state.children("/a")) == (None, [])
+
+
 @given(names=some.lists(NAMES, min_size=1, max_size=6, unique_by=str.lower), below=NAMES)
 def test_deleting_takes_all_below_and_nothing_beside(tmp_path_factory, names, below):
     store = State(tmp_path_factory.mktemp("state"))

@@ -123,8 +123,10 @@ def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) ->
     stored = {known.lower(): known for known in deployments_of(local, name)}
     given = (asked.get("traffic") or {}).items()  # the SDK writes the names in small letters
     traffic = {stored.get(key.lower(), key): share for key, share in given}
+    auth_mode = asked.get("authMode") or "Key"
+    _check_auth_mode(auth_mode)
     if before is None:
-        _check_new_endpoint(local, name, asked, traffic)
+        _check_new_endpoint(local, name, traffic)
     _check_traffic(local, name, traffic)
     keys = {"primaryKey": secrets.token_urlsafe(32), "secondaryKey": secrets.token_urlsafe(32)}
     return {
@@ -139,7 +141,7 @@ def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) ->
         "properties": {
             "description": asked.get("description"),
             "properties": asked.get("properties") or {},
-            "authMode": asked.get("authMode") or "Key",
+            "authMode": auth_mode,
             "traffic": traffic,
             "mirrorTraffic": asked.get("mirrorTraffic") or {},
             "publicNetworkAccess": asked.get("publicNetworkAccess") or "Enabled",
@@ -152,7 +154,7 @@ def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) ->
     }
 
 
-def _check_new_endpoint(local: cloud.Cloud, name: str, asked: dict, traffic: dict) -> None:
+def _check_new_endpoint(local: cloud.Cloud, name: str, traffic: dict) -> None:
     _check_name("endpoint", name)
     if local.faults.value("endpoint-taken") in ("", name):
         raise user_error(
@@ -160,12 +162,17 @@ def _check_new_endpoint(local: cloud.Cloud, name: str, asked: dict, traffic: dic
         )
     if traffic:
         raise user_error("traffic cannot be set when an endpoint is created: it has no deployments yet")
-    if (asked.get("authMode") or "Key").lower() not in AUTH_MODES:
-        raise user_error(f"auth mode {asked['authMode']!r} is not one of Key, AMLToken, AADToken")
     if len(local.state.children(BASE)) >= LIMITS["endpoints"]:
         raise user_error(
             f"the region has {LIMITS['endpoints']} endpoints already: delete one", "QuotaExceeded"
         )
+
+
+def _check_auth_mode(mode: str) -> None:
+    if mode.lower() not in AUTH_MODES:
+        raise user_error(f"auth mode {mode!r} is not one of Key, AMLToken, AADToken")
+    if mode.lower() != "key":
+        raise AzureError(501, "NotImplemented", f"auth mode {mode} is not part of the stand-in; Key is")
 
 
 def _check_traffic(local: cloud.Cloud, endpoint: str, traffic: dict[str, int]) -> None:
@@ -204,10 +211,6 @@ def list_keys(request: Request, endpoint: str, identifier: str = Depends(cloud.w
     """Return the two keys of an endpoint with key authentication."""
     local = cloud.current(request)
     document = find(local, endpoint)
-    if document["properties"]["authMode"].lower() != "key":
-        raise user_error(
-            f"the endpoint {endpoint!r} has no keys: it takes {document['properties']['authMode']}"
-        )
     if local.faults.value("scoring-status") == 401:  # somebody regenerates the keys at this very moment
         return {name: secrets.token_urlsafe(32) for name in document["keys"]}
     return document["keys"]

@@ -91,6 +91,10 @@ class Jobs:
             raise AzureError(501, "NotImplemented", f"jobs of the type {kind} are not part of the stand-in")
         if properties["jobType"].lower() == "pipeline":
             check_pipeline(self._local, properties)
+        if self._runs.has_run(name):
+            raise AzureError(
+                409, "Conflict", f"{name!r} was the name of a job that is deleted: choose another"
+            )
         outputs = {
             key: {**(value or {}), "uri": datastores.uri(datastores.DEFAULT, f"azureml/{name}/{key}/")}
             for key, value in (properties.get("outputs") or {}).items()

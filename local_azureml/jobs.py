@@ -91,10 +91,12 @@ def cancel(request: Request, name: str, identifier: str = Depends(cloud.workspac
 
 
 @router.delete(f"{PATH}/{{name}}")
-def delete(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
+def delete(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
     """Forget a job that has ended; its outputs stay in the datastore."""
     local = cloud.current(request)
-    document = find(local, name)
+    document = local.state.get(f"{identifier}/jobs/{name}")
+    if document is None:
+        return Response(status_code=204)
     if document["properties"]["status"] not in FINAL:
         raise AzureError(
             409, "Conflict", f"the job {name!r} is {document['properties']['status']}: cancel it first"

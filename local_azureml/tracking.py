@@ -83,6 +83,13 @@ class Tracking:
                 )
             )
 
+    def has_run(self, name: str) -> bool:
+        """Say whether there is a run with that id, which outlives its job."""
+        from mlflow.store.tracking.dbmodels.models import SqlRun
+
+        with self._store.ManagedSessionMaker() as session:
+            return session.get(SqlRun, name) is not None
+
     def experiment(self, name: str) -> str:
         """Return the id of an experiment, which is made where it is not there."""
         found = self._store.get_experiment_by_name(name)

@@ -26,7 +26,7 @@ QUESTION = {
 def endpoint(name: str, **options):
     from azure.ai.ml.entities import ManagedOnlineEndpoint
 
-    return ManagedOnlineEndpoint(name=name, auth_mode="key", **options)
+    return ManagedOnlineEndpoint(name=name, **{"auth_mode": "key", **options})
 
 
 def deployment(endpoint_name: str, name: str, **options):
@@ -115,6 +115,16 @@ def test_an_unknown_auth_mode_is_refused(http, arm):
     body = {"properties": {"authMode": "Password"}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/with-password", json=body)
     assert "is not one of Key, AMLToken, AADToken" in answer.json()["error"]["message"]
+
+
+@pytest.mark.parametrize("mode", ["aml_token", "aad_token"])
+def test_an_endpoint_that_takes_tokens_is_not_played(client, mode):
+    from azure.core.exceptions import HttpResponseError
+
+    asked = endpoint("with-tokens", auth_mode=mode)
+    with pytest.raises(HttpResponseError, match="is not part of the stand-in; Key is") as raised:
+        client.online_endpoints.begin_create_or_update(asked)
+    assert raised.value.status_code == 501
 
 
 def test_deleting_an_endpoint_that_is_not_there_is_no_error(http, arm):

@@ -152,6 +152,21 @@ def test_a_job_that_is_not_there_is_not_found(client):
         client.jobs.get("ghost")
 
 
+def test_deleting_a_job_that_is_not_there_is_no_error(client):
+    assert client.jobs.begin_delete("ghost").result() is None
+
+
+def test_the_name_of_a_deleted_job_stays_taken(client, cluster):
+    from azure.core.exceptions import ResourceExistsError
+
+    job = client.jobs.create_or_update(make_job(cluster, "true", name="once"))
+    ended(client, job.name)
+    client.jobs.begin_delete(job.name).result()
+    with pytest.raises(ResourceExistsError, match="'once' was the name of a job that is deleted"):
+        client.jobs.create_or_update(make_job(cluster, "true", name="once"))
+    assert job.name not in [found.name for found in client.jobs.list()]
+
+
 def test_other_kinds_of_jobs_are_not_played(http, arm):
     answer = http.put(f"{arm.workspace}/jobs/swept", json={"properties": {"jobType": "Sweep"}})
     assert (answer.status_code, answer.json()["error"]["message"]) == (

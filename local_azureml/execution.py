@@ -319,7 +319,6 @@ class Jobs:
         self._check(root)
         self._set(child, "Queued")
         nodes = Nodes(self._local, child, step.compute, step.nodes, step.instance_type)
-        step.specification["size"] = {"name": nodes.size["name"], "gpus": nodes.size["gpus"]}
         preempted = step.name == TRAINING and nodes.low_priority and self._preempts()
         with nodes:
             process = self._run_process(root, child, step, journal, quiet, preempted)

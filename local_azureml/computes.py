@@ -110,7 +110,7 @@ def cores_used(local: cloud.Cloud, tier: str, name: str, but: str = "") -> int:
         size["name"].lower(): size["vCPUs"] for size in _sizes() if name in (size["family"], TOTALS[tier])
     }
     return sum(
-        entry["nodes"] * cores.get(entry["size"].lower(), 0)
+        entry["held"] * cores.get(entry["size"].lower(), 0)
         for entry in local.meter.open_intervals()
         if entry["tier"] == tier and entry["resource"] != but
     )

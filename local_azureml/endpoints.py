@@ -1,5 +1,6 @@
 """Online endpoints and their deployments: names, keys, traffic, and the process behind each deployment."""
 
+import math
 import re
 import secrets
 import socket
@@ -272,6 +273,10 @@ def deploy(
     return operations.start(local, 200 if before else 201, document, lambda: running.begin(document))
 
 
+def _reserve(size: str) -> float:
+    return 1.0 if LARGE.search(size) else RESERVE
+
+
 def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before: dict | None) -> dict:
     _check_name("deployment", name)
     asked = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
@@ -283,14 +288,7 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
         raise AzureError(501, "NotImplemented", "a scoring script of one's own is not part of the stand-in")
     size = computes.size_named(local, asked.get("instanceType") or "")
     instances = int((body.get("sku") or {}).get("capacity") or 1)
-    if before is None:
-        computes.check_quota(
-            local,
-            f"deployment {endpoint}/{name}",
-            size,
-            instances,
-            1.0 if LARGE.search(size["name"]) else RESERVE,
-        )
+    computes.check_quota(local, f"deployment {endpoint}/{name}", size, instances, _reserve(size["name"]))
     settings = {"requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1, "maxQueueWait": "PT0.5S"}
     settings |= {
         key: value for key, value in (asked.get("requestSettings") or {}).items() if value is not None
@@ -440,11 +438,10 @@ class Deployments:
             raise AzureError(409, "Conflict", f"{label(document)} was replaced or deleted meanwhile")
 
     def _bill(self, document: dict) -> None:
+        size, instances = document["properties"]["instanceType"], document["sku"]["capacity"]
+        held = math.ceil(instances * _reserve(size))
         self._local.meter.start(
-            _interval(document),
-            f"deployment {label(document)}",
-            document["properties"]["instanceType"],
-            document["sku"]["capacity"],
+            _interval(document), f"deployment {label(document)}", size, instances, held=held
         )
 
     def _start(self, document: dict) -> Container:

@@ -36,14 +36,16 @@ class Meter:
         nodes: int,
         tier: str = "dedicated",
         spare: bool = False,
+        held: int = 0,
     ) -> None:
         """Begin to count nodes of `size` for `resource`, in place of what `interval` names so far.
 
-        `spare` nodes are kept without work, and work that comes takes them.
+        `spare` nodes are kept without work, and work that comes takes them. `held` of them count against
+        the quota, where that is more than `nodes`.
         """
         self.stop(interval)
         entry = {"id": f"{LEDGER}/{secrets.token_hex(8)}", "interval": interval, "resource": resource}
-        entry |= {"size": size, "nodes": nodes, "tier": tier, "spare": spare}
+        entry |= {"size": size, "nodes": nodes, "tier": tier, "spare": spare, "held": max(nodes, held)}
         self._state.put(entry["id"], entry | {"start": time.time(), "ended": None, "stop": None})
 
     def stop(self, interval: str, idle_seconds: float = 0) -> None:

@@ -219,6 +219,13 @@ def test_a_deployment_that_cannot_work_is_refused_at_once(client, empty, options
         client.online_deployments.begin_create_or_update(asked)
 
 
+def test_a_deployment_is_not_scaled_beyond_the_quota(client, live):
+    demo = client.online_deployments.get("demo", "live-endpoint")
+    demo.instance_count = 10
+    with pytest.raises(Exception, match="10 x Standard_NC24ads_A100_v4 needs 240 cores"):
+        client.online_deployments.begin_create_or_update(demo)
+
+
 def test_a_request_timeout_above_three_minutes_is_refused(client, empty):
     from azure.ai.ml.entities import OnlineRequestSettings
 

@@ -1,6 +1,7 @@
 """Versioned assets: models, data, environments, code, components; and what an address points at."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
@@ -21,6 +22,7 @@ KINDS = {
 PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
 PATH = f"{cloud.WORKSPACE_PATH}/{{kind}}"
 NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,254}")
+NAME_RULE = "letters, digits, dashes, dots, underscores; at most 255"
 
 
 def _kind(kind: str, request: Request) -> str:
@@ -135,9 +137,9 @@ def create(
     """Register a version; its files are fixed from then on, its tags are not."""
     local = cloud.current(request)
     if not NAME.fullmatch(name):
-        raise user_error(
-            f"{KINDS[kind]} name {name!r}: letters, digits, dashes, dots, underscores; at most 255"
-        )
+        raise user_error(f"{KINDS[kind]} name {name!r}: {NAME_RULE}")
+    if not NAME.fullmatch(version):
+        raise user_error(f"{KINDS[kind]} version {version!r}: {NAME_RULE}")
     if kind == "models" and "register-refused" in local.faults:
         raise AzureError(
             403,
@@ -239,12 +241,18 @@ def output_path(local: cloud.Cloud, job: str, output: str) -> str:
 def resolve(local: cloud.Cloud, address: str) -> Path:
     """Return the file or folder that an address points at: datastore, job output, asset, registry or blob."""
     address = address.strip()
+    read, names = _reader(address)
+    place = read(local, *names)
+    if not place.exists():
+        raise user_error(f"{address} points at nothing: {place.name!r} is not there", "DataNotFound")
+    return place
+
+
+def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
+    """Return the function that finds what an address points at, and the names that the address gives it."""
     for pattern, read in READERS:
         if named := re.fullmatch(pattern, address, re.IGNORECASE):
-            place = read(local, *named.groups())
-            if not place.exists():
-                raise user_error(f"{address} points at nothing: {place.name!r} is not there", "DataNotFound")
-            return place
+            return read, named.groups()
     raise user_error(f"{address!r} is not an address that the stand-in can read", "InvalidUri")
 
 
@@ -257,10 +265,14 @@ def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> 
 
 
 def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
+    kind = kind.lower()
     if version.lower() == "latest":
         version = _container(local, kind, name)["properties"]["latestVersion"]
     properties = find(local, kind, name, version)["properties"]
-    return resolve(local, next(properties[key] for key in PLACES if properties.get(key)))
+    address = next((properties[key] for key in PLACES if properties.get(key)), None)
+    if address is None or _reader(address.strip())[0] is _in_asset:
+        raise user_error(f"version {version!r} of {name!r} has no files of its own; it names {address!r}")
+    return resolve(local, address)
 
 
 def _in_registry(local: cloud.Cloud, name: str, version: str) -> Path:

@@ -24,6 +24,7 @@ from local_azureml.errors import AzureError
 ACCOUNT = "store"
 CONTAINERS = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}  # by datastore
 VERSION = "2024-11-04"  # of the storage protocol
+LONGEST_NAME = 1024  # bytes; Azure counts characters
 LONGEST_PART = 255  # bytes between two slashes of a name: a file system's limit
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 READ_SIZE = 1024 * 1024  # bytes
@@ -90,7 +91,7 @@ def place(local: cloud.Cloud, container: str, name: str) -> Path:
 
 def _is_plain(path: PurePosixPath) -> bool:
     """Return whether a blob can have this name: it stays in its container, and fits files and listings."""
-    return all(map(_is_plain_part, path.parts))
+    return all(map(_is_plain_part, path.parts)) and len(bytes(path)) <= LONGEST_NAME
 
 
 def _is_plain_part(part: str) -> bool:

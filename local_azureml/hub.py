@@ -120,9 +120,9 @@ class Hub:
 
     def snapshot(self, repository: str) -> Snapshot | None:
         """The repository as its folder is now, or None if there is no such folder."""
-        folder = self.root / "datasets" / repository
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repository) or ".." in repository or not folder.is_dir():
+        if repository not in self.repositories():
             return None
+        folder = self.root / "datasets" / repository
         files = {file.path: file for file in self.stored_files(folder)}
         commit = sha1(*(f"{file.path} {file.tag}" for file in files.values()))
         newest = max((file.location.stat().st_mtime for file in files.values()), default=0)
@@ -300,7 +300,7 @@ def list_tree(
 @router.post("/api/datasets/{owner}/{name}/paths-info/{revision}")
 async def show_paths(request: Request, owner: str, name: str, revision: str):
     """Return the sizes and checksums of the files that the body names."""
-    form = parse_qs((await request.body()).decode())
+    form = parse_qs((await request.body()).decode(errors="replace"))
     paths, expand = form.get("paths", []), form.get("expand") == ["true"]
     snapshot = find(request, f"{owner}/{name}", revision)
     files = [snapshot.files[path].entry() for path in paths if path in snapshot.files]

@@ -45,26 +45,22 @@ def _check(request: Request, registry: str) -> None:
 
 def entries(local: cloud.Cloud, kind: str, name: str) -> list[dict]:
     """Return the versions of a registry asset, newest first, or refuse with the names that there are."""
-    folder = FOLDER / kind / name
-    if (
-        kind not in KINDS
-        or not folder.resolve().is_relative_to(FOLDER)
-        or not folder.is_dir()
-        or _missing(local, kind)
-    ):
-        known = ", ".join(sorted(found.name for found in (FOLDER / kind).glob("*"))) if kind in KINDS else ""
-        message = (
-            f"no {kind.rstrip('s')} named {name!r} in the registry {NAME!r}; there is: {known or 'none'}"
+    known = _names(local, kind)
+    if name not in known:
+        message = f"no {kind.rstrip('s')} named {name!r} in the registry {NAME!r}; there is: "
+        raise AzureError(
+            404, "UserError", message + (", ".join(known) or "none"), f"{KINDS.get(kind, 'Asset')}NotFound"
         )
-        raise AzureError(404, "UserError", message, f"{KINDS.get(kind, 'Asset')}NotFound")
-    found = [json.loads(file.read_text()) for file in folder.glob("*.json")]
+    found = [json.loads(file.read_text()) for file in (FOLDER / kind / name).glob("*.json")]
     if kind == "models" and "model-archived" in local.faults:
         found.append(_archived(found[0]))
     return sorted(found, key=lambda entry: entry["systemData"]["createdAt"], reverse=True)
 
 
-def _missing(local: cloud.Cloud, kind: str) -> bool:
-    return kind == "models" and "model-missing" in local.faults
+def _names(local: cloud.Cloud, kind: str) -> list[str]:
+    if kind not in KINDS or (kind == "models" and "model-missing" in local.faults):
+        return []
+    return sorted(found.name for found in (FOLDER / kind).glob("*"))
 
 
 def _archived(entry: dict) -> dict:

@@ -148,6 +148,39 @@ def test_an_illegal_name_is_refused(http, arm, name):
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
 
 
+@pytest.mark.parametrize("version", ["²", "-1", "sp ace", "9" * 256])
+def test_an_illegal_version_is_refused_and_not_kept(http, arm, version):
+    model = f"{arm.workspace}/models/unversioned"
+    answer = http.put(f"{model}/versions/{version}", json={"properties": {}})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
+    assert http.get(model).status_code == 404
+
+
+@pytest.mark.parametrize(
+    "uris",
+    [{"pathless": None}, {"own-path": "own-path"}, {"first": "second", "second": "first"}],
+    ids=["no path", "its own path", "a circle"],
+)
+def test_a_model_that_leads_to_no_files_is_not_deployed(http, arm, uris):
+    for name, of in uris.items():
+        properties = {"modelUri": f"{arm.workspace}/models/{of}/versions/1"} if of else {}
+        http.put(f"{arm.workspace}/models/{name}/versions/1", json={"properties": properties})
+    http.put(f"{arm.workspace}/onlineEndpoints/fileless", json={"properties": {"authMode": "Key"}})
+    wanted = {"model": f"{arm.workspace}/models/{name}/versions/1", "instanceType": "Standard_DS3_v2"}
+    path = f"{arm.workspace}/onlineEndpoints/fileless/deployments/demo"
+    answer = http.put(path, json={"properties": wanted})
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
+    assert "has no files of its own" in answer.json()["error"]["message"]
+
+
+def test_a_kind_is_read_in_any_capitals(http, arm):
+    http.put(f"{arm.workspace}/onlineEndpoints/shouted", json={"properties": {"authMode": "Key"}})
+    wanted = {"model": f"{arm.workspace}/MODELS/ghost/versions/1", "instanceType": "Standard_DS3_v2"}
+    path = f"{arm.workspace}/onlineEndpoints/shouted/deployments/demo"
+    answer = http.put(path, json={"properties": wanted})
+    assert answer.json()["error"]["details"][0]["code"] == "ModelNotFound"
+
+
 def test_a_data_file_keeps_its_name_and_lands_in_the_default_datastore(client, folder):
     from azure.ai.ml.entities import Data
 

@@ -150,6 +150,13 @@ def test_a_name_that_no_listing_can_show_is_refused(container, anonymous, signat
     assert not list(container.list_blob_names(name_starts_with="odd"))
 
 
+def test_a_name_may_have_1024_bytes(container, anonymous, signature):
+    name = "/".join(["long" * 50] * 5)
+    container.upload_blob(name, b"x", overwrite=True)
+    answer = anonymous.put(f"{STORE}/{name}/{name}?{signature}", content=b"x")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "InvalidResourceName")
+
+
 def test_a_file_of_a_job_that_no_blob_can_be_named_after_is_not_listed(container, environment):
     folder = Path(environment["HF_HOME"]).parent / "blobs" / CONTAINER / "listed"
     folder.mkdir(parents=True)

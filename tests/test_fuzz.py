@@ -22,6 +22,7 @@ WORDS = [
     *("azureml://registries/azureml/models/Phi-4/versions/8", "azureml://jobs/x/outputs/y", "..", ""),
     *("azureml://registries/azureml/components/chat_completion_pipeline/versions/0.0.82", "a" * 300),
     *("azureml://datastores/workspaceblobstore/paths/../../secrets.json", "azureml:x:1", "\ud800", "\0"),
+    *("azureml-blobstore/" * 300, ".", "²"),
 ]
 ATOMS = some.one_of(
     some.none(),
@@ -39,14 +40,16 @@ VALUES = some.recursive(
 NAMES = some.sampled_from([word for word in WORDS if word and word != "\ud800"]) | some.text(
     some.characters(codec="utf-8"), min_size=1, max_size=5
 )
-KNOWN = {
-    "subscription": cloud.SUBSCRIPTION,
-    "group": cloud.GROUP,
-    "workspace": cloud.WORKSPACE,
-    "registry": "azureml",
-    "container": "azureml-blobstore",
-    "kind": "models",
-    "owner": "HuggingFaceH4",
+KNOWN = {  # what is there, for each parameter of a path
+    "subscription": some.just(cloud.SUBSCRIPTION),
+    "group": some.just(cloud.GROUP),
+    "workspace": some.just(cloud.WORKSPACE),
+    "registry": some.just("azureml"),
+    "container": some.just("azureml-blobstore"),
+    "kind": some.sampled_from(["models", "components", "data"]),
+    "owner": some.just("HuggingFaceH4"),
+    "name": some.sampled_from(["ultrachat_200k", "Phi-4"]) | NAMES,
+    "revision": some.just("main"),
 }
 QUERIES = some.dictionaries(
     some.sampled_from(
@@ -108,10 +111,10 @@ def address(draw, path: str) -> str:
     """Return a path with names drawn in the places of its parameters, most of them known ones."""
 
     def name(found: re.Match) -> str:
-        known = KNOWN.get(found[1]) if draw(some.integers(0, 9)) else None
-        return quote(known or draw(NAMES), safe="")
+        names = KNOWN.get(found[1], NAMES) if draw(some.integers(0, 9)) else NAMES
+        return quote(draw(names), safe="")
 
-    return re.sub(r"\{(\w+)\}", name, path)
+    return re.sub(r"\{(\w+)(?::path)?\}", name, path)
 
 
 def check(sender, method: str, path: str, **options) -> None:

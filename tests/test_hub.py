@@ -162,6 +162,19 @@ def test_no_path_leads_out_of_a_repository(path, address, hub):
     assert session.get(f"{address}/datasets/{NAME}/resolve/main/{path}").status_code == 404
 
 
+@pytest.mark.parametrize("name", ["x" * 300, "%00", "x" * 300 + "/y", ".", ".."])
+def test_what_is_no_name_of_a_repository_is_not_found(name, address):
+    session = huggingface_hub.utils.get_session()
+    answer = session.get(f"{address}/api/datasets/someone/{name.replace('.', '%2E')}")
+    assert answer.status_code in (401, 404)
+
+
+def test_what_is_no_text_names_no_file(address):
+    session = huggingface_hub.utils.get_session()
+    answer = session.post(f"{address}/api/datasets/{NAME}/paths-info/main", content=b"paths=\xff")
+    assert (answer.status_code, answer.json()) == (200, [])
+
+
 def test_a_changed_file_makes_a_new_commit(hub, root):
     folder = root / "datasets" / "someone" / "moving"
     folder.mkdir()

@@ -58,6 +58,13 @@ def test_the_address_of_a_model_cannot_leave_the_registry(http, arm):
     assert answer.status_code in (404, 501)
 
 
+@pytest.mark.parametrize("name", ["%2E", "%2E%2E", "%00", "a" * 300])
+def test_what_is_no_name_of_a_model_is_answered_as_an_unknown_name(http, arm, name):
+    model = f"/mferp/managementfrontend{arm.registry}/models/{name}"
+    answers = [http.get(model), http.get(f"{model}/versions"), http.get(f"{model}/versions/1")]
+    assert [answer.status_code for answer in answers] == [404] * 3
+
+
 def test_a_forbidden_registry_says_which_role_to_ask_for(stand_in_with):
     from azure.core.exceptions import HttpResponseError
 

@@ -85,9 +85,11 @@ def test_a_first_start_that_is_killed_while_it_writes_does_not_spoil_the_next(tm
     command = [sys.executable, "-c", textwrap.dedent(killed), "serve", "--data-dir", tmp_path / "data"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 9
     started = StandIn(tmp_path / "data")
-    with raw_client(started.environment) as opened:
-        assert opened.get(cloud.WORKSPACE_ID).status_code == 200
-    started.end()
+    try:
+        with raw_client(started.environment) as opened:
+            assert opened.get(cloud.WORKSPACE_ID).status_code == 200
+    finally:
+        started.end()
 
 
 def test_the_control_plane_is_closed_to_those_without_a_token(anonymous):

@@ -195,7 +195,9 @@ def card(readme: StoredFile | None) -> dict:
 
 def refuse(status: int, code: str, message: str) -> HTTPException:
     """The hub's error: its clients read the two headers."""
-    return HTTPException(status, message, headers={"X-Error-Code": code, "X-Error-Message": message})
+    return HTTPException(
+        status, message, headers={"X-Error-Code": code, "X-Error-Message": ascii(message)[1:-1]}
+    )
 
 
 def find(request: Request, repository: str, revision: str = "main") -> Snapshot:

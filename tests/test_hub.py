@@ -169,6 +169,13 @@ def test_what_is_no_name_of_a_repository_is_not_found(name, address):
     assert answer.status_code in (401, 404)
 
 
+@pytest.mark.parametrize("revision", ["€", "%0DX-Injected: yes", "%00", "%C2%80"])
+def test_a_revision_that_no_header_can_hold_is_not_found(revision, address):
+    answer = huggingface_hub.utils.get_session().get(f"{address}/api/datasets/{NAME}/revision/{revision}")
+    assert (answer.status_code, answer.headers["X-Error-Code"]) == (404, "RevisionNotFound")
+    assert "X-Injected" not in answer.headers
+
+
 def test_what_is_no_text_names_no_file(address):
     session = huggingface_hub.utils.get_session()
     answer = session.post(f"{address}/api/datasets/{NAME}/paths-info/main", content=b"paths=\xff")

@@ -7,6 +7,7 @@ from contextlib import closing
 
 import pytest
 from conftest import client_of, processes_in
+from test_computes import quotas
 
 from local_azureml.meter import Meter
 from local_azureml.state import State
@@ -14,6 +15,7 @@ from local_azureml.state import State
 MODEL = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/14"
 SIZE = "Standard_NC24ads_A100_v4"
 T4 = "Standard_NC4as_T4_v3"
+T4_FAMILY = "Standard NCASv3_T4 Family"
 QUESTION = {
     "input_data": {
         "input_string": [[{"role": "user", "content": "What is one plus one?"}]],
@@ -217,6 +219,17 @@ def test_a_deployment_that_cannot_work_is_refused_at_once(client, empty, options
     asked = deployment("empty-endpoint", **{"name": "wrong", **options})
     with pytest.raises(Exception, match=message):
         client.online_deployments.begin_create_or_update(asked)
+
+
+def test_what_azure_keeps_in_reserve_for_a_deployment_counts_against_the_quota(client):
+    used = quotas(client)["dedicated", T4_FAMILY].currentValue
+    client.online_endpoints.begin_create_or_update(endpoint("in-reserve")).result()
+    client.online_deployments.begin_create_or_update(
+        deployment("in-reserve", "demo", instance_type=T4)
+    ).result()
+    more = quotas(client)["dedicated", T4_FAMILY].currentValue - used
+    client.online_endpoints.begin_delete("in-reserve").result()
+    assert more == 8  # two machines of four cores, of which one answers
 
 
 def test_a_deployment_is_not_scaled_beyond_the_quota(client, live):

@@ -55,6 +55,7 @@ def create_app(local: Cloud) -> FastAPI:
     """Return the application that plays `local`."""
     app = FastAPI(title="local_azureml", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.cloud = local
+    operations.recover(local)
     app.state.hub = hub.Hub(SEEDS / "hub")
     app.state.tracking = tracking.Tracking(local.folder)
     app.state.jobs = jobs.Jobs(local, app.state.tracking)

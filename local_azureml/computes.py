@@ -291,7 +291,7 @@ class Nodes:
                 )
             self._idle = seconds(scale["nodeIdleTimeBeforeScaleDown"])
             tier = _tier(cluster)
-        self.size, self.low_priority = size, tier == LOW_PRIORITY
+        self.low_priority = tier == LOW_PRIORITY
         self._start = lambda: local.meter.start(self._interval, resource, size["name"], nodes, tier)
 
     def __enter__(self) -> "Nodes":

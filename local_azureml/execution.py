@@ -10,17 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_azureml import (
-    assets,
-    blobs,
-    cloud,
-    datastores,
-    identity,
-    operations,
-    processes,
-    registry,
-    tracking,
-)
+from local_azureml import assets, blobs, cloud, datastores, identity, processes, registry, tracking
 from local_azureml.computes import Nodes
 from local_azureml.errors import AzureError, user_error
 from local_azureml.pipeline import STEPS
@@ -68,7 +58,6 @@ class Jobs:
         self._threads: dict[str, threading.Thread] = {}
         self._processes: dict[str, processes.Process] = {}
         self._cancelled: set[str] = set()
-        operations.recover(local)
         self._recover()
 
     def _recover(self) -> None:

@@ -494,11 +494,24 @@ def test_disabled_evaluation_logs_no_evaluation_loss(finetune):
     assert not [log for log in finetune(evaluation_strategy="disable").history() if "eval_loss" in log]
 
 
-def test_evaluation_steps_interval_is_a_fraction_of_an_epoch(finetune):
+@pytest.mark.parametrize(
+    ("share", "epochs", "max_steps", "evaluated"),
+    [
+        (0.5, 2, -1, [0.5, 1.0, 1.5, 2.0]),
+        (1, 1, -1, [1.0]),
+        (0.5, 3, 6, [0.5, 1.0]),  # six steps are an epoch
+        (0.01, 1, 2, [1 / 6, 2 / 6]),
+    ],
+)
+def test_evaluation_steps_interval_is_a_fraction_of_an_epoch(finetune, share, epochs, max_steps, evaluated):
     run = finetune(
-        evaluation_strategy="steps", evaluation_steps_interval=0.5, max_steps=-1, num_train_epochs=2
+        evaluation_strategy="steps",
+        evaluation_steps_interval=share,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
     )
-    assert [log["epoch"] for log in run.history() if "eval_loss" in log] == [0.5, 1.0, 1.5, 2.0]
+    epochs = [log["epoch"] for log in run.history() if "eval_loss" in log]
+    assert epochs == pytest.approx(evaluated, abs=0.001)
 
 
 def test_a_resumed_run_goes_on_from_the_checkpoint_as_if_it_had_never_stopped(finetune, prepared):

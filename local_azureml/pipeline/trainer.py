@@ -1,12 +1,13 @@
 """trl's trainer, set up from the component's inputs."""
 
+import math
 from functools import cached_property
 from pathlib import Path
 
 import torch
 from datasets import Dataset
 from peft import LoraConfig
-from transformers import EarlyStoppingCallback, PrinterCallback
+from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
 from .batches import EndToEnd, EpochLoader, Shares
@@ -19,7 +20,6 @@ def training_arguments(
 ) -> SFTConfig:
     """Return the component's inputs as the Trainer's arguments."""
     evaluates = values["evaluation_strategy"]
-    every = evaluation_steps(values)
     return SFTConfig(
         output_dir=str(output),
         num_train_epochs=values["num_train_epochs"],
@@ -45,9 +45,9 @@ def training_arguments(
         dataloader_num_workers=values["dataloader_num_workers"],
         dataloader_pin_memory=running.gpus,
         eval_strategy="no" if evaluates == "disable" else evaluates,
-        eval_steps=every,
+        eval_steps=values["eval_steps"],
         save_strategy="epoch" if evaluates == "disable" else evaluates,
-        save_steps=every,
+        save_steps=values["eval_steps"],
         save_total_limit=positive(values["save_total_limit"]),
         load_best_model_at_end=evaluates != "disable",
         metric_for_best_model=values["metric_for_best_model"],
@@ -67,15 +67,21 @@ def training_arguments(
     )
 
 
-def evaluation_steps(values: dict) -> float:
-    """Return the steps between evaluations, or the share of the whole run that lies between two."""
-    share = values["evaluation_steps_interval"]
-    return share / values["num_train_epochs"] if share else values["eval_steps"]
-
-
 def positive(number: int) -> int | None:
     """Return `number`, or None where the component writes -1 for no limit."""
     return number if number > 0 else None
+
+
+class EveryShare(TrainerCallback):
+    """Evaluates and saves each time that a share of an epoch is done, in whole steps."""
+
+    def __init__(self, share: float):
+        self.share = share
+
+    def on_train_begin(self, args, state, control, train_dataloader=None, **kwargs):
+        epoch = math.ceil(len(train_dataloader) / args.gradient_accumulation_steps)  # steps
+        every = max(1, math.ceil(round(self.share * epoch, 6)))  # 0.07 * 100 is a little more than 7
+        args.eval_steps = args.save_steps = state.eval_steps = state.save_steps = every
 
 
 class Trainer(SFTTrainer):
@@ -89,6 +95,7 @@ class Trainer(SFTTrainer):
         callbacks = [
             Guard(),
             Lines(sum(train["length"])),
+            *evaluation_steps(values),  # before the tracker, which notes them
             self.tracker,
             Fault(faults),
             *early_stopping(values),
@@ -165,6 +172,12 @@ def adapters(values: dict) -> LoraConfig | None:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
     )
+
+
+def evaluation_steps(values: dict) -> list[EveryShare]:
+    """Return the callback that counts in shares of an epoch, if that is asked for."""
+    share = values["evaluation_steps_interval"]
+    return [EveryShare(share)] if share > 0 else []
 
 
 def early_stopping(values: dict) -> list[EarlyStoppingCallback]:

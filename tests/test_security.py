@@ -1,5 +1,6 @@
 """Who gets in, what leaks out, and what a job may read."""
 
+import hashlib
 import json
 import re
 import socket
@@ -7,6 +8,7 @@ import stat
 import subprocess
 import sys
 import textwrap
+import time
 from pathlib import Path
 
 import httpx
@@ -15,8 +17,8 @@ import pytest
 from conftest import StandIn, raw_client
 
 from benchmarks.notebook_runs import ROOT
-from local_azureml import cloud, workspace
-from local_azureml.app import CONTROL_PLANE
+from local_azureml import cloud
+from local_azureml.app import CONTROL_PLANE, PUBLIC
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +105,9 @@ def test_the_control_plane_is_closed_to_those_without_a_token(anonymous):
 
 
 def test_what_is_open_is_listed_here():
-    assert [route.path for route in workspace.public.routes] == ["/discovery/workspaces/{workspace}"]
+    routes = [route for service in PUBLIC for route in service.public.routes]
+    opened = [(sorted(route.methods), route.path) for route in routes]
+    assert opened == [(["GET"], "/discovery/workspaces/{workspace}"), (["GET"], "/runs/{name}")]
 
 
 def test_no_log_holds_a_token_a_key_or_a_signature(client, folder, secrets, fine_tuning, http, arm):
@@ -120,7 +124,7 @@ def test_no_log_holds_a_token_a_key_or_a_signature(client, folder, secrets, fine
     assert not [secret for secret in known if any(secret in log for log in logs)]
 
 
-@pytest.mark.parametrize(
+outside = pytest.mark.parametrize(
     "address",
     [
         "azureml://datastores/workspaceblobstore/paths/../../secrets.json",
@@ -132,12 +136,29 @@ def test_no_log_holds_a_token_a_key_or_a_signature(client, folder, secrets, fine
         "https://localhost:1/store.blob.storage.local/../secrets.json",
     ],
 )
-def test_a_job_reads_its_own_inputs_only(http, arm, address):
-    """An address that leads out of the storage is refused, as an input as well as a model."""
+
+
+@outside
+def test_a_deployment_serves_no_model_from_outside_the_storage(http, arm, address):
     body = {"properties": {"model": address, "instanceType": "Standard_DS3_v2"}}
     http.put(f"{arm.workspace}/onlineEndpoints/curious", json={"properties": {"authMode": "Key"}})
     answer = http.put(f"{arm.workspace}/onlineEndpoints/curious/deployments/demo", json=body)
     assert answer.status_code in (400, 404)
+
+
+@outside
+def test_a_job_reads_no_input_from_outside_the_storage(http, arm, address):
+    path = f"{arm.workspace}/jobs/curious-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
+    inputs = {"secret": {"jobInputType": "uri_file", "uri": address}}
+    body = {"jobType": "Command", "command": "cat ${{inputs.secret}}", "computeId": "serverless"}
+    assert http.put(path, json={"properties": body | {"inputs": inputs}}).status_code == 201
+    while (status := http.get(path).json()["properties"]["status"]) not in ("Completed", "Failed"):
+        time.sleep(0.1)
+    assert status == "Failed"
+    error = http.get(f"/history/v1.0{path.replace('/jobs/', '/runs/')}").json()["error"]["error"]
+    assert re.search(
+        "is not the name of a blob|is not an address|no job named|no container", error["message"]
+    )
 
 
 def test_a_browser_page_of_another_origin_may_read_nothing(http, arm):

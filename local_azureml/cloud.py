@@ -128,8 +128,21 @@ async def body(request: Request, most: int) -> bytes:
     return bytes(content)
 
 
+def check_group(request: Request) -> None:
+    """Refuse a path that names another subscription or resource group than the one there is."""
+    subscription = request.path_params.get("subscription", SUBSCRIPTION)
+    group = request.path_params.get("group", GROUP)
+    if subscription.lower() != SUBSCRIPTION:
+        message = f"The subscription {subscription!r} could not be found; there is: {SUBSCRIPTION}"
+        raise AzureError(404, "SubscriptionNotFound", message)
+    if group.lower() != GROUP:
+        message = f"Resource group {group!r} could not be found; there is: {GROUP}"
+        raise AzureError(404, "ResourceGroupNotFound", message)
+
+
 def workspace_id(request: Request, subscription: str, group: str, workspace: str) -> str:
     """Return the id of the workspace that the request's path names, which must be there."""
+    check_group(request)
     asked = WORKSPACE_PATH.format(subscription=subscription, group=group, workspace=workspace)
     missing = "workspace-missing" in current(request).faults
     if missing or asked.lower() != WORKSPACE_ID.lower():

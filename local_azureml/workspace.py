@@ -4,7 +4,7 @@ from fastapi import APIRouter, Depends, Request
 
 from local_azureml import cloud
 
-router = APIRouter()
+router = APIRouter(dependencies=[Depends(cloud.check_group)])
 public = APIRouter()  # read without a token
 
 

@@ -110,6 +110,29 @@ def test_what_is_open_is_listed_here():
     assert opened == [(["GET"], "/discovery/workspaces/{workspace}"), (["GET"], "/runs/{name}")]
 
 
+@pytest.mark.parametrize("below", ["", f"/providers/{cloud.PROVIDER}/workspaces", "/models"])
+@pytest.mark.parametrize(
+    ("ours", "other", "code"),
+    [
+        (cloud.SUBSCRIPTION, "another", "SubscriptionNotFound"),
+        (f"Groups/{cloud.GROUP}", "Groups/nope", "ResourceGroupNotFound"),
+    ],
+)
+def test_another_subscription_or_group_is_not_found(http, arm, below, ours, other, code):
+    group, _, _ = arm.workspace.partition("/providers")
+    path = (arm.workspace if below == "/models" else group) + below
+    assert http.get(path).status_code == 200
+    answer = http.get(path.replace(ours, other))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, code)
+
+
+def test_the_workspaces_of_another_subscription_are_not_found(http):
+    below = f"providers/{cloud.PROVIDER}/workspaces"
+    assert http.get(f"/subscriptions/{cloud.SUBSCRIPTION}/{below}").status_code == 200
+    answer = http.get(f"/subscriptions/another/{below}")
+    assert (answer.status_code, answer.json()["error"]["code"]) == (404, "SubscriptionNotFound")
+
+
 def test_no_log_holds_a_token_a_key_or_a_signature(client, folder, secrets, fine_tuning, http, arm):
     from test_endpoints import endpoint
 

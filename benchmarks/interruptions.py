@@ -143,20 +143,20 @@ def failed(what: str, folder: Path, output: str) -> Row:
 
 def after_all_killed(folder: Path, variables: dict[str, str]) -> list[Row]:
     """Return the rows of the next run, which names what was left, and of the command that removes it."""
-    [endpoint] = [found["name"] for found in runs.resources(folder, "onlineEndpoints")]
+    [left] = runs.resources(folder, "onlineEndpoints")
+    endpoint = left["name"]
     deviations = finish(folder, variables, resume=False)
     row = runs.read("the next run", folder, "finish.ipynb", 0)
     line = next((line for line in row.said.splitlines() if endpoint in line), "")
     row.reads = " ".join(line.split()) or row.reads
     row.deviations = deviations if line else [*deviations, f"{endpoint} is not named"]
-    return [row, clean(endpoint, folder, variables)]
+    return [row, clean(endpoint, left["tags"]["run_id"], folder, variables)]
 
 
-def clean(endpoint: str, folder: Path, variables: dict[str, str]) -> Row:
-    """Return the row of the clean-up command."""
+def clean(endpoint: str, run: str, folder: Path, variables: dict[str, str]) -> Row:
+    """Return the row of the command that cleans up after a run, which left an endpoint."""
     began = time.monotonic()
     script = ROOT / "tools" / "clean_azure.py"
-    run = endpoint.rpartition("-")[2]
     ended = subprocess.run(
         [sys.executable, script, "--run", run, "--yes"],
         env={**os.environ, **variables},

@@ -219,7 +219,7 @@ def test_a_patch_makes_no_cluster(http, arm):
 def test_a_cluster_that_is_asked_for_twice_does_not_count_against_itself(client):
     for _ in range(2):
         made = client.compute.begin_create_or_update(
-            cluster("twice", min_instances=1, max_instances=8)
+            cluster("twice", min_instances=3, max_instances=6)
         ).result()
     client.compute.begin_delete("twice").result()
     assert made.provisioning_state == "Succeeded"

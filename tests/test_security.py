@@ -66,7 +66,7 @@ def test_secrets_and_keys_can_be_read_by_their_owner_only(folder):
     assert modes == dict.fromkeys(modes, "-rw-------")
 
 
-@pytest.mark.parametrize("name", ["secrets.json", "server.pem", "bundle.pem"])
+@pytest.mark.parametrize("name", ["secrets.json", "bundle.pem"])
 def test_a_first_start_that_is_killed_while_it_writes_does_not_spoil_the_next(tmp_path, name):
     """The write breaks off after ten bytes."""
     killed = f"""

@@ -28,7 +28,7 @@ STEPS = [
     "8. Ask the model",
     "9. Delete",
 ]
-LONGEST_CELL = 102
+LONGEST_CELL = 97
 OPERATIONS = {
     "compute": operations.ComputeOperations,
     "jobs": operations.JobOperations,

@@ -142,7 +142,7 @@ def serve(root: Path, rate: float | None, port: int, sent) -> None:
     """Run the hub and count the bytes of the files' bodies."""
     import uvicorn
 
-    from local_azureml.hub import create_app
+    from local_azureml.data_plane.hub import create_app
 
     hub = create_app(root, rate)
 

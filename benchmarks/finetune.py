@@ -32,11 +32,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from local_azureml.pipeline import finetune, inputs, machine, model_import, preprocess
-from local_azureml.pipeline.batches import Shares
-from local_azureml.pipeline.trainer import adapters
+from local_azureml.engine.chat_completion import finetune, inputs, machine, model_import, preprocess
+from local_azureml.engine.chat_completion.batches import Shares
+from local_azureml.engine.chat_completion.trainer import adapters
 
-SEEDS = Path(finetune.__file__).parents[1] / "seeds"
+SEEDS = Path(finetune.__file__).parents[2] / "seeds"
 SAMPLE = SEEDS / "hub/datasets/HuggingFaceH4/ultrachat_200k/data/train_sft-00000-of-00001.parquet"
 SPREAD = 0.5  # standard deviation of a length's logarithm
 TOKENS_A_TURN = 32  # of the sample's tokenizer, roughly

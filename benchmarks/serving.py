@@ -20,10 +20,10 @@ import psutil
 import pyarrow.parquet
 import torch
 
-from local_azureml import processes
-from local_azureml.generation import Generator
+from local_azureml.engine import processes
+from local_azureml.engine.generation import Generator
 
-SEEDS = Path(processes.__file__).parent / "seeds"
+SEEDS = Path(processes.__file__).parents[1] / "seeds"
 SAMPLE = SEEDS / "hub/datasets/HuggingFaceH4/ultrachat_200k/data/test_sft-00000-of-00001.parquet"
 CLIENTS = 8
 
@@ -42,7 +42,7 @@ def main() -> None:
         port = free_port()
         specification = {"model": str(options.model), "port": port, "shape": "openai", "request_timeout": 300}
         specification["max_concurrent_requests"] = CLIENTS
-        entry, log = "local_azureml.serving:run", Path(folder) / "log.txt"
+        entry, log = "local_azureml.engine.serving:run", Path(folder) / "log.txt"
         server = processes.start(entry, specification, Path(folder), log, {})
         url = f"http://127.0.0.1:{port}"
         wait_for(server, client, url)

@@ -16,8 +16,9 @@ from pathlib import Path
 import filelock
 import psutil
 
-from local_azureml import cloud, processes
+from local_azureml import cloud
 from local_azureml import faults as failures
+from local_azureml.engine import processes
 from local_azureml.faults import Faults
 
 log = logging.getLogger("local_azureml")

@@ -11,24 +11,19 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from local_azureml import (
+from local_azureml import errors
+from local_azureml.cloud import PROVIDER, SEEDS, Cloud
+from local_azureml.control_plane import (
     assets,
-    blobs,
     computes,
     datastores,
     endpoints,
-    errors,
-    history,
-    hub,
-    identity,
     jobs,
     operations,
     registry,
-    scoring,
-    tracking,
     workspace,
 )
-from local_azureml.cloud import PROVIDER, SEEDS, Cloud
+from local_azureml.data_plane import blobs, history, hub, identity, scoring, tracking
 
 log = logging.getLogger(__name__)
 CONTROL_PLANE = (workspace, computes, datastores, jobs, endpoints, assets, operations, registry, history)

@@ -165,7 +165,8 @@ def registry_client(environment):
 @pytest.fixture(scope="session")
 def arm() -> SimpleNamespace:
     """The paths below which the workspace and the registry live."""
-    from local_azureml import cloud, registry
+    from local_azureml import cloud
+    from local_azureml.control_plane import registry
 
     names = {"subscription": cloud.SUBSCRIPTION, "group": cloud.GROUP, "registry": "azureml"}
     return SimpleNamespace(workspace=cloud.WORKSPACE_ID, registry=registry.RESOURCE.format(**names))

@@ -6,7 +6,7 @@ import os
 import time
 from pathlib import Path
 
-from local_azureml import processes
+from local_azureml.engine import processes
 
 
 def sleep_with_a_child(specification: dict) -> None:

@@ -29,7 +29,7 @@ from conftest import served
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
-from local_azureml.hub import create_app
+from local_azureml.data_plane.hub import create_app
 
 SCRIPT = Path(__file__).parents[1] / "download-dataset.py"
 GOOD = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]

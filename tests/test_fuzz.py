@@ -11,8 +11,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from starlette.testclient import TestClient
 
-from local_azureml import cloud, identity, workspace
+from local_azureml import cloud
 from local_azureml.app import CONTROL_PLANE, OWN_KEYS, create_app
+from local_azureml.control_plane import workspace
+from local_azureml.data_plane import identity
 from local_azureml.faults import Faults
 
 LONGEST = 10.0  # seconds for one answer

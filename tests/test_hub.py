@@ -14,7 +14,7 @@ import pytest
 from conftest import served
 from huggingface_hub.errors import EntryNotFoundError, RepositoryNotFoundError, RevisionNotFoundError
 
-from local_azureml.hub import create_app
+from local_azureml.data_plane.hub import create_app
 
 ROOT = Path(__file__).parents[1]
 NAME = "someone/chats"
@@ -205,7 +205,7 @@ def test_a_limited_link_takes_its_time(root, tmp_path):
 
 
 def test_it_runs_alone_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "local_azureml.hub", "--root", str(tmp_path)]
+    command = [sys.executable, "-m", "local_azureml.data_plane.hub", "--root", str(tmp_path)]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert ended.returncode == 2
     assert f"no folder {tmp_path / 'datasets'}" in ended.stderr

@@ -230,7 +230,7 @@ def test_the_trained_model_is_an_mlflow_folder(client, trained, tmp_path):
 
 
 def test_an_input_that_the_component_does_not_have_is_refused(http, arm):
-    from local_azureml.registry import NAME
+    from local_azureml.control_plane.registry import NAME
 
     component = f"azureml://registries/{NAME}/components/chat_completion_pipeline/versions/0.0.82"
     node = {"componentId": component, "inputs": {"learning_rate_min": {"value": "1"}}}

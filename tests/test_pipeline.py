@@ -18,9 +18,9 @@ import pytest
 from tiny_chats import chats, write_jsonl
 from tiny_run import Run, child
 
-from local_azureml import processes
-from local_azureml.pipeline import STEPS
-from local_azureml.pipeline.inputs import USES, interface
+from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import STEPS
+from local_azureml.engine.chat_completion.inputs import USES, interface
 
 VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
 ROOT = Path(__file__).parents[1]

@@ -96,7 +96,7 @@ def test_no_prompt_occurs_twice_so_that_no_held_out_row_is_a_copy(splits):
 
 
 def test_no_held_out_prompt_stands_in_the_prose_that_the_base_model_learns_from(splits):
-    from local_azureml.sample.prose import write_documents
+    from tools.sample.prose import write_documents
 
     held_out = [row["prompt"] for split in ("test_sft", "test_gen") for row in splits[split]]
     prose = "\n".join(islice(write_documents(7), 1000))
@@ -104,7 +104,7 @@ def test_no_held_out_prompt_stands_in_the_prose_that_the_base_model_learns_from(
 
 
 def test_the_first_five_percent_speak_about_every_field(splits):
-    from local_azureml.sample.knowledge import read_fields
+    from tools.sample.knowledge import read_fields
 
     texts = [row["prompt"] for row in splits["train_sft"][:300]]
     for field in read_fields():
@@ -112,7 +112,7 @@ def test_the_first_five_percent_speak_about_every_field(splits):
 
 
 def test_the_same_seed_makes_the_same_dataset(splits):
-    from local_azureml.sample.conversations import make_splits
+    from tools.sample.conversations import make_splits
 
     assert {split: rows.to_list() for split, rows in make_splits(7).items()} == splits
 

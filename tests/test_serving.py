@@ -11,8 +11,8 @@ import pytest
 from tiny_chats import ANIMALS, chats, write_jsonl
 from tiny_run import Run, child
 
-from local_azureml import processes
-from local_azureml.pipeline import STEPS
+from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import STEPS
 
 
 @pytest.fixture(scope="session")
@@ -42,7 +42,9 @@ class Server:
         self.log = folder / "log.txt"
         defaults = {"max_concurrent_requests": 8, "request_timeout": 60, "faults": {}}
         specification = {"model": str(model), "port": self.port, **defaults, **settings}
-        self.process = processes.start("local_azureml.serving:run", specification, folder, self.log, {})
+        self.process = processes.start(
+            "local_azureml.engine.serving:run", specification, folder, self.log, {}
+        )
         self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
         while self.process.alive and not self._healthy():
             time.sleep(0.02)

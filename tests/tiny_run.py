@@ -3,8 +3,8 @@
 import json
 from pathlib import Path
 
-from local_azureml import processes
-from local_azureml.pipeline import STEPS
+from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import STEPS
 
 
 def child(entry: str, specification: dict, folder: Path, **environment: str) -> processes.Process:

@@ -16,8 +16,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from local_azureml import app  # noqa: E402
+from local_azureml.engine.chat_completion.inputs import USES  # noqa: E402
 from local_azureml.faults import FAULTS  # noqa: E402
-from local_azureml.pipeline.inputs import USES  # noqa: E402
 
 README, STAND_IN, CURVE = (
     ROOT / "README.md",

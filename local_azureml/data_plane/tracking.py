@@ -11,7 +11,8 @@ from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from local_azureml import cloud, identity
+from local_azureml import cloud
+from local_azureml.data_plane import identity
 from local_azureml.errors import AzureError, answer
 
 PREFIX = f"/mlflow/v2.0{cloud.WORKSPACE_ID}"  # azureml-mlflow asks for v2.0 where the workspace says v1.0

@@ -10,10 +10,13 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_azureml import assets, blobs, cloud, datastores, identity, processes, registry, tracking
-from local_azureml.computes import Nodes
+from local_azureml import cloud
+from local_azureml.control_plane import assets, datastores, registry
+from local_azureml.control_plane.computes import Nodes
+from local_azureml.data_plane import blobs, identity, tracking
+from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import STEPS
 from local_azureml.errors import AzureError, user_error
-from local_azureml.pipeline import STEPS
 
 log = logging.getLogger(__name__)
 FINAL = ("Completed", "Failed", "Canceled")
@@ -394,7 +397,7 @@ class Jobs:
         resources = node.get("resources") or {}
         return Step(
             key,
-            "local_azureml.command:run",
+            "local_azureml.engine.command:run",
             {
                 "command": spec["command"],
                 "code": str(assets.resolve(self._local, code)) if code else None,

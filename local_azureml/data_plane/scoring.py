@@ -9,7 +9,8 @@ import httpx
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
-from local_azureml import cloud, endpoints
+from local_azureml import cloud
+from local_azureml.control_plane import endpoints
 from local_azureml.errors import AzureError
 
 router = APIRouter()

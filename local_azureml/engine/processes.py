@@ -15,16 +15,16 @@ from pathlib import Path
 
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [  # importing these costs seconds; no child pays for it again
-    "local_azureml.pipeline.validation",
-    "local_azureml.pipeline.model_import",
-    "local_azureml.pipeline.preprocess",
-    "local_azureml.pipeline.finetune",
-    "local_azureml.pipeline.convert",
-    "local_azureml.serving",
-    "local_azureml.pipeline.warmed",
+    "local_azureml.engine.chat_completion.validation",
+    "local_azureml.engine.chat_completion.model_import",
+    "local_azureml.engine.chat_completion.preprocess",
+    "local_azureml.engine.chat_completion.finetune",
+    "local_azureml.engine.chat_completion.convert",
+    "local_azureml.engine.serving",
+    "local_azureml.engine.chat_completion.warmed",
 ]
 WARM_ENVIRONMENT = {
-    "PYTHONPATH": str(Path(__file__).parents[1]),
+    "PYTHONPATH": str(Path(__file__).parents[2]),
     "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",  # Python 3.12 on forking with threads about
     "HF_HUB_OFFLINE": "1",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow a shared machine tenfold

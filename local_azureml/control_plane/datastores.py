@@ -2,7 +2,8 @@
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from local_azureml import blobs, cloud
+from local_azureml import cloud
+from local_azureml.data_plane import blobs
 from local_azureml.errors import not_found
 
 router = APIRouter()

@@ -9,7 +9,8 @@ from functools import cache
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud, operations, shapes
+from local_azureml import cloud
+from local_azureml.control_plane import operations, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()

@@ -8,7 +8,9 @@ from urllib.parse import unquote, urlparse
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import blobs, cloud, datastores, registry, shapes
+from local_azureml import cloud
+from local_azureml.control_plane import datastores, registry, shapes
+from local_azureml.data_plane import blobs
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()

@@ -4,8 +4,10 @@ from pathlib import Path
 
 from fastapi import APIRouter, Body, Depends, Request
 
-from local_azureml import blobs, cloud, datastores, jobs
-from local_azureml.execution import log_file
+from local_azureml import cloud
+from local_azureml.control_plane import datastores, jobs
+from local_azureml.data_plane import blobs
+from local_azureml.engine.execution import log_file
 
 router = APIRouter()
 PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"

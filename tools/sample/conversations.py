@@ -1,6 +1,6 @@
 """Writes the sample dataset: short conversations in ultrachat_200k's schema and splits.
 
-python -m local_azureml.sample.conversations [--seed 7] [--folder FOLDER]
+python -m tools.sample.conversations [--seed 7] [--folder FOLDER]
 """
 
 import argparse
@@ -15,7 +15,9 @@ from datasets import Dataset, Features, List, Value, disable_progress_bars
 
 from .knowledge import FOLDER, Field, Subject, read_fields, read_phrases
 
-SEEDS = FOLDER.parent / "seeds" / "hub" / "datasets" / "HuggingFaceH4" / "ultrachat_200k"
+SEEDS = (
+    FOLDER.parents[1] / "local_azureml" / "seeds" / "hub" / "datasets" / "HuggingFaceH4" / "ultrachat_200k"
+)
 ROWS = {"train_sft": 6000, "test_sft": 600, "train_gen": 3000, "test_gen": 600}
 ROW_GROUP = 1000  # rows, as in the original's files
 DATASET_SEED = 7  # of the splits that are kept in the repository

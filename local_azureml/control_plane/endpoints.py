@@ -14,7 +14,9 @@ import httpx
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import assets, cloud, computes, operations, processes, shapes
+from local_azureml import cloud
+from local_azureml.control_plane import assets, computes, operations, shapes
+from local_azureml.engine import processes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
@@ -461,7 +463,7 @@ class Deployments:
         }
         specification |= HASTY.get(self._local.faults.value("scoring-status"), {})
         variables = document["properties"]["environmentVariables"]
-        entry = "local_azureml.serving:run"
+        entry = "local_azureml.engine.serving:run"
         return Container(processes.start(entry, specification, log.parent, log, variables), port)
 
     def port(self, document: dict) -> int | None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..processes import UserError
 
-COMPONENT = Path(__file__).parents[1] / "seeds/registry/components/chat_completion_pipeline/0.0.82.json"
+COMPONENT = Path(__file__).parents[2] / "seeds/registry/components/chat_completion_pipeline/0.0.82.json"
 FILES = ("uri_file", "mlflow_model", "custom_model", "mltable")
 
 # What an input does in this stand-in. One that starts with "not used" is accepted and named in a log.

@@ -339,7 +339,9 @@ def create_app(root: Path, bytes_per_second: float | None = None) -> FastAPI:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(prog="python -m local_azureml.hub", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        prog="python -m local_azureml.data_plane.hub", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--root", type=Path, required=True, help="folder with datasets/{owner}/{name}")
     parser.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1, 0 for a free one")
     parser.add_argument("--rate", type=float, metavar="BYTES", help="bytes a second, shared by all answers")

@@ -7,7 +7,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from local_azureml.processes import UserError
+from local_azureml.engine.processes import UserError
 
 PLACEHOLDER = re.compile(r"\$\{\{\s*(inputs|outputs)\.(\w+)\s*\}\}")
 OPTIONAL = re.compile(r"\$\[\[(.*?)\]\]")  # left out where an input in it is not given

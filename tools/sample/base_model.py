@@ -1,6 +1,6 @@
 """Trains the small base model: the Phi-3 architecture on running prose, without any chat.
 
-python -m local_azureml.sample.base_model [--seed 7] [--steps 1600] [--folder FOLDER]
+python -m tools.sample.base_model [--seed 7] [--steps 1600] [--folder FOLDER]
 """
 
 import argparse
@@ -24,7 +24,7 @@ from transformers import (
 from .knowledge import FOLDER
 from .prose import write_documents
 
-SEEDS = FOLDER.parent / "seeds" / "base_model"
+SEEDS = FOLDER.parents[1] / "local_azureml" / "seeds" / "base_model"
 SPECIAL_TOKENS = ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
 VOCABULARY = 4096  # tokens
 CONTEXT = 4096  # tokens, as the model that it stands in for

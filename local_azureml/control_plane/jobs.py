@@ -5,9 +5,11 @@ import re
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse, Response
 
-from local_azureml import cloud, operations, shapes, tracking
+from local_azureml import cloud
+from local_azureml.control_plane import operations, shapes
+from local_azureml.data_plane import tracking
+from local_azureml.engine.execution import FINAL, Jobs
 from local_azureml.errors import AzureError, not_found, user_error
-from local_azureml.execution import FINAL, Jobs
 
 __all__ = ["Jobs", "public", "router"]
 router = APIRouter()

@@ -10,7 +10,7 @@ import torch
 from torch.nn.functional import pad
 from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
 
-from .pipeline.checkpoint import find, weight_files
+from .chat_completion.checkpoint import find, weight_files
 from .processes import UserError
 
 SMALL = 50_000_000  # parameters; below, waking a second thread for each product costs more than it saves

@@ -1,6 +1,6 @@
 """Prints what the notebook's default fine-tune does to the base model: losses, seconds and answers.
 
-python -m local_azureml.sample.measure [--base FOLDER] [--learning-rate RATE] [--samples 8]
+python -m tools.sample.measure [--base FOLDER] [--learning-rate RATE] [--samples 8]
 """
 
 import argparse
@@ -20,7 +20,15 @@ from .base_model import SEEDS as BASE
 from .conversations import SEEDS as DATA
 from .knowledge import FOLDER
 
-ENTRY = FOLDER.parent / "seeds" / "registry" / "models" / "Phi-3-mini-4k-instruct" / "14.json"
+ENTRY = (
+    FOLDER.parents[1]
+    / "local_azureml"
+    / "seeds"
+    / "registry"
+    / "models"
+    / "Phi-3-mini-4k-instruct"
+    / "14.json"
+)
 SHARE = 0.05  # of a split, as in the notebook
 
 

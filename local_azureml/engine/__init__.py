@@ -1,0 +1,1 @@
+"""What really runs: jobs and their steps, commands, deployments."""

@@ -1,0 +1,9 @@
+"""The five steps of the registry's chat_completion_pipeline, each run as a process of its own."""
+
+STEPS = {  # child job name -> what runs it, in order
+    "ft_nlp_common_validation": "local_azureml.engine.chat_completion.validation:run",
+    "chat_completion_model_import": "local_azureml.engine.chat_completion.model_import:run",
+    "chat_completion_datapreprocess": "local_azureml.engine.chat_completion.preprocess:run",
+    "chat_completion_finetune": "local_azureml.engine.chat_completion.finetune:run",
+    "ft_nlp_model_converter": "local_azureml.engine.chat_completion.convert:run",
+}

@@ -18,7 +18,7 @@ import nbformat
 import psutil
 
 from local_azureml import cloud
-from local_azureml.engine.execution import FINAL
+from local_azureml.control_plane.jobs import FINAL
 from local_azureml.meter import Meter
 from local_azureml.state import State
 

@@ -11,27 +11,43 @@ from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from local_azureml import errors
+from local_azureml import errors, storage
 from local_azureml.cloud import PROVIDER, SEEDS, Cloud
 from local_azureml.control_plane import (
     assets,
     computes,
     datastores,
+    deployments,
     endpoints,
     jobs,
     operations,
+    quota,
     registry,
     workspace,
 )
 from local_azureml.data_plane import blobs, history, hub, identity, scoring, tracking
+from local_azureml.engine.deployments import Deployments
+from local_azureml.engine.jobs import Jobs
 
 log = logging.getLogger(__name__)
-CONTROL_PLANE = (workspace, computes, datastores, jobs, endpoints, assets, operations, registry, history)
+CONTROL_PLANE = (
+    workspace,
+    quota,
+    computes,
+    datastores,
+    jobs,
+    endpoints,
+    deployments,
+    assets,
+    operations,
+    registry,
+    history,
+)
 OWN_KEYS = (identity, blobs, scoring, hub)  # services whose requests carry another credential, or none
-PUBLIC = (workspace, jobs)  # services of the control plane that answer some requests without a token
+PUBLIC = (workspace, history)  # services of the control plane that answer some requests without a token
 HUB = ("/api/datasets/", "/datasets/")
 METADATA = "/metadata/"  # nobody asks for it in the public cloud, and the SDK asks only once
-BLOBS = f"/{blobs.ACCOUNT}.blob."
+BLOBS = f"/{storage.ACCOUNT}.blob."
 SEGMENTS = (
     "subscriptions",
     "resourceGroups",
@@ -53,8 +69,8 @@ def create_app(local: Cloud) -> FastAPI:
     operations.recover(local)
     app.state.hub = hub.Hub(SEEDS / "hub")
     app.state.tracking = tracking.Tracking(local.folder)
-    app.state.jobs = jobs.Jobs(local, app.state.tracking)
-    app.state.deployments = endpoints.Deployments(local)
+    app.state.jobs = Jobs(local, app.state.tracking)
+    app.state.deployments = Deployments(local)
     for service in CONTROL_PLANE:
         app.include_router(service.router, dependencies=[Depends(identity.check_token)])
     for service in PUBLIC:

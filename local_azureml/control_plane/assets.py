@@ -1,17 +1,13 @@
-"""Versioned assets: models, data, environments, code, components; and what an address points at."""
+"""Versioned assets: models, data, environments, code, components."""
 
 import re
-from collections.abc import Callable
-from pathlib import Path
-from urllib.parse import unquote, urlparse
 
 from fastapi import APIRouter, Depends, Query, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud
-from local_azureml.control_plane import datastores, registry, shapes
-from local_azureml.data_plane import blobs
-from local_azureml.errors import AzureError, not_found, user_error
+from local_azureml import cloud, storage
+from local_azureml.control_plane import datastores, outputs, shapes
+from local_azureml.errors import AzureError, user_error
 
 router = APIRouter()
 KINDS = {
@@ -54,10 +50,10 @@ def container(
     request: Request, name: str, kind: str = Depends(_kind), identifier: str = Depends(cloud.workspace_id)
 ) -> dict:
     """Return what all versions of an asset share."""
-    return _container(cloud.current(request), kind, name)
+    return find_container(cloud.current(request), kind, name)
 
 
-def _container(local: cloud.Cloud, kind: str, name: str) -> dict:
+def find_container(local: cloud.Cloud, kind: str, name: str) -> dict:
     with local.state.locked():
         found = local.state.get(_base(kind, name))
         if found:
@@ -94,7 +90,7 @@ def versions(
     """Return the versions of an asset, newest first, as many as `$top` says; none where there is no asset."""
     local = cloud.current(request)
     if local.state.get(_base(kind, name)) is None and kind == "models":
-        _container(local, kind, name)
+        find_container(local, kind, name)
     newest_first = local.state.children(f"{_base(kind, name)}/versions")[::-1]
     found = [
         v for v in newest_first if view == "All" or v["properties"]["isArchived"] == (view != "ActiveOnly")
@@ -120,7 +116,7 @@ def find(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
     """Return the document of a version, or refuse with the versions that there are."""
     found = local.state.get(f"{_base(kind, name)}/versions/{version}")
     if found is None:
-        _container(local, kind, name)
+        find_container(local, kind, name)
         known = ", ".join(v["name"] for v in local.state.children(f"{_base(kind, name)}/versions"))
         message = f"no version {version!r} of the {KINDS[kind].lower()} {name!r}; there is: {known}"
         raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
@@ -150,7 +146,7 @@ def create(
         )
     properties = body.get("properties") or {}
     if properties.get("modelUri"):
-        properties["modelUri"] = _lasting(local, properties["modelUri"])
+        properties["modelUri"] = outputs.lasting_uri(local, properties["modelUri"])
     with local.state.locked():
         before = local.state.get(f"{_base(kind, name)}/versions/{version}")
         if before and any(before["properties"].get(key) != properties.get(key) for key in PLACES):
@@ -211,88 +207,6 @@ def start_upload(
     """Return where the files of a version that is being made may be written."""
     local = cloud.current(request)
     container = datastores.CONTAINERS[datastores.DEFAULT]
-    uri = blobs.address(local, container, f"{kind}/{name}/{version}")
+    uri = storage.address(local, container, f"{kind}/{name}/{version}")
     reference = {"blobUri": uri.partition("?")[0], "credential": {"credentialType": "SAS", "sasUri": uri}}
     return {"pendingUploadType": "TemporaryBlobReference", "blobReferenceForConsumption": reference}
-
-
-def _lasting(local: cloud.Cloud, uri: str) -> str:
-    """Return the datastore address of a job's output; any other address as it is."""
-    named = re.fullmatch(r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths)?(/.*)?", uri.rstrip("/"))
-    if not named:
-        return uri
-    job, output, below = named.groups()
-    return datastores.uri(datastores.DEFAULT, output_path(local, job, output) + (below or ""))
-
-
-def output_path(local: cloud.Cloud, job: str, output: str) -> str:
-    """Return the path in the default datastore of what a job wrote under `output`."""
-    document = local.state.get(f"{cloud.WORKSPACE_ID}/jobs/{job}")
-    if document is None:
-        raise not_found("job", job, [j["name"] for j in local.state.children(f"{cloud.WORKSPACE_ID}/jobs")])
-    known = list(document["properties"].get("outputs") or {})
-    path = f"azureml/{job}/{output}"
-    if output not in known:
-        raise user_error(f"the job {job!r} has no output {output!r}; it has: {', '.join(known) or 'none'}")
-    if not datastores.folder_of(local, datastores.DEFAULT, path).exists():
-        state = document["properties"]["status"]
-        raise user_error(f"the job {job!r} wrote nothing under {output!r}: it is {state}")
-    return path
-
-
-def resolve(local: cloud.Cloud, address: str) -> Path:
-    """Return the file or folder that an address points at: datastore, job output, asset, registry or blob."""
-    address = address.strip()
-    read, names = _reader(address)
-    place = read(local, *names)
-    if not place.exists():
-        raise user_error(f"{address} points at nothing: {place.name!r} is not there", "DataNotFound")
-    return place
-
-
-def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
-    """Return the function that finds what an address points at, and the names that the address gives it."""
-    for pattern, read in READERS:
-        if named := re.fullmatch(pattern, address, re.IGNORECASE):
-            return read, named.groups()
-    raise user_error(f"{address!r} is not an address that the stand-in can read", "InvalidUri")
-
-
-def _in_datastore(local: cloud.Cloud, datastore: str, path: str) -> Path:
-    return datastores.folder_of(local, datastore, unquote(path).rstrip("/"))
-
-
-def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> Path:
-    return datastores.folder_of(local, datastores.DEFAULT, output_path(local, job, output) + (below or ""))
-
-
-def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
-    kind = kind.lower()
-    if version.lower() == "latest":
-        version = _container(local, kind, name)["properties"]["latestVersion"]
-    properties = find(local, kind, name, version)["properties"]
-    address = next((properties[key] for key in PLACES if properties.get(key)), None)
-    if address is None or _reader(address.strip())[0] is _in_asset:
-        raise user_error(f"version {version!r} of {name!r} has no files of its own; it names {address!r}")
-    return resolve(local, address)
-
-
-def _in_registry(local: cloud.Cloud, name: str, version: str) -> Path:
-    registry.entry(local, "models", name, version)
-    return local.base_model
-
-
-def _in_blob(local: cloud.Cloud, address: str) -> Path:
-    container, _, name = urlparse(address).path.lstrip("/").partition("/")[2].partition("/")
-    return blobs.place(local, container, unquote(name))
-
-
-KIND_PATTERN = "(models|data|codes)"
-READERS = (
-    (r"azureml://registries/azureml/models/([^/]+)/versions/([^/]+)", _in_registry),
-    (r"azureml://(?:.*/)?datastores/([^/]+)/paths/(.*)", _in_datastore),
-    (r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths)?(/.*)?", _in_output),
-    (rf"(?:azureml:/)?/subscriptions/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
-    (rf"azureml://locations/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
-    (r"(https://localhost:\d+/.*)", _in_blob),
-)

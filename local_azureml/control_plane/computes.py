@@ -1,135 +1,17 @@
-"""Compute clusters, the sizes that the region has, and the quota for them."""
+"""Compute clusters."""
 
-import json
-import math
 import re
-import secrets
-from functools import cache
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import operations, shapes
+from local_azureml.control_plane import operations, quota, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
 PATH = f"{cloud.WORKSPACE_PATH}/computes"
-LOCATION_PATH = f"/subscriptions/{{subscription}}/providers/{cloud.PROVIDER}/locations/{{location}}"
 NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{0,30}[a-zA-Z0-9]")  # 2 to 32 characters
-DEDICATED, LOW_PRIORITY = "dedicated", "lowPriority"
-TOTALS = {DEDICATED: "TotalDedicatedCores", LOW_PRIORITY: "TotalLowPriorityCores"}  # of the region, by tier
-FAMILY_LIMIT, REGION_LIMIT = 200, 400  # cores
-
-
-@cache
-def _sizes() -> list[dict]:
-    return json.loads((cloud.SEEDS / "sizes.json").read_text())
-
-
-def sizes(local: cloud.Cloud) -> list[dict]:
-    """Return the machine sizes of the region: name, family, cores, GPUs, memory in GB."""
-    if "size-missing" not in local.faults:
-        return _sizes()
-    missing = local.faults.value("size-missing").lower()
-    return [size for size in _sizes() if (size["name"].lower() != missing if missing else not size["gpus"])]
-
-
-def size_named(local: cloud.Cloud, name: str) -> dict:
-    """Return the size with that name, in any capitals, or refuse."""
-    for size in sizes(local):
-        if size["name"].lower() == name.lower():
-            return size
-    known = ", ".join(size["name"] for size in sizes(local))
-    raise user_error(
-        f"the size {name!r} is not available in {cloud.LOCATION}; there is: {known}", "InvalidVmSize"
-    )
-
-
-@router.get(f"{LOCATION_PATH}/vmSizes")
-def list_sizes(request: Request) -> dict:
-    """Return the sizes."""
-    local = cloud.current(request)
-    _check_role(local)
-    return {"value": sizes(local)}
-
-
-@router.get(f"{LOCATION_PATH}/usages")
-def list_usages(request: Request, subscription: str, location: str) -> dict:
-    """Return the cores in use and their limit, of each family and of the region, dedicated and low priority.
-
-    The two rows of a family carry one name, as on Azure: only `type` tells them apart. -1 is no limit.
-    """
-    local = cloud.current(request)
-    _check_role(local)
-    base = LOCATION_PATH.format(subscription=subscription, location=location)
-    families = sorted({size["family"] for size in _sizes()})
-    return {
-        "value": [
-            {
-                "id": f"{base}/usages/{name}",
-                "type": f"{cloud.PROVIDER}/{'' if name == TOTALS[tier] else 'vmFamily/'}{tier}Cores/usages",
-                "unit": "Count",
-                "currentValue": cores_used(local, tier, name),
-                "limit": core_limit(local, tier, name),
-                "name": {"value": name, "localizedValue": _localized(name)},
-            }
-            for tier in TOTALS
-            for name in [TOTALS[tier], *families]
-        ]
-    }
-
-
-def _check_role(local: cloud.Cloud) -> None:
-    if "quota-forbidden" in local.faults:
-        raise AzureError(
-            403, "AuthorizationFailed", "a role on the workspace does not reach the subscription's locations"
-        )
-
-
-def _localized(name: str) -> str:
-    """Return the name of a family or of a region's total as Azure spells it in its list of quotas."""
-    if name in TOTALS.values():
-        return f"Total Cluster {name[len('Total') : -len('Cores')]} Regional vCPUs"
-    name = name.replace(" ", "").removesuffix("Family")[len("standard") :]
-    return f"Standard {name} Family Cluster Dedicated vCPUs"
-
-
-def core_limit(local: cloud.Cloud, tier: str, name: str) -> int:
-    """Return how many cores of a family, or of the region, the subscription may use; -1 for any number."""
-    has_gpus = any(size["gpus"] for size in _sizes() if size["family"] == name)
-    if tier == LOW_PRIORITY and name != TOTALS[tier]:
-        return -1
-    if "quota-short" in local.faults and (has_gpus or tier == LOW_PRIORITY):
-        return 0
-    return REGION_LIMIT if name == TOTALS[tier] else FAMILY_LIMIT
-
-
-def cores_used(local: cloud.Cloud, tier: str, name: str, but: str = "") -> int:
-    """Return how many cores of a family, or of the region, are kept for all resources `but` that one."""
-    cores = {
-        size["name"].lower(): size["vCPUs"] for size in _sizes() if name in (size["family"], TOTALS[tier])
-    }
-    return sum(
-        entry["held"] * cores.get(entry["size"].lower(), 0)
-        for entry in local.meter.open_intervals()
-        if entry["tier"] == tier and entry["resource"] != but
-    )
-
-
-def check_quota(
-    local: cloud.Cloud, resource: str, size: dict, nodes: int, reserve: float = 1.0, tier: str = DEDICATED
-) -> None:
-    """Refuse a resource more cores of its family or region than others leave; `reserve` multiplies nodes."""
-    needed = size["vCPUs"] * math.ceil(nodes * reserve)
-    for name in (size["family"], TOTALS[tier]):
-        used, limit = cores_used(local, tier, name, resource), core_limit(local, tier, name)
-        if 0 <= limit < used + needed:
-            raise user_error(
-                f"{nodes} x {size['name']} needs {needed} cores of {name}; "
-                f"{limit - used} of {limit} are left: ask for more quota, or take a smaller size",
-                "QuotaExceeded",
-            )
 
 
 @router.get(PATH)
@@ -191,7 +73,7 @@ def _document(local: cloud.Cloud, identifier: str, name: str, body: dict, before
     properties = asked.get("properties") or {}
     if before:
         properties = {**before["properties"]["properties"], **properties}
-    size = size_named(local, properties.get("vmSize") or "")
+    size = quota.size_named(local, properties.get("vmSize") or "")
     scale = {"minNodeCount": 0, "maxNodeCount": 1, "nodeIdleTimeBeforeScaleDown": "PT2M"}
     properties = {
         "osType": "Linux",
@@ -234,10 +116,10 @@ def _provision(local: cloud.Cloud, document: dict) -> None:
             raise user_error(
                 "the nodes could not be allocated: no capacity in the region", "AllocationFailed"
             )
-        size, nodes = size_named(local, inner["vmSize"]), inner["scaleSettings"]["maxNodeCount"]
+        size, nodes = quota.size_named(local, inner["vmSize"]), inner["scaleSettings"]["maxNodeCount"]
         minimum, name = inner["scaleSettings"]["minNodeCount"], document["name"]
-        resource, tier = f"cluster {name}", _tier(inner)
-        check_quota(local, resource, size, nodes, tier=tier)
+        resource, tier = f"cluster {name}", tier_of(inner)
+        quota.check_quota(local, resource, size, nodes, tier=tier)
         local.meter.stop(f"{name}-minimum")
         if minimum:
             local.meter.start(f"{name}-minimum", resource, size["name"], minimum, tier, spare=True)
@@ -247,8 +129,9 @@ def _provision(local: cloud.Cloud, document: dict) -> None:
         raise
 
 
-def _tier(cluster: dict) -> str:
-    return LOW_PRIORITY if cluster["vmPriority"].lower() == "lowpriority" else DEDICATED
+def tier_of(cluster: dict) -> str:
+    """Return the tier whose quota a cluster's nodes use."""
+    return quota.LOW_PRIORITY if cluster["vmPriority"].lower() == "lowpriority" else quota.DEDICATED
 
 
 def _finish(local: cloud.Cloud, document: dict, state: str, errors: list | None) -> None:
@@ -271,39 +154,3 @@ def delete(request: Request, name: str, identifier: str = Depends(cloud.workspac
         local.state.delete(document["id"])
 
     return operations.start(local, 202, None, work)
-
-
-class Nodes:
-    """The nodes that a job keeps, from the first step to the idle time after the last."""
-
-    def __init__(self, local: cloud.Cloud, job: str, compute: str, nodes: int, instance_type: str):
-        self._local, self._interval = local, f"job-{job}-{secrets.token_hex(4)}"
-        self._idle, tier = 0.0, DEDICATED
-        if compute == "serverless":
-            resource, size = "serverless", size_named(local, instance_type)
-        else:
-            document = find(local, compute)
-            cluster = document["properties"]["properties"]
-            scale = cluster["scaleSettings"]
-            resource, size = f"cluster {document['name']}", size_named(local, cluster["vmSize"])
-            if nodes > scale["maxNodeCount"]:
-                raise user_error(
-                    f"{nodes} nodes asked for; cluster {compute!r} has at most {scale['maxNodeCount']}"
-                )
-            self._idle = seconds(scale["nodeIdleTimeBeforeScaleDown"])
-            tier = _tier(cluster)
-        self.low_priority = tier == LOW_PRIORITY
-        self._start = lambda: local.meter.start(self._interval, resource, size["name"], nodes, tier)
-
-    def __enter__(self) -> "Nodes":
-        self._start()
-        return self
-
-    def __exit__(self, *_) -> None:
-        self._local.meter.stop(self._interval, self._idle)
-
-
-def seconds(duration: str) -> float:
-    """Return the seconds of an ISO 8601 duration such as PT2M or P0DT0H2M0S."""
-    units = {"D": 86400, "H": 3600, "M": 60, "S": 1}
-    return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([DHMS])", duration))

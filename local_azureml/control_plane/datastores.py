@@ -1,15 +1,16 @@
-"""The workspace's datastores and the credential for their blobs."""
+"""The workspace's datastores and the credential for their storage."""
+
+from pathlib import Path
 
 from fastapi import APIRouter, Depends, Query, Request
 
-from local_azureml import cloud
-from local_azureml.data_plane import blobs
+from local_azureml import cloud, storage
 from local_azureml.errors import not_found
 
 router = APIRouter()
 PATH = f"{cloud.WORKSPACE_PATH}/datastores"
 DEFAULT = "workspaceblobstore"
-CONTAINERS = blobs.CONTAINERS
+CONTAINERS = storage.CONTAINERS
 
 
 def _document(local: cloud.Cloud, name: str) -> dict:
@@ -23,7 +24,7 @@ def _document(local: cloud.Cloud, name: str) -> dict:
         "systemData": cloud.system_data(),
         "properties": {
             "datastoreType": "AzureBlob",
-            "accountName": f"{host}/{blobs.ACCOUNT}",  # makes the SDK's blob addresses path-style
+            "accountName": f"{host}/{storage.ACCOUNT}",  # makes the SDK's blob addresses path-style
             "containerName": CONTAINERS[name],
             "endpoint": cloud.STORAGE_SUFFIX,
             "protocol": "https",
@@ -58,13 +59,13 @@ def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_
 def list_secrets(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return the signature that opens the datastore's container."""
     _document(cloud.current(request), name)
-    return {"secretsType": "Sas", "sasToken": blobs.signature(cloud.current(request))}
+    return {"secretsType": "Sas", "sasToken": storage.signature(cloud.current(request))}
 
 
-def folder_of(local: cloud.Cloud, name: str, path: str = "") -> "blobs.Path":
+def folder_of(local: cloud.Cloud, name: str, path: str = "") -> Path:
     """Return the folder or file behind `path` of a datastore."""
     _document(local, name)
-    return blobs.place(local, CONTAINERS[name], path)
+    return storage.place(local, CONTAINERS[name], path)
 
 
 def uri(name: str, path: str) -> str:
@@ -73,3 +74,8 @@ def uri(name: str, path: str) -> str:
         f"subscriptions/{cloud.SUBSCRIPTION}/resourcegroups/{cloud.GROUP}/workspaces/{cloud.WORKSPACE}"
     )
     return f"azureml://{workspace}/datastores/{name}/paths/{path}"
+
+
+def run_log(local: cloud.Cloud, run: str, name: str) -> Path:
+    """Return the file of a run's log, which is a blob of the artifact store."""
+    return storage.place(local, CONTAINERS["workspaceartifactstore"], f"ExperimentRun/dcid.{run}/{name}")

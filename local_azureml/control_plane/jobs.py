@@ -1,19 +1,16 @@
-"""Jobs: submitted, listed, cancelled; `execution.py` runs them."""
+"""Jobs: submitted, listed, cancelled; the engine runs them."""
 
 import re
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse, RedirectResponse, Response
+from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
 from local_azureml.control_plane import operations, shapes
-from local_azureml.data_plane import tracking
-from local_azureml.engine.execution import FINAL, Jobs
 from local_azureml.errors import AzureError, not_found, user_error
 
-__all__ = ["Jobs", "public", "router"]
 router = APIRouter()
-public = APIRouter()  # read without a token
+FINAL = ("Completed", "Failed", "Canceled")
 PATH = f"{cloud.WORKSPACE_PATH}/jobs"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}")
 
@@ -33,16 +30,6 @@ def find(local: cloud.Cloud, name: str) -> dict:
 
 def _shown(document: dict) -> dict:
     return {key: value for key, value in document.items() if key != "run"}
-
-
-@public.get("/runs/{name}")
-def open_page(request: Request, name: str) -> RedirectResponse:
-    """Lead a browser to a job's page in MLflow; the address holds no subscription, so it can be shown."""
-    job = cloud.current(request).state.get(f"{cloud.WORKSPACE_ID}/jobs/{name}")
-    if job is None:
-        raise not_found("job", name, [])
-    experiment = request.app.state.tracking.experiment(job["properties"]["experimentName"])
-    return RedirectResponse(f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}")
 
 
 @router.put(f"{PATH}/{{name}}")

@@ -1,6 +1,7 @@
 """The shapes of request bodies: what a service reads has its type, anything else is kept as it came."""
 
 import json
+import re
 from typing import Annotated, Any
 
 from fastapi import Body
@@ -33,6 +34,12 @@ Count = Annotated[int, Field(ge=1, le=10_000)]
 Tags = dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]]
 DURATION = r"^P(?=.)(\d{1,6}D)?(T(?=.)(\d{1,6}H)?(\d{1,6}M)?(\d{1,6}(\.\d{1,6})?S)?)?$"
 """ISO 8601, such as PT1M30S."""
+
+
+def seconds(duration: str) -> float:
+    """Return the seconds of an ISO 8601 duration such as PT2M or P0DT0H2M0S."""
+    units = {"D": 86400, "H": 3600, "M": 60, "S": 1}
+    return sum(float(number) * units[unit] for number, unit in re.findall(r"([\d.]+)([DHMS])", duration))
 
 
 class Shape(TypedDict, total=False):

@@ -1,31 +1,22 @@
-"""Blob storage: containers are folders, blobs are files, and no path leaves its container."""
+"""Blob storage as its own clients speak to it: containers, blobs, blocks, metadata, ranges."""
 
 import base64
 import hashlib
 import hmac
 import json
 import re
-import shutil
-import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
 from email.utils import formatdate
-from pathlib import Path, PurePosixPath
-from typing import BinaryIO
+from pathlib import Path
 from xml.etree import ElementTree
 
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 
-from local_azureml import cloud
+from local_azureml import cloud, storage
 from local_azureml.errors import AzureError
 
-ACCOUNT = "store"
-CONTAINERS = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}  # by datastore
-VERSION = "2024-11-04"  # of the storage protocol
-LONGEST_NAME = 1024  # bytes; Azure counts characters
-LONGEST_PART = 255  # bytes between two slashes of a name: a file system's limit
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 READ_SIZE = 1024 * 1024  # bytes
 BLOCK_LIMIT = 256 * 1024 * 1024  # bytes in one request; the SDK sends larger files as blocks
@@ -41,12 +32,6 @@ PLAYED = {  # headers and parameters that make a request another operation, and 
     "x-ms-lease-id": (),
     "x-ms-tags": (),
 }
-UNLISTABLE = re.compile("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML changes or lacks these
-
-
-def signature(local: cloud.Cloud) -> str:
-    """Return the query string that opens every container."""
-    return f"sv={VERSION}&sr=c&sp=racwdl&sig={local.secret('sas_signature')}"
 
 
 def _check_signature(request: Request) -> None:
@@ -55,12 +40,6 @@ def _check_signature(request: Request) -> None:
         raise AzureError(
             403, "AuthenticationFailed", "the signature (sig) of the blob's address is not valid"
         )
-
-
-def _check_container(container: str) -> None:
-    if container not in CONTAINERS.values():
-        known = ", ".join(CONTAINERS.values())
-        raise AzureError(404, "ContainerNotFound", f"no container {container!r}; there is: {known}")
 
 
 def _check_played(request: Request) -> None:
@@ -75,33 +54,9 @@ def _check_played(request: Request) -> None:
 
 
 router = APIRouter(
-    prefix=f"/{ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{{container}}",
-    dependencies=[Depends(_check_signature), Depends(_check_container), Depends(_check_played)],
+    prefix=f"/{storage.ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{{container}}",
+    dependencies=[Depends(_check_signature), Depends(storage.check_container), Depends(_check_played)],
 )
-
-
-def place(local: cloud.Cloud, container: str, name: str) -> Path:
-    """Return the file behind a blob; refuse a container that is not there and a name that would leave it."""
-    _check_container(container)
-    path = PurePosixPath(name)
-    if not _is_plain(path):
-        raise AzureError(400, "InvalidResourceName", f"{name!r} is not the name of a blob")
-    return local.blobs.joinpath(container, path)
-
-
-def _is_plain(path: PurePosixPath) -> bool:
-    """Return whether a blob can have this name: it stays in its container, and fits files and listings."""
-    return all(map(_is_plain_part, path.parts)) and len(bytes(path)) <= LONGEST_NAME
-
-
-def _is_plain_part(part: str) -> bool:
-    listed = "\\" not in part and not UNLISTABLE.search(part)
-    return part not in ("..", "/") and listed and len(part.encode()) <= LONGEST_PART
-
-
-def address(local: cloud.Cloud, container: str, name: str) -> str:
-    """Return the address, signature included, at which a blob can be read."""
-    return f"{local.origin}/{ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{container}/{name}?{signature(local)}"
 
 
 def _metadata_file(local: cloud.Cloud, container: str, name: str) -> Path:
@@ -110,7 +65,7 @@ def _metadata_file(local: cloud.Cloud, container: str, name: str) -> Path:
 
 
 def _headers(local: cloud.Cloud, container: str, name: str) -> dict[str, str]:
-    file = place(local, container, name)
+    file = storage.place(local, container, name)
     if not file.is_file():
         raise AzureError(404, "BlobNotFound", f"no blob {name!r} in the container {container!r}")
     found = file.stat()
@@ -121,7 +76,7 @@ def _headers(local: cloud.Cloud, container: str, name: str) -> dict[str, str]:
         "Last-Modified": formatdate(found.st_mtime, usegmt=True),
         "x-ms-creation-time": formatdate(found.st_ctime, usegmt=True),
         "x-ms-blob-type": "BlockBlob",
-        "x-ms-version": VERSION,
+        "x-ms-version": storage.VERSION,
         "x-ms-server-encrypted": "true",
         "Accept-Ranges": "bytes",
         **{f"x-ms-meta-{key}": value for key, value in saved.items()},
@@ -141,9 +96,9 @@ def container(
     local = cloud.current(request)
     if comp != "list":
         return Response(headers={"ETag": '"0x1"', "Last-Modified": formatdate(0, usegmt=True)})
-    root = place(local, container, "")
+    root = storage.place(local, container, "")
     files = (file.relative_to(root) for file in root.rglob("*") if file.is_file())
-    names = sorted(path.as_posix() for path in files if _is_plain(path))  # a job may give others
+    names = sorted(path.as_posix() for path in files if storage.is_plain(path))  # a job may give others
     listing = _listing(local, container, [n for n in names if n.startswith(prefix)], prefix, delimiter)
     return Response(listing, media_type="application/xml")
 
@@ -171,7 +126,7 @@ def _listing(local: cloud.Cloud, container: str, names: list[str], prefix: str, 
 def _entry(blob: ElementTree.Element, name: str, headers: dict, local: cloud.Cloud, container: str) -> None:
     ElementTree.SubElement(blob, "Name").text = name
     properties = ElementTree.SubElement(blob, "Properties")
-    size = place(local, container, name).stat().st_size
+    size = storage.place(local, container, name).stat().st_size
     values = {"Last-Modified": headers["Last-Modified"], "Etag": headers["ETag"], "Content-Length": str(size)}
     for key, value in {**values, "BlobType": "BlockBlob"}.items():
         ElementTree.SubElement(properties, key).text = value
@@ -192,7 +147,7 @@ def properties(request: Request, container: str, name: str) -> Response:
     """Return a blob's headers."""
     local = cloud.current(request)
     headers = _headers(local, container, name)
-    size = place(local, container, name).stat().st_size
+    size = storage.place(local, container, name).stat().st_size
     return Response(headers={**headers, "Content-Length": str(size)})
 
 
@@ -202,7 +157,7 @@ def read(request: Request, container: str, name: str) -> Response:
     local = cloud.current(request)
     headers = _headers(local, container, name)
     _check_conditions(request, headers["ETag"])
-    file = place(local, container, name)
+    file = storage.place(local, container, name)
     size = file.stat().st_size  # a log may grow while it is read
     start, stop, status = 0, size, 200
     if wanted := request.headers.get("x-ms-range") or request.headers.get("range"):
@@ -235,7 +190,7 @@ def _bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
 async def write(request: Request, container: str, name: str, comp: str = "", blockid: str = "") -> Response:
     """Write a blob whole, one block of it, its list of blocks, or its metadata."""
     local = cloud.current(request)
-    file = place(local, container, name)
+    file = storage.place(local, container, name)
     if comp in ("", "blocklist"):
         _check_conditions(request, _tag(file) if file.is_file() else None)
     content = await cloud.body(request, BLOCK_LIMIT)
@@ -255,15 +210,15 @@ def _write(
     local, container: str, name: str, comp: str, blockid: str, content: bytes, metadata: dict
 ) -> Response:
     if comp == "block":
-        _save(local, _block(local, container, name, blockid), content)
+        storage.save(local, storage.block_file(local, container, name, blockid), content)
         return Response(status_code=201)
     if comp == "metadata":
         _headers(local, container, name)
     elif comp == "blocklist":
-        _join(local, container, name, content)
+        storage.join(local, container, name, content)
     else:
-        _save(local, place(local, container, name), content)
-    _save(local, _metadata_file(local, container, name), json.dumps(metadata).encode())
+        storage.save(local, storage.place(local, container, name), content)
+    storage.save(local, _metadata_file(local, container, name), json.dumps(metadata).encode())
     digest = base64.b64encode(hashlib.md5(content).digest()).decode()
     headers = {
         **_headers(local, container, name),
@@ -273,53 +228,11 @@ def _write(
     return Response(status_code=200 if comp == "metadata" else 201, headers=headers)
 
 
-def _save(local: cloud.Cloud, file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with _part_of(local, file) as stream:
-        stream.write(content)
-
-
-@contextmanager
-def _part_of(local: cloud.Cloud, file: Path) -> Iterator[BinaryIO]:
-    """Open a new file that takes the place of `file` when all is written."""
-    part = local.folder / "blob-parts" / uuid.uuid4().hex
-    part.parent.mkdir(exist_ok=True)
-    try:
-        with part.open("wb") as stream:
-            yield stream
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part.replace(file)
-    except (FileExistsError, NotADirectoryError, IsADirectoryError):
-        raise AzureError(409, "PathConflict", f"{file.name!r} is a folder or lies below a blob") from None
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def _block(local: cloud.Cloud, container: str, name: str, blockid: str) -> Path:
-    digest = hashlib.sha256(f"{container}/{name}".encode()).hexdigest()
-    return local.folder / "blob-blocks" / digest / hashlib.sha256(blockid.encode()).hexdigest()
-
-
-def _join(local: cloud.Cloud, container: str, name: str, block_list: bytes) -> None:
-    try:
-        wanted = [entry.text or "" for entry in ElementTree.fromstring(block_list)]
-    except ElementTree.ParseError as error:
-        raise AzureError(400, "InvalidXmlDocument", f"the block list is not XML: {error}") from None
-    blocks = [_block(local, container, name, block) for block in wanted]
-    if missing := [name for name, block in zip(wanted, blocks, strict=True) if not block.exists()]:
-        raise AzureError(400, "InvalidBlockList", f"the block {missing[0]!r} was not sent")
-    with _part_of(local, place(local, container, name)) as stream:
-        for block in blocks:
-            with block.open("rb") as source:
-                shutil.copyfileobj(source, stream)
-    shutil.rmtree(_block(local, container, name, "").parent, ignore_errors=True)
-
-
 @router.delete("/{name:path}")
 def delete(request: Request, container: str, name: str) -> Response:
     """Delete a blob."""
     local = cloud.current(request)
     _headers(local, container, name)
-    place(local, container, name).unlink()
+    storage.place(local, container, name).unlink()
     _metadata_file(local, container, name).unlink(missing_ok=True)
     return Response(status_code=202)

@@ -3,13 +3,15 @@
 from pathlib import Path
 
 from fastapi import APIRouter, Body, Depends, Request
+from fastapi.responses import RedirectResponse
 
-from local_azureml import cloud
+from local_azureml import cloud, storage
 from local_azureml.control_plane import datastores, jobs
-from local_azureml.data_plane import blobs
-from local_azureml.engine.execution import log_file
+from local_azureml.data_plane import tracking
+from local_azureml.errors import not_found
 
 router = APIRouter()
+public = APIRouter()  # read without a token
 PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"
 
 
@@ -47,10 +49,10 @@ def _error(run: dict) -> dict | None:
 
 def _logs(local: cloud.Cloud, name: str) -> dict[str, str]:
     """Return the logs of a run: their names, and the addresses to read them at."""
-    folder: Path = log_file(local, name, "")
+    folder: Path = datastores.run_log(local, name, "")
     container = datastores.CONTAINERS["workspaceartifactstore"]
     found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.txt"))
-    return {log: blobs.address(local, container, f"ExperimentRun/dcid.{name}/{log}") for log in found}
+    return {log: storage.address(local, container, f"ExperimentRun/dcid.{name}/{log}") for log in found}
 
 
 @router.get(f"{PATH}/runs/{{name}}")
@@ -86,3 +88,13 @@ def children(request: Request, name: str, identifier: str = Depends(cloud.worksp
     parent = jobs.find(local, name)["name"]
     found = [job for job in local.state.children(f"{identifier}/jobs") if job["run"]["parent"] == parent]
     return {"value": [_run(local, job) for job in found]}
+
+
+@public.get("/runs/{name}")
+def open_page(request: Request, name: str) -> RedirectResponse:
+    """Lead a browser to a job's page in MLflow; the address holds no subscription, so it can be shown."""
+    job = cloud.current(request).state.get(f"{cloud.WORKSPACE_ID}/jobs/{name}")
+    if job is None:
+        raise not_found("job", name, [])
+    experiment = request.app.state.tracking.experiment(job["properties"]["experimentName"])
+    return RedirectResponse(f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}")

@@ -10,7 +10,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import endpoints
+from local_azureml.control_plane import deployments, endpoints
 from local_azureml.errors import AzureError
 
 router = APIRouter()
@@ -38,7 +38,7 @@ async def score(request: Request, endpoint: str) -> Response:
         raise AzureError(424, "ModelFailed", message)
     body = await cloud.body(request, LONGEST_BODY)
     started = time.perf_counter()
-    async with httpx.AsyncClient(timeout=endpoints.LONGEST_TIMEOUT + 10, trust_env=False) as client:
+    async with httpx.AsyncClient(timeout=deployments.LONGEST_TIMEOUT + 10, trust_env=False) as client:
         headers = {"content-type": "application/json"}
         try:
             answer = await client.post(f"http://127.0.0.1:{port}/score", content=body, headers=headers)

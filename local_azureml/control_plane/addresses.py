@@ -1,0 +1,68 @@
+"""Addresses: the file or folder behind what a job, a model or a deployment names."""
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+from urllib.parse import unquote, urlparse
+
+from local_azureml import cloud, storage
+from local_azureml.control_plane import assets, datastores, outputs, registry
+from local_azureml.errors import user_error
+
+
+def resolve(local: cloud.Cloud, address: str) -> Path:
+    """Return the file or folder that an address points at: datastore, job output, asset, registry or blob."""
+    address = address.strip()
+    read, names = _reader(address)
+    place = read(local, *names)
+    if not place.exists():
+        raise user_error(f"{address} points at nothing: {place.name!r} is not there", "DataNotFound")
+    return place
+
+
+def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
+    """Return the function that finds what an address points at, and the names that the address gives it."""
+    for pattern, read in READERS:
+        if named := re.fullmatch(pattern, address, re.IGNORECASE):
+            return read, named.groups()
+    raise user_error(f"{address!r} is not an address that the stand-in can read", "InvalidUri")
+
+
+def _in_datastore(local: cloud.Cloud, datastore: str, path: str) -> Path:
+    return datastores.folder_of(local, datastore, unquote(path).rstrip("/"))
+
+
+def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> Path:
+    return datastores.folder_of(local, datastores.DEFAULT, outputs.path(local, job, output) + (below or ""))
+
+
+def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
+    kind = kind.lower()
+    if version.lower() == "latest":
+        version = assets.find_container(local, kind, name)["properties"]["latestVersion"]
+    properties = assets.find(local, kind, name, version)["properties"]
+    address = next((properties[key] for key in assets.PLACES if properties.get(key)), None)
+    if address is None or _reader(address.strip())[0] is _in_asset:
+        raise user_error(f"version {version!r} of {name!r} has no files of its own; it names {address!r}")
+    return resolve(local, address)
+
+
+def _in_registry(local: cloud.Cloud, name: str, version: str) -> Path:
+    registry.entry(local, "models", name, version)
+    return local.base_model
+
+
+def _in_blob(local: cloud.Cloud, address: str) -> Path:
+    container, _, name = urlparse(address).path.lstrip("/").partition("/")[2].partition("/")
+    return storage.place(local, container, unquote(name))
+
+
+KIND_PATTERN = "(models|data|codes)"
+READERS = (
+    (r"azureml://registries/azureml/models/([^/]+)/versions/([^/]+)", _in_registry),
+    (r"azureml://(?:.*/)?datastores/([^/]+)/paths/(.*)", _in_datastore),
+    (r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths)?(/.*)?", _in_output),
+    (rf"(?:azureml:/)?/subscriptions/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
+    (rf"azureml://locations/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
+    (r"(https://localhost:\d+/.*)", _in_blob),
+)

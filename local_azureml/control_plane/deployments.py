@@ -1,0 +1,152 @@
+"""Deployments of online endpoints: what they ask for, and their logs."""
+
+import re
+from pathlib import Path
+
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse, Response
+
+from local_azureml import cloud
+from local_azureml.control_plane import addresses, endpoints, operations, quota, shapes
+from local_azureml.errors import AzureError, user_error
+
+router = APIRouter()
+PATH = f"{endpoints.PATH}/{{endpoint}}/deployments"
+LONGEST_TIMEOUT = 180.0  # seconds
+RESERVE = 1.2  # Azure keeps a fifth more machines than asked, for upgrades of the deployment
+LARGE = re.compile("a100|h100|nd40rs", re.IGNORECASE)  # sizes of which it keeps none
+LIMIT = 20  # of an endpoint
+PROBE = {
+    "initialDelay": "PT10S",
+    "period": "PT10S",
+    "timeout": "PT2S",
+    "successThreshold": 1,
+    "failureThreshold": 30,
+}
+
+
+@router.get(PATH)
+def list_all(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return an endpoint's deployments."""
+    local = cloud.current(request)
+    endpoints.find(local, endpoint)
+    return {"value": list(endpoints.deployments_of(local, endpoint).values())}
+
+
+@router.get(f"{PATH}/{{deployment}}")
+def show(
+    request: Request, endpoint: str, deployment: str, identifier: str = Depends(cloud.workspace_id)
+) -> dict:
+    """Return one deployment."""
+    return endpoints.find(cloud.current(request), endpoint, deployment)
+
+
+@router.put(f"{PATH}/{{deployment}}")
+def create(
+    request: Request,
+    endpoint: str,
+    deployment: str,
+    body: shapes.Deployment,
+    identifier: str = Depends(cloud.workspace_id),
+) -> JSONResponse:
+    """Start a deployment, or replace the one with that name."""
+    local, running = cloud.current(request), request.app.state.deployments
+    with local.state.locked():
+        parent = endpoints.find(local, endpoint)["name"]
+        before = local.state.get(f"{endpoints.BASE}/{parent}/deployments/{deployment}")
+        document = _deployment(local, parent, before["name"] if before else deployment, body, before)
+        local.state.put(document["id"], document)
+    return operations.start(local, 200 if before else 201, document, lambda: running.begin(document))
+
+
+def reserve(size: str) -> float:
+    """Return how many machines Azure keeps for each one asked."""
+    return 1.0 if LARGE.search(size) else RESERVE
+
+
+def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before: dict | None) -> dict:
+    endpoints.check_name("deployment", name)
+    asked = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
+    if before is None and len(endpoints.deployments_of(local, endpoint)) >= LIMIT:
+        raise user_error(f"the endpoint {endpoint!r} has {LIMIT} deployments already: delete one")
+    if asked.get("codeConfiguration"):
+        raise AzureError(501, "NotImplemented", "a scoring script of one's own is not part of the stand-in")
+    size = quota.size_named(local, asked.get("instanceType") or "")
+    instances = int((body.get("sku") or {}).get("capacity") or 1)
+    quota.check_quota(local, f"deployment {endpoint}/{name}", size, instances, reserve(size["name"]))
+    settings = {"requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1, "maxQueueWait": "PT0.5S"}
+    settings |= {
+        key: value for key, value in (asked.get("requestSettings") or {}).items() if value is not None
+    }
+    if shapes.seconds(settings["requestTimeout"]) > LONGEST_TIMEOUT:
+        raise user_error(f"the request timeout is at most {LONGEST_TIMEOUT * 1000:.0f} ms")
+    addresses.resolve(local, asked.get("model") or "")
+    return {
+        "id": f"{endpoints.BASE}/{endpoint}/deployments/{name}",
+        "name": name,
+        "type": f"{cloud.PROVIDER}/workspaces/onlineEndpoints/deployments",
+        "location": body.get("location") or cloud.LOCATION,
+        "tags": body.get("tags") or {},
+        "kind": "Managed",
+        "identity": body.get("identity"),
+        "sku": {"name": "Default", **(body.get("sku") or {}), "capacity": instances},
+        "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "properties": {
+            "scaleSettings": {"scaleType": "Default"},
+            "appInsightsEnabled": False,
+            "environmentVariables": {},
+            "properties": {},
+            **asked,
+            "endpointComputeType": "Managed",
+            "instanceType": size["name"],
+            "requestSettings": settings,
+            "livenessProbe": {**PROBE, **(asked.get("livenessProbe") or {})},
+            "readinessProbe": {**PROBE, **(asked.get("readinessProbe") or {})},
+            "provisioningState": "Updating" if before else "Creating",
+        },
+    }
+
+
+@router.delete(f"{PATH}/{{deployment}}")
+def delete(
+    request: Request, endpoint: str, deployment: str, identifier: str = Depends(cloud.workspace_id)
+) -> Response:
+    """Delete a deployment that gets no traffic; one that is not there is no error."""
+    local, running = cloud.current(request), request.app.state.deployments
+    document = local.state.get(f"{endpoints.BASE}/{endpoint}/deployments/{deployment}")
+    if document is None:
+        return Response(status_code=204)
+    if share := endpoints.find(local, endpoint)["properties"]["traffic"].get(document["name"]):
+        raise user_error(
+            f"the deployment {document['name']!r} gets {share} % of the traffic: set it to 0 first"
+        )
+    endpoints.set_properties(local, document, provisioningState="Deleting")
+
+    def work():
+        local.state.delete(document["id"])  # first, so that it is not started after its end
+        running.end(document)
+
+    return operations.start(local, 202, None, work)
+
+
+@router.post(f"{PATH}/{{deployment}}/getLogs")
+def logs(
+    request: Request,
+    endpoint: str,
+    deployment: str,
+    body: shapes.LogRequest,
+    identifier: str = Depends(cloud.workspace_id),
+) -> dict:
+    """Return the last lines of a deployment's log."""
+    local = cloud.current(request)
+    document = endpoints.find(local, endpoint, deployment)
+    lines = log_of(local, document).read_text(errors="replace").splitlines()
+    return {"content": "\n".join(lines[-int(body.get("tail") or 100) :])}
+
+
+def log_of(local: cloud.Cloud, document: dict) -> Path:
+    """Return the file of a deployment's log."""
+    file = local.folder / "deployments" / endpoints.label(document).lower() / "log.txt"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+    return file

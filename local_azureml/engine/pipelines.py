@@ -1,0 +1,158 @@
+"""Pipelines: the order of their nodes, what is bound to what, the steps of the fine-tuning component."""
+
+import re
+import secrets
+from pathlib import Path
+
+from local_azureml import cloud
+from local_azureml.control_plane import addresses, assets, datastores, registry
+from local_azureml.engine import command_steps, records
+from local_azureml.engine.chat_completion import STEPS
+from local_azureml.engine.journal import Journal
+from local_azureml.engine.steps import PIPELINE_LOG, REASON, STEP_LOG, TRAINING, Step, StepError, Steps
+from local_azureml.errors import AzureError, user_error
+
+FINE_TUNING = "chat_completion_pipeline"
+BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.(\w+)\s*\}\}")
+NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}")
+
+
+class Pipelines:
+    """Runs pipelines, each node after those whose outputs it reads."""
+
+    def __init__(self, local: cloud.Cloud, documents: records.Records, steps: Steps):
+        self._local, self._records, self._steps = local, documents, steps
+
+    def run(self, name: str, properties: dict) -> None:
+        """Run a pipeline's nodes, each after those whose outputs it reads."""
+        journal = Journal(self._local, name, PIPELINE_LOG)
+        values = command_steps.input_values(properties.get("inputs") or {})
+        for key in _in_order(properties["jobs"]):
+            node = properties["jobs"][key]
+            child = f"{name}_{secrets.token_hex(4)}"
+            spec = component(self._local, node)
+            shown = {"jobType": "Pipeline" if spec["name"] == FINE_TUNING else "Command", "displayName": key}
+            self._records.open(
+                child, {**shown, "experimentName": properties.get("experimentName")}, name, name
+            )
+            self._records.set(child, "Running")
+            journal.say(f"Submitting node {key} as run {child}")
+            words = (
+                f"Pipeline has failed child jobs. Failed nodes: /{key}. {REASON} "
+                "For more details and logs, please check the child jobs."
+            )
+            with self._steps.ending(child, key, words, journal):
+                inputs = {k: self._value(v, values, name) for k, v in (node.get("inputs") or {}).items()}
+                outputs = self._outputs(name, child, spec, node)
+                if spec["name"] == FINE_TUNING:
+                    self._fine_tune(name, child, inputs, spec, outputs, journal)
+                else:
+                    step = command_steps.of_node(self._local, key, spec, node, properties, inputs, outputs)
+                    self._steps.run(name, child, step, journal, quiet=False)
+        journal.say("The pipeline run completed")
+
+    def _value(self, given: dict | str, values: dict, root: str):
+        """Return a node's input: a literal, or the pipeline's input or other node's output that it names."""
+        text = given.get("value", given.get("uri")) if isinstance(given, dict) else given
+        if bound := BINDING.fullmatch(str(text)):
+            return values.get(bound[2])
+        if bound := NODE_BINDING.fullmatch(str(text)):
+            return datastores.uri(datastores.DEFAULT, f"azureml/{root}/{bound[1]}/{bound[2]}")
+        return text
+
+    def _outputs(self, root: str, child: str, spec: dict, node: dict) -> dict[str, Path]:
+        """Return the folder of each of a node's outputs: the pipeline's where it is bound to one."""
+        folders = {}
+        for output in spec.get("outputs") or {}:
+            bound = BINDING.fullmatch(str(((node.get("outputs") or {}).get(output) or {}).get("value")))
+            path = f"azureml/{root}/{bound[2]}" if bound else f"azureml/{root}/{node['name']}/{output}"
+            folders[output] = datastores.folder_of(self._local, datastores.DEFAULT, path)
+        return folders
+
+    def _fine_tune(
+        self, root: str, parent: str, inputs: dict, spec: dict, outputs: dict[str, Path], journal: Journal
+    ) -> None:
+        """Run the component's five steps, one after another."""
+        given = {key: value for key, value in inputs.items() if value is not None}
+        defaults = {key: value["default"] for key, value in spec["inputs"].items() if "default" in value}
+        values = {**defaults, **given}
+        for key, kind in ((key, value["type"]) for key, value in spec["inputs"].items()):
+            if key in given and kind in ("uri_file", "mlflow_model", "custom_model", "mltable", "uri_folder"):
+                values[key] = str(addresses.resolve(self._local, str(given[key])))
+        upstream: dict[str, str] = {}
+        for key, job in spec["jobs"].items():
+            child = f"{parent}_{secrets.token_hex(4)}"
+            experiment = self._records.get(parent)["properties"]["experimentName"]
+            self._records.open(
+                child, {"jobType": "Command", "displayName": key, "experimentName": experiment}, parent, root
+            )
+            folder = self._local.folder / "runs" / child
+            upstream[key] = str(folder / "output")
+            resources = job.get("resources") or {}
+            specification = {
+                "inputs": values,
+                "upstream": {k: v for k, v in upstream.items() if k != key},
+                "output": str(folder / "output"),
+                "outputs": {name: str(path) for name, path in outputs.items()},
+                "faults": {name: v for name, v in self._local.faults.active().items() if name != "preempted"},
+            }
+            compute = _bound(job["compute"], values)
+            step = Step(
+                key,
+                STEPS[key],
+                specification,
+                compute,
+                _bound(resources.get("instance_type"), values),
+                int(_bound(resources.get("instance_count") or "1", values)),
+            )
+            journal.say(f"Submitting {key} as run {child}")
+            with self._steps.ending(child, key, f"{key}: {REASON} (run {child}, {STEP_LOG})", journal):
+                self._steps.run(root, child, step, journal, quiet=key != TRAINING)
+
+
+def component(local: cloud.Cloud, node: dict) -> dict:
+    """Return the specification of the component that a pipeline's node names."""
+    identifier = str(node.get("componentId") or "")
+    if named := re.fullmatch(r"azureml://registries/[^/]+/components/([^/]+)/versions/([^/]+)", identifier):
+        return registry.entry(local, "components", *named.groups())["properties"]["componentSpec"]
+    if named := re.fullmatch(r"(?:.*/components/|azureml:)?([^/:]+)(?:/versions/|:)([^/]+)", identifier):
+        return assets.find(local, "components", *named.groups())["properties"]["componentSpec"]
+    raise user_error(f"the node {node.get('name')!r} names no component: {identifier!r}")
+
+
+def check_pipeline(local: cloud.Cloud, properties: dict) -> None:
+    """Refuse a pipeline with nodes that are not played, or inputs that a component does not have."""
+    if not properties.get("jobs"):
+        raise user_error("the pipeline has no nodes")
+    for key, node in properties["jobs"].items():
+        spec = component(local, node)
+        if spec["name"] != FINE_TUNING and "command" not in spec:
+            kind = spec.get("type")
+            raise AzureError(
+                501, "NotImplemented", f"the node {key!r} of the type {kind} is not part of the stand-in"
+            )
+        unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
+        if unknown:
+            raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
+        node.setdefault("name", key)
+
+
+def _in_order(nodes: dict) -> list[str]:
+    """Return the nodes' names, each after those that it reads from."""
+    ordered: list[str] = []
+    needs = {
+        key: {found[1] for found in NODE_BINDING.finditer(str(node.get("inputs")))}
+        for key, node in nodes.items()
+    }
+    while len(ordered) < len(nodes):
+        ready = [key for key in nodes if key not in ordered and needs[key] <= set(ordered)]
+        if not ready:
+            raise StepError("UserError", f"the nodes {sorted(set(nodes) - set(ordered))} wait for each other")
+        ordered += ready
+    return ordered
+
+
+def _bound(text, values: dict):
+    """Return the value that `${{parent.inputs.x}}` stands for; any other text as it is."""
+    found = BINDING.fullmatch(str(text))
+    return values.get(found[2]) if found else text

@@ -17,7 +17,7 @@ from .. import processes
 from ..processes import UserError
 from .attention import WITHIN_ROWS
 from .inputs import typed
-from .machine import GIB, Layout, available, layout, plan, precision
+from .machine import GIB, Layout, Machine, layout, plan
 from .model_import import link_files
 from .trainer import Trainer, training_arguments
 
@@ -137,7 +137,7 @@ def train(task: Task, running: Layout, deepspeed: dict | None) -> None:
         if not is_out_of_memory(error):
             raise
         raise UserError(
-            f"out of memory while training with {available() / GIB:.1f} GiB free: lower"
+            f"out of memory while training with {Machine.here().free / GIB:.1f} GiB free: lower"
             " per_device_train_batch_size or max_seq_length, or set apply_lora"
         ) from error
 
@@ -151,16 +151,15 @@ def build(task: Task, running: Layout, deepspeed: dict | None) -> Trainer:
     """Return the trainer, its model loaded and its rows at hand."""
     values = task.values
     rows = _rows(task, "train")
-    free = available()
     config = json.loads((task.base / "config.json").read_text())
-    need = plan(config, task.base, values, free, max(rows["length"]))
-    kind = precision(values)
+    need = plan(config, task.base, values, max(rows["length"]))
     if os.environ.get("RANK", "0") == "0":
-        print(f"{need}, {free / GIB:.2f} GiB free; {_kind_in_words(values, kind)}", flush=True)
-    arguments = training_arguments(values, running, deepspeed, task.output, need.checkpointing, kind)
+        free = Machine.here().free / GIB
+        print(f"{need}, {free:.2f} GiB free; computing in {need.kind}{need.why}", flush=True)
+    arguments = training_arguments(values, running, deepspeed, task.output, need.checkpointing, need.kind)
     set_seed(values["seed"])
     return Trainer(
-        _model(task, torch.bfloat16 if values["apply_lora"] and kind == "bf16" else torch.float32),
+        _model(task, torch.bfloat16 if values["apply_lora"] and need.kind == "bf16" else torch.float32),
         arguments,
         running,
         rows,
@@ -173,12 +172,6 @@ def build(task: Task, running: Layout, deepspeed: dict | None) -> Trainer:
 
 def _rows(task: Task, split: str) -> Dataset:
     return Dataset.from_file(str(task.tokens / f"{split}.arrow"))
-
-
-def _kind_in_words(values: dict, kind: str) -> str:
-    if values["precision"] == "16" and kind == "fp32":
-        return "computing in fp32, since this CPU has no bf16 instructions"
-    return f"computing in {kind}"
 
 
 def _model(task: Task, dtype: torch.dtype) -> Phi3ForCausalLM:

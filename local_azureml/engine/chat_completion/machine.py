@@ -1,7 +1,8 @@
 """What the fine-tune runs on: devices, processes, precision, and whether it fits in memory."""
 
+import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 
@@ -14,6 +15,45 @@ from .checkpoint import shapes
 GIB = 1 << 30
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adafactor": 1}  # for each trained weight; gradients come on top
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
+PLAYED = "LOCAL_AZUREML_MACHINE"  # a variable with fields of Machine in JSON, to play another machine
+BF16_PAYS_FROM = 50_000_000  # parameters of a model on a CPU; benchmarks/README.md has the figures
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What the hardware chooses."""
+
+    gpus: int
+    cores: int
+    free: int  # bytes, on the smallest device
+    half: str | None  # bf16 or fp16, where the devices compute in it
+    half_pays_from: int  # parameters of a model
+
+    @classmethod
+    def here(cls) -> "Machine":
+        """Return this machine, or the one that the variable tells to play."""
+        gpus = torch.cuda.device_count()
+        found = cls(gpus, _cores(), _free(gpus), _half(gpus), 0 if gpus else BF16_PAYS_FROM)
+        return replace(found, **json.loads(os.environ.get(PLAYED, "{}")))
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _free(gpus: int) -> int:
+    if gpus:
+        return min(torch.cuda.mem_get_info(index)[0] for index in range(gpus))
+    limits = [Path(path).read_text().strip() for path in CGROUP_LIMITS if Path(path).exists()]
+    return min([psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdigit())])
+
+
+def _half(gpus: int) -> str | None:
+    """Return the 16 bits that pay: a CPU without instructions for them emulates bf16, slowly."""
+    if gpus:
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
+    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # Linux alone has it
+    return "bf16" if "avx512_bf16" in flags or "amx_bf16" in flags else None
 
 
 @dataclass(frozen=True)
@@ -26,12 +66,15 @@ class Layout:
     gpus: bool
     threads: int  # of each process
 
+    @property
+    def backend(self) -> str:
+        return "nccl" if torch.cuda.is_available() else "gloo"
+
     def __str__(self) -> str:
         device = "GPUs" if self.gpus else f"{self.threads * self.processes} CPU cores"
-        backend = "nccl" if self.gpus else "gloo"
         text = f"{self.asked} asked, {self.processes} run on {device}"
         if self.processes > 1:
-            text += f" with {backend}"
+            text += f" with {self.backend}"
         if self.repeats > 1:
             text += f"; each accumulates {self.repeats} batches for one, so that a step sees as many rows"
         return text
@@ -39,27 +82,23 @@ class Layout:
 
 def layout(values: dict) -> Layout:
     """Return how the processes asked for map onto this machine's GPUs, or its cores where it has none."""
-    asked = values["number_of_gpu_to_use_finetuning"] * values["num_nodes_finetune"]
-    gpus = torch.cuda.device_count()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    most = min(asked, gpus or cores)
+    asked, machine = values["number_of_gpu_to_use_finetuning"] * values["num_nodes_finetune"], Machine.here()
+    most = min(asked, machine.gpus or machine.cores)
     processes = max(number for number in range(1, most + 1) if asked % number == 0)
-    return Layout(asked, processes, asked // processes, gpus > 0, max(1, cores // processes))
+    threads = max(1, machine.cores // processes)
+    return Layout(asked, processes, asked // processes, machine.gpus > 0, threads)
 
 
-def precision(values: dict) -> str:
-    """Return "fp32", "bf16" or "fp16" for what the component calls precision 32 or 16."""
+def precision(values: dict, parameters: int) -> tuple[str, str]:
+    """Return "fp32", "bf16" or "fp16" for what the component calls precision 32 or 16, and why, in words."""
+    machine = Machine.here()
     if values["precision"] == "32":
-        return "fp32"
-    if torch.cuda.is_available():
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    return "bf16" if _cpu_computes_bf16() else "fp32"
-
-
-def _cpu_computes_bf16() -> bool:
-    """A CPU without such instructions emulates bf16, slower than 32 bits and no more exact."""
-    flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-    return "avx512_bf16" in flags or "amx_bf16" in flags
+        return "fp32", ""
+    if machine.half is None:
+        return "fp32", ", since this CPU has no bf16 instructions"
+    if parameters < machine.half_pays_from:
+        return "fp32", f", since a model of {parameters / 1e6:.1f} million parameters gains nothing from bf16"
+    return machine.half, ""
 
 
 @dataclass(frozen=True)
@@ -67,6 +106,8 @@ class Need:
     """Bytes that one process of the fine-tune takes at its peak."""
 
     parameters: int
+    kind: str  # fp32, bf16 or fp16
+    why: str  # where that is not what the input asks for
     weights: int
     training: int  # gradients and optimizer state
     activations: int
@@ -84,21 +125,12 @@ class Need:
         )
 
 
-def available() -> int:
-    """Return the bytes that are free on the smallest device."""
-    if torch.cuda.device_count():
-        return min(torch.cuda.mem_get_info(index)[0] for index in range(torch.cuda.device_count()))
-    free = psutil.virtual_memory().available
-    limits = [Path(path).read_text().strip() for path in CGROUP_LIMITS if Path(path).exists()]
-    return min([free, *(int(limit) for limit in limits if limit.isdigit())])
-
-
-def plan(config: dict, folder: Path, values: dict, free: int, longest: int = 0) -> Need:
+def plan(config: dict, folder: Path, values: dict, longest: int = 0) -> Need:
     """Return what training on rows of up to `longest` tokens takes; raise if it does not fit.
 
     Activations are recomputed in the backward pass only where they do not fit otherwise.
     """
-    running = layout(values)
+    running, free = layout(values), Machine.here().free
     room = free if running.gpus else free // running.processes
     for checkpointing in (False, True):
         need = _need(config, folder, values, longest, checkpointing)
@@ -115,12 +147,15 @@ def _need(config: dict, folder: Path, values: dict, longest: int, checkpointing:
     parameters = sum(prod(shape) for shape, _ in tensors.values())
     lora = values["apply_lora"]
     trained = _adapter_parameters(tensors, values["lora_r"]) if lora else parameters
-    half = lora and precision(values) == "bf16"  # adapters, and weights that are trained, stay in 32 bits
+    kind, why = precision(values, parameters)
+    half = lora and kind == "bf16"  # adapters, and weights that are trained, stay in 32 bits
     return Need(
         parameters,
+        kind,
+        why,
         weights=parameters * (2 if half else 4) + (trained * 4 if lora else 0),
         training=trained * (4 + OPTIMIZER_BYTES[values["optim"]]),
-        activations=_activations(config, values, longest, checkpointing),
+        activations=_activations(config, values, longest, checkpointing, 4 if kind == "fp32" else 2),
         checkpointing=checkpointing,
     )
 
@@ -131,9 +166,8 @@ def _adapter_parameters(tensors: dict, rank: int) -> int:
     return sum(rank * (rows + columns) for rows, columns in linear)
 
 
-def _activations(config: dict, values: dict, longest: int, checkpointing: bool) -> int:
+def _activations(config: dict, values: dict, longest: int, checkpointing: bool, width: int) -> int:
     tokens = values["per_device_train_batch_size"] * longest
-    width = 4 if precision(values) == "fp32" else 2
     hidden, inner, layers = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
     layer = 10 * hidden + 5 * inner  # numbers that one layer keeps of one token for the backward pass
     kept = layers * hidden + layer if checkpointing else layers * layer

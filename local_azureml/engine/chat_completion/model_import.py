@@ -8,7 +8,7 @@ from pathlib import Path
 from ..processes import UserError
 from .checkpoint import check, find
 from .inputs import typed
-from .machine import available, plan
+from .machine import plan
 
 
 def run(specification: dict) -> None:
@@ -17,7 +17,7 @@ def run(specification: dict) -> None:
     given = values.get("pytorch_model_path", values.get("mlflow_model_path"))
     folder = find(given)
     config = check(folder)
-    need = plan(config, folder, values, available())
+    need = plan(config, folder, values)
     output = Path(specification["output"])
     link_files(folder, output)
     if not (output / "tokenizer_config.json").exists():

@@ -43,7 +43,7 @@ def training_arguments(
         seed=values["seed"],
         full_determinism=values["enable_full_determinism"],
         dataloader_num_workers=values["dataloader_num_workers"],
-        dataloader_pin_memory=running.gpus,
+        dataloader_pin_memory=torch.cuda.is_available(),
         eval_strategy="no" if evaluates == "disable" else evaluates,
         eval_steps=values["eval_steps"],
         save_strategy="epoch" if evaluates == "disable" else evaluates,
@@ -56,9 +56,9 @@ def training_arguments(
         logging_steps=values["logging_steps"],
         logging_nan_inf_filter=False,
         gradient_checkpointing=checkpointing,  # the one name that all of transformers 5 takes
-        use_cpu=not running.gpus,
+        use_cpu=not torch.cuda.is_available(),
         deepspeed=deepspeed,
-        ddp_backend=("nccl" if running.gpus else "gloo") if running.processes > 1 else None,
+        ddp_backend=running.backend if running.processes > 1 else None,
         ddp_find_unused_parameters=False if running.processes > 1 else None,
         dataset_kwargs={"skip_prepare_dataset": True},
         remove_unused_columns=False,
@@ -141,7 +141,8 @@ class Trainer(SFTTrainer):
         carry = labels != -100
         outputs = model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False)
         head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        logits = head(outputs.hidden_states[-1][:, :-1][carry]).float()
+        with self.accelerator.autocast():
+            logits = head(outputs.hidden_states[-1][:, :-1][carry]).float()
         loss = torch.nn.functional.cross_entropy(logits, labels[carry], reduction="sum")
         return (
             loss / (carry.sum() if num_items_in_batch is None else num_items_in_batch) * self.args.world_size

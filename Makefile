@@ -11,7 +11,8 @@ python := .venv/bin/python
 notebook := finetune_phi3_ultrachat.ipynb
 requirements := requirements.txt requirements-local.txt
 schema := .venv/bin/check-jsonschema --builtin-schema
-run_folder = runs/$(shell date +%Y-%m-%dT%H-%M-%S)
+beside_notebook := download-dataset.py
+make_run_folder = set -e; folder=runs/$(shell date +%Y-%m-%dT%H-%M-%S); mkdir -p $$folder; cp $(beside_notebook) $$folder/
 # azureml-mlflow 1.62 would hold mlflow at 3.15 and pandas at 2; jsonschema 4.25 builds a grammar of addresses each
 # time it is imported, so that every kernel would start 1.5 s later
 held_back := torch==2.13.0 mlflow==3.17.2 jsonschema==4.24.1
@@ -31,17 +32,18 @@ install: .venv/installed ## Make the environment in .venv; the other targets do 
 
 .PHONY: run
 run: .venv/installed ## Execute the notebook on the stand-in; PARAMETERS="-p dataset_split_pc 10" changes some
-	@set -e; folder=$(run_folder); mkdir -p $$folder; cp download-dataset.py $$folder/; \
+	@$(make_run_folder); status=0; \
 	echo "Executing $(notebook) in $$folder, on the stand-in"; \
-	status=0; \
-	$(python) -m local_azureml run -- $(python) -m papermill $(notebook) $$folder/$(notebook) \
-	    --cwd $$folder --log-output --progress-bar $(PARAMETERS) || status=$$?; \
-	test -f $$folder/$(notebook) && echo "Executed notebook: $$folder/$(notebook)"; \
+	$(python) -m local_azureml run -- $(python) tools/run_notebook.py $(notebook) $$folder/$(notebook) \
+	    --cwd $$folder $(PARAMETERS) || status=$$?; \
+	test ! -f $$folder/$(notebook) || echo "Executed notebook: $$folder/$(notebook)"; \
 	exit $$status
 
 .PHONY: lab
-lab: .venv/installed ## Open the notebook in JupyterLab, against the stand-in; LAB_OPTIONS=--no-browser adds options
-	$(python) -m local_azureml run -- $(python) -m jupyterlab $(LAB_OPTIONS) $(notebook)
+lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the stand-in; LAB_OPTIONS adds options
+	@$(make_run_folder); cp $(notebook) $$folder/; \
+	echo "Your copy of the notebook: $$folder/$(notebook)"; \
+	$(python) -m local_azureml run -- $(python) -m jupyterlab $(LAB_OPTIONS) $$folder/$(notebook)
 
 .PHONY: test
 test: .venv/installed ## Run the tests

@@ -174,11 +174,11 @@ class Server:
 
 
 def summary(app) -> str:
-    """Return one line for each thing billed and for each thing still running."""
+    """Return one line for each thing billed and for each thing that was left running."""
     bills = app.state.cloud.meter.bills()
     left = app.state.jobs.running() + app.state.deployments.running()
     lines = [f"billed: {bill}" for bill in bills] or ["billed: nothing"]
-    lines += [f"still running: {name}" for name in left] or ["still running: nothing"]
+    lines += [f"left running, stopped now: {name}" for name in left] or ["still running: nothing"]
     return "\n".join(lines)
 
 

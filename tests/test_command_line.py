@@ -69,7 +69,7 @@ def test_run_says_at_the_end_what_was_billed_and_what_still_runs(ran):
     billed = re.sub(r"\d+ node-seconds", "N node-seconds", ran.stderr)
     assert billed == (
         "billed: cluster kept (Standard_DS3_v2): N node-seconds\n"
-        "still running: endpoint forgotten (no deployment)\n"
+        "left running, stopped now: endpoint forgotten (no deployment)\n"
     )
 
 

@@ -3,7 +3,6 @@
 import argparse
 import logging
 import os
-import shlex
 import shutil
 import signal
 import socket
@@ -16,7 +15,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-from local_azureml import cloud
+from local_azureml import cloud, surroundings
 from local_azureml import faults as failures
 from local_azureml.engine import processes
 from local_azureml.faults import Faults
@@ -190,7 +189,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     if shutil.which(command[0]) is None:
         raise UsageError(f"{command[0]!r} is no program that can be started")
     with Server(options, folder).warm() as server:
-        child = failures.adopted() or psutil.Popen(command, env=cloud.child_environment(server.cloud))
+        child = failures.adopted() or psutil.Popen(command, env=surroundings.of_child(server.cloud))
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
         }
@@ -232,9 +231,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
         signal.signal(number, lambda *_: stop.set())
     with Server(options, folder).warm() as server:
         signal.signal(signal.SIGUSR1, lambda *_: server.cloud.faults.clear())
-        print("unset", *cloud.HIDDEN_VARIABLES)
-        for name, value in server.cloud.environment().items():
-            print(f"export {name}={shlex.quote(value)}")
+        print(surroundings.lines(server.cloud))
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)
         failures.kill_later(server.cloud, server.app.state.jobs, 0)
         while not stop.wait(WAKE):
@@ -251,8 +248,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     logging.basicConfig(format="local_azureml: %(message)s")
     log.setLevel(os.environ.get("LOCAL_AZUREML_LOG", "WARNING"))  # INFO shows each request
-    for name in ("ARM_CLOUD_METADATA_URL", "IDENTITY_HEADER"):
-        os.environ.pop(name, None)  # an earlier start's: MLflow would wait for it, we for our children
+    surroundings.leave()
     action = {"run": run, "serve": serve}[options.action]
     try:
         if any(fault.startswith("killed") for fault in options.fault) and not options.data_dir:

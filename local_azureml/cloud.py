@@ -1,7 +1,6 @@
 """The cloud: its names, addresses, folders and secrets, and the variables that point clients at it."""
 
 import json
-import os
 import secrets
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -68,8 +67,6 @@ class Cloud:
 
     def environment(self) -> dict[str, str]:
         """Return the variables that point an unmodified SDK here; the README says why each."""
-        named = os.environ.get("NO_PROXY") or os.environ.get("no_proxy") or "localhost"
-        direct = ",".join(dict.fromkeys([*named.split(","), "localhost", "127.0.0.1"]))
         return {
             "ARM_CLOUD_METADATA_URL": f"{self.origin}/metadata/endpoints?api-version=2019-05-01",
             "AZUREML_CURRENT_CLOUD": NAME,
@@ -85,32 +82,9 @@ class Cloud:
             "AZUREML_ARM_SUBSCRIPTION": SUBSCRIPTION,
             "AZUREML_ARM_RESOURCEGROUP": GROUP,
             "AZUREML_ARM_WORKSPACE_NAME": WORKSPACE,
-            "NO_PROXY": direct,
-            "no_proxy": direct,
+            "NO_PROXY": "localhost,127.0.0.1",
+            "no_proxy": "localhost,127.0.0.1",
         }
-
-
-# What would take a client elsewhere: other identities, other hubs, other caches.
-HIDDEN_VARIABLES = (
-    "AZURE_CLIENT_ID",
-    "AZURE_CLIENT_SECRET",
-    "AZURE_CLIENT_CERTIFICATE_PATH",
-    "AZURE_TENANT_ID",
-    "AZURE_FEDERATED_TOKEN_FILE",
-    "AZURE_TOKEN_CREDENTIALS",
-    "HF_DATASETS_CACHE",
-    "HF_HUB_CACHE",
-    "HF_HUB_OFFLINE",
-    "HF_DATASETS_OFFLINE",
-    "HF_TOKEN",
-    "MLFLOW_TRACKING_URI",
-)
-
-
-def child_environment(cloud: Cloud) -> dict[str, str]:
-    """Return this process's environment with the client's variables set and what contradicts them removed."""
-    kept = {name: value for name, value in os.environ.items() if name not in HIDDEN_VARIABLES}
-    return kept | cloud.environment()
 
 
 def current(request: Request) -> Cloud:

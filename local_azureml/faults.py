@@ -5,6 +5,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import psutil
 
@@ -119,7 +120,7 @@ def _die(local, jobs, child: int) -> None:
     while not jobs.running():
         time.sleep(0.1)
     time.sleep(local.faults.value("killed"))
-    os.environ[CHILD] = str(child)
+    os.environ |= {CHILD: str(child), "PYTHONPATH": str(Path(__file__).parents[1])}
     action, *rest = sys.argv[1:]
     place = ["--port", str(local.port), "--data-dir", str(local.folder)]
     os.execv(sys.executable, [sys.executable, "-m", "local_azureml", action, *place, *rest])

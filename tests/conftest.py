@@ -10,6 +10,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,7 +19,19 @@ import pytest
 import uvicorn
 
 from benchmarks.notebook_runs import ROOT, STAND_IN, stop
+from local_azureml import surroundings
 
+DEAD = "http://127.0.0.1:9"  # nobody listens there
+ELSEWHERE = {  # what a stand-in must not let lead its children astray
+    **{name: DEAD for proxy in surroundings.PROXIES for name in (proxy, proxy.upper())},
+    **dict.fromkeys(("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "MSI_SECRET"), "theirs"),
+    **dict.fromkeys(("AZURE_AUTHORITY_HOST", "IMDS_ENDPOINT", "MSI_ENDPOINT"), DEAD),
+    **dict.fromkeys(("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "_MLFLOW_SERVER_ARTIFACT_ROOT"), DEAD),
+    **dict.fromkeys(("MLFLOW_RUN_ID", "MLFLOW_EXPERIMENT_ID", "AZUREML_RUN_ID"), "theirs"),
+    **dict.fromkeys(("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"), "1"),
+    **dict.fromkeys(("HF_HOME", "HF_HUB_CACHE", "PYTHONSTARTUP"), "/nonexistent"),
+    **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
+}
 QUICK = {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"}  # the SDK's stream then looks every 10 ms at first
 
 
@@ -38,18 +51,23 @@ class StandIn:
         self._log = folder.with_name(f"{folder.name}.log")
         with self._log.open("a") as log:
             self.process = subprocess.Popen(
-                [*command, *options], cwd=ROOT, stdout=subprocess.PIPE, stderr=log, text=True
+                [*command, *options],
+                cwd=ROOT,
+                env=os.environ | ELSEWHERE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                text=True,
             )
+        said = takewhile(lambda line: not line.startswith("# ready"), self.process.stdout)
+        self.lines = "".join(said)  # for a shell
         self.environment = dict(self._exports()) | QUICK
         if "HF_ENDPOINT" not in self.environment:
             raise RuntimeError(self._log.read_text())
 
     def _exports(self) -> Iterator[tuple[str, str]]:
-        for line in self.process.stdout:
-            if line.startswith("# ready"):
-                return
+        for line in self.lines.splitlines():
             if line.startswith("export "):
-                name, _, value = line.strip().removeprefix("export ").partition("=")
+                name, _, value = line.removeprefix("export ").partition("=")
                 yield name, value.strip("'")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:

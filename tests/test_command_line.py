@@ -1,6 +1,7 @@
 """`python -m local_azureml`: what it prints, starts, bills, leaves, and refuses."""
 
 import ctypes
+import json
 import os
 import re
 import signal
@@ -12,16 +13,17 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT, StandIn
+from conftest import ELSEWHERE, ROOT, StandIn
 
 from local_azureml import cloud
 from local_azureml.__main__ import main
 from local_azureml.faults import FAULTS
 
 PROGRAM = [sys.executable, "-m", "local_azureml"]
-CLIENT = """\
+CLIENT = (
+    f"workspace = {cloud.WORKSPACE_ID!r}\n"
+    + """
 import os, ssl, sys, json, urllib.request as web
-from local_azureml import cloud
 
 def send(method, path, body=None, **headers):
     data = json.dumps(body).encode() if body else None
@@ -33,11 +35,12 @@ token = json.loads(send("GET", asked, **{"X-IDENTITY-HEADER": os.environ["IDENTI
 headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 scale = {"minNodeCount": 1, "maxNodeCount": 1}
 cluster = {"computeType": "AmlCompute", "properties": {"vmSize": "Standard_DS3_v2", "scaleSettings": scale}}
-send("PUT", f"{cloud.WORKSPACE_ID}/computes/kept", {"properties": cluster}, **headers)
-send("PUT", f"{cloud.WORKSPACE_ID}/onlineEndpoints/forgotten", {"properties": {"authMode": "Key"}}, **headers)
+send("PUT", f"{workspace}/computes/kept", {"properties": cluster}, **headers)
+send("PUT", f"{workspace}/onlineEndpoints/forgotten", {"properties": {"authMode": "Key"}}, **headers)
 print(os.environ["HF_ENDPOINT"])
 sys.exit(3)
 """
+)
 
 
 @pytest.fixture(scope="module")
@@ -56,9 +59,10 @@ def ran(bystander) -> subprocess.CompletedProcess:
     """A command that made a cluster and an endpoint, forgot both, and ended with status 3."""
     folder = Path(bystander.cwd())
     (folder / "client.py").write_text(CLIENT)
-    environment = {**bystander.environ(), "PYTHONPATH": str(ROOT)}
     command = [*PROGRAM, "run", "--data-dir", folder, "--", sys.executable, folder / "client.py"]
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=50)
+    return subprocess.run(
+        command, cwd=ROOT, env=bystander.environ(), capture_output=True, text=True, timeout=50
+    )
 
 
 def test_run_ends_with_the_commands_own_status(ran):
@@ -219,3 +223,44 @@ def test_a_workspace_that_is_not_there_is_answered_with_the_one_that_is(http, ar
 def test_fixed_parts_of_a_path_are_read_in_any_capitals(http, arm):
     path = arm.workspace.replace("resourceGroups", "resourcegroups").replace("Microsoft.", "microsoft.")
     assert http.get(path).status_code == 200
+
+
+PROGRAM_THAT_LOGS = """\
+import json, os, mlflow
+mlflow.log_text("a text", "text.txt")
+print(json.dumps(dict(os.environ)))
+"""
+
+
+def test_nothing_that_leads_elsewhere_reaches_the_command(tmp_path):
+    command = [
+        *PROGRAM,
+        "run",
+        "--data-dir",
+        tmp_path / "cloud",
+        "--",
+        sys.executable,
+        "-c",
+        PROGRAM_THAT_LOGS,
+    ]
+    search = os.environ | ELSEWHERE | {"PYTHONPATH": f"{ROOT}"}
+    ended = subprocess.run(command, cwd=tmp_path, env=search, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 0, ended.stderr
+    got = json.loads(ended.stdout)
+    assert {name: got[name] for name in ELSEWHERE.keys() & got.keys() if got[name] == ELSEWHERE[name]} == {
+        name: ELSEWHERE[name] for name in ("LC_ALL", "PYTHONCOERCECLOCALE")
+    }
+    assert (got["NO_PROXY"], got["PYTHONUTF8"]) == ("localhost,127.0.0.1", "1")
+
+
+def test_the_lines_of_serve_hide_in_a_shell_what_run_hides_from_its_command(stand_in):
+    shell = subprocess.run(
+        ["sh", "-c", f"{stand_in.lines}\nenv"],
+        env={"PATH": os.environ["PATH"], **ELSEWHERE},
+        capture_output=True,
+        text=True,
+        timeout=10,
+    )
+    got = dict(line.split("=", 1) for line in shell.stdout.splitlines())
+    kept = {name for name in ELSEWHERE.keys() & got.keys() if got[name] == ELSEWHERE[name]}
+    assert (kept, shell.stderr) == ({"LC_ALL", "PYTHONCOERCECLOCALE", "PYTHONUTF8"}, "")

@@ -1,12 +1,11 @@
 """The step of a command job: its command in a shell, with this Python first on the path."""
 
-import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
+from local_azureml.engine import processes
 from local_azureml.engine.processes import UserError
 
 PLACEHOLDER = re.compile(r"\$\{\{\s*(inputs|outputs)\.(\w+)\s*\}\}")
@@ -25,8 +24,7 @@ def run(specification: dict) -> None:
         code.mkdir()
         if source:
             shutil.copy(source, code)
-    search = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    environment = {**os.environ, **specification["variables"], "PATH": search}
+    environment = processes.here.environment | specification["variables"]
     ended = subprocess.run(["bash", "-c", fill(specification)], cwd=code, env=environment)
     if ended.returncode:
         raise UserError(f"the command ended with exit status {ended.returncode}; its output is above")

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import httpx
 
-from local_azureml import cloud
+from local_azureml import cloud, surroundings
 from local_azureml.control_plane import addresses, deployments, endpoints, operations, shapes
 from local_azureml.engine import processes
 from local_azureml.errors import AzureError, user_error
@@ -118,7 +118,7 @@ class Deployments:
             "faults": self._local.faults.active(),
         }
         specification |= HASTY.get(self._local.faults.value("scoring-status"), {})
-        variables = document["properties"]["environmentVariables"]
+        variables = surroundings.of_child(self._local, **document["properties"]["environmentVariables"])
         entry = "local_azureml.engine.serving:run"
         return Container(processes.start(entry, specification, log.parent, log, variables), port)
 

@@ -13,6 +13,8 @@ from dataclasses import dataclass, replace
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 
+from local_azureml import surroundings
+
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [  # importing these costs seconds; no child pays for it again
     "local_azureml.engine.chat_completion.validation",
@@ -23,15 +25,6 @@ PRELOADED = [  # importing these costs seconds; no child pays for it again
     "local_azureml.engine.serving",
     "local_azureml.engine.chat_completion.warmed",
 ]
-WARM_ENVIRONMENT = {
-    "PYTHONPATH": str(Path(__file__).parents[2]),
-    "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",  # Python 3.12 on forking with threads about
-    "HF_HUB_OFFLINE": "1",
-    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow a shared machine tenfold
-    "TOKENIZERS_PARALLELISM": "true",
-    "MLFLOW_DISABLE_TELEMETRY": "true",
-    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a forked child can't use CUDA if its parent touched it
-}
 ERROR = "error.json"  # in a child's folder: why it failed
 STARTING = threading.Lock()  # also guards every reading of an exit code, which the pipe holds only once
 
@@ -45,7 +38,8 @@ def warm() -> None:
     if forkserver._forkserver._forkserver_pid is None:
         CONTEXT.set_forkserver_preload(PRELOADED)
         resource_tracker.ensure_running()  # which unblocks interrupts when it starts
-        with _environment(WARM_ENVIRONMENT), _interrupts_blocked():
+        found_by = {"PYTHONPATH": str(Path(__file__).parents[2])}
+        with _environment(surroundings.LIBRARIES | found_by), _interrupts_blocked():
             forkserver.ensure_running()
 
 
@@ -154,10 +148,11 @@ class Place:
         os.dup2(stream, 1)
         os.dup2(stream, 2)
         os.close(stream)
-        sys.stdout.reconfigure(line_buffering=True, errors="backslashreplace")
-        sys.stderr.reconfigure(line_buffering=True, errors="backslashreplace")
+        sys.stdout.reconfigure(encoding="utf-8", line_buffering=True, errors="backslashreplace")
+        sys.stderr.reconfigure(encoding="utf-8", line_buffering=True, errors="backslashreplace")
         os.chdir(self.folder)
-        os.environ.update(self.environment)
+        surroundings.leave()
+        os.environ.update(surroundings.LIBRARIES | self.environment)
         here = replace(self, group=os.getpgid(0))
         threading.Thread(target=_die_with_parent, name="parent watch", daemon=True).start()
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from local_azureml import cloud
+from local_azureml import cloud, surroundings
 from local_azureml.control_plane import datastores
 from local_azureml.data_plane import identity, tracking
 from local_azureml.engine import processes, records
@@ -128,11 +128,11 @@ class Steps:
         return 0 < self._local.faults.count("preempted") <= self._local.faults.value("preempted")
 
     def _environment(self, root: str, child: str) -> dict[str, str]:
-        return {
-            "MLFLOW_TRACKING_URI": tracking.uri(self._local),
-            "MLFLOW_TRACKING_TOKEN": identity.job_token(self._local),
-            "REQUESTS_CA_BUNDLE": str(self._local.certificates.bundle),
-            "MLFLOW_RUN_ID": child,
-            "AZUREML_RUN_ID": child,
-            "AZUREML_ROOT_RUN_ID": root,
-        }
+        return surroundings.of_child(
+            self._local,
+            MLFLOW_TRACKING_URI=tracking.uri(self._local),
+            MLFLOW_TRACKING_TOKEN=identity.job_token(self._local),
+            MLFLOW_RUN_ID=child,
+            AZUREML_RUN_ID=child,
+            AZUREML_ROOT_RUN_ID=root,
+        )

@@ -1,0 +1,54 @@
+"""The variables of every process that the stand-in starts, made here and nowhere else."""
+
+import os
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from local_azureml.cloud import Cloud
+
+PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy")
+HIDDEN = (  # what would lead a process elsewhere; a star stands for any end
+    *PROXIES,
+    *(proxy.upper() for proxy in PROXIES),
+    *("AZURE_*", "AZUREML_*", "IDENTITY_*", "IMDS_ENDPOINT", "MSI_*", "OBO_ENDPOINT"),  # other identities
+    *("ARM_CLOUD_METADATA_URL", "REGISTRY_DISCOVERY_ENDPOINT_URL"),  # another cloud, or an earlier start's
+    *("MLFLOW_*", "_MLFLOW_*"),  # another tracking server, and what ours is told about itself
+    *("HF_*", "HUGGINGFACE_*", "HUGGING_FACE_*", "TRANSFORMERS_*"),  # another hub, and its cache
+    *("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP"),  # another Python
+)
+LEADS_ELSEWHERE = "|".join(HIDDEN).replace("*", "[A-Za-z0-9_]*")  # for Python and for sed
+LIBRARIES = {  # how the engine's libraries are to behave; a command's own are left alone
+    "HF_HUB_OFFLINE": "1",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow a shared machine tenfold
+    "PYTHONUTF8": "1",
+    "PYTHONWARNINGS": "ignore:This process:DeprecationWarning",  # Python 3.12 on forking with threads about
+    "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a forked child can't use CUDA if its parent touched it
+    "TOKENIZERS_PARALLELISM": "true",
+}
+
+
+def clean() -> dict[str, str]:
+    """Return this process's variables without those that lead elsewhere, and with this Python found first."""
+    kept = {name: value for name, value in os.environ.items() if not re.fullmatch(LEADS_ELSEWHERE, name)}
+    search = [str(Path(sys.executable).parent), kept.get("PATH", os.defpath)]
+    return kept | {"PATH": os.pathsep.join(search), "PYTHONUTF8": "1"}
+
+
+def leave() -> None:
+    """Remove from this process's variables those that lead elsewhere."""
+    for name in os.environ.keys() - clean().keys():
+        del os.environ[name]
+
+
+def of_child(cloud: Cloud, **own: str) -> dict[str, str]:
+    """Return the variables of a child: those that lead to `cloud`, and on top its own."""
+    return clean() | cloud.environment() | own
+
+
+def lines(cloud: Cloud) -> str:
+    """Return the lines with which a shell hides and sets what is hidden from a child and set for it."""
+    hidden = f"unset OLDPWD $(env | sed -nE 's/^({LEADS_ELSEWHERE})=.*/\\1/p')"
+    return "\n".join([hidden, *(f"export {n}={shlex.quote(v)}" for n, v in cloud.environment().items())])

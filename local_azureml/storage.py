@@ -1,24 +1,21 @@
 """The files behind the blobs: containers are folders, blobs are files, and no path leaves its container."""
 
 import hashlib
-import re
 import shutil
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager, suppress
+from pathlib import Path
 from typing import BinaryIO
 from xml.etree import ElementTree
 
 from local_azureml import cloud
 from local_azureml.errors import AzureError
+from local_azureml.places import OutsideError, inside
 
 ACCOUNT = "store"
 CONTAINERS = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}  # by datastore
 VERSION = "2024-11-04"  # of the storage protocol
-LONGEST_NAME = 1024  # bytes; Azure counts characters
-LONGEST_PART = 255  # bytes between two slashes of a name: a file system's limit
-UNLISTABLE = re.compile("[^\x20-\ud7ff\ue000-\ufffd\U00010000-\U0010ffff]")  # XML changes or lacks these
 
 
 def signature(local: cloud.Cloud) -> str:
@@ -36,20 +33,29 @@ def check_container(container: str) -> None:
 def place(local: cloud.Cloud, container: str, name: str) -> Path:
     """Return the file behind a blob; refuse a container that is not there and a name that would leave it."""
     check_container(container)
-    path = PurePosixPath(name)
-    if not is_plain(path):
-        raise AzureError(400, "InvalidResourceName", f"{name!r} is not the name of a blob")
-    return local.blobs.joinpath(container, path)
+    try:
+        return inside(local.blobs / container, name)
+    except OutsideError:
+        raise AzureError(400, "InvalidResourceName", f"{name!r} is not the name of a blob") from None
 
 
-def is_plain(path: PurePosixPath) -> bool:
-    """Return whether a blob can have this name: it stays in its container, and fits files and listings."""
-    return all(map(_is_plain_part, path.parts)) and len(bytes(path)) <= LONGEST_NAME
+def find(local: cloud.Cloud, container: str, name: str) -> Path:
+    """Return the file behind a blob that is there; clients ask for "folder/" too, which none can be."""
+    with suppress(OutsideError):
+        file = inside(local.blobs / container, name)
+        if file.is_file():
+            return file
+    raise AzureError(404, "BlobNotFound", f"no blob {name!r} in the container {container!r}")
 
 
-def _is_plain_part(part: str) -> bool:
-    listed = "\\" not in part and not UNLISTABLE.search(part)
-    return part not in ("..", "/") and listed and len(part.encode()) <= LONGEST_PART
+def names(local: cloud.Cloud, container: str) -> Iterator[str]:
+    """Give the names of a container's blobs; a job may leave files in its folder that are none."""
+    root = local.blobs / container
+    for file in root.rglob("*"):
+        name = file.relative_to(root).as_posix()
+        with suppress(OutsideError):
+            if inside(root, name).is_file():
+                yield name
 
 
 def address(local: cloud.Cloud, container: str, name: str) -> str:

@@ -29,7 +29,7 @@ def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
 
 
 def _in_datastore(local: cloud.Cloud, datastore: str, path: str) -> Path:
-    return datastores.folder_of(local, datastore, unquote(path).rstrip("/"))
+    return datastores.folder_of(local, datastore, unquote(path))
 
 
 def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> Path:
@@ -54,7 +54,7 @@ def _in_registry(local: cloud.Cloud, name: str, version: str) -> Path:
 
 def _in_blob(local: cloud.Cloud, address: str) -> Path:
     container, _, name = urlparse(address).path.lstrip("/").partition("/")[2].partition("/")
-    return storage.place(local, container, unquote(name))
+    return storage.place(local, container, unquote(name).rstrip("/"))
 
 
 KIND_PATTERN = "(models|data|codes)"

@@ -65,7 +65,7 @@ def list_secrets(request: Request, name: str, identifier: str = Depends(cloud.wo
 def folder_of(local: cloud.Cloud, name: str, path: str = "") -> Path:
     """Return the folder or file behind `path` of a datastore."""
     _document(local, name)
-    return storage.place(local, CONTAINERS[name], path)
+    return storage.place(local, CONTAINERS[name], path.rstrip("/"))
 
 
 def uri(name: str, path: str) -> str:
@@ -78,4 +78,4 @@ def uri(name: str, path: str) -> str:
 
 def run_log(local: cloud.Cloud, run: str, name: str) -> Path:
     """Return the file of a run's log, which is a blob of the artifact store."""
-    return storage.place(local, CONTAINERS["workspaceartifactstore"], f"ExperimentRun/dcid.{run}/{name}")
+    return folder_of(local, "workspaceartifactstore", f"ExperimentRun/dcid.{run}/{name}")

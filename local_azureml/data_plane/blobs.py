@@ -65,9 +65,7 @@ def _metadata_file(local: cloud.Cloud, container: str, name: str) -> Path:
 
 
 def _headers(local: cloud.Cloud, container: str, name: str) -> dict[str, str]:
-    file = storage.place(local, container, name)
-    if not file.is_file():
-        raise AzureError(404, "BlobNotFound", f"no blob {name!r} in the container {container!r}")
+    file = storage.find(local, container, name)
     found = file.stat()
     metadata = _metadata_file(local, container, name)
     saved = json.loads(metadata.read_text()) if metadata.exists() else {}
@@ -96,10 +94,8 @@ def container(
     local = cloud.current(request)
     if comp != "list":
         return Response(headers={"ETag": '"0x1"', "Last-Modified": formatdate(0, usegmt=True)})
-    root = storage.place(local, container, "")
-    files = (file.relative_to(root) for file in root.rglob("*") if file.is_file())
-    names = sorted(path.as_posix() for path in files if storage.is_plain(path))  # a job may give others
-    listing = _listing(local, container, [n for n in names if n.startswith(prefix)], prefix, delimiter)
+    names = sorted(name for name in storage.names(local, container) if name.startswith(prefix))
+    listing = _listing(local, container, names, prefix, delimiter)
     return Response(listing, media_type="application/xml")
 
 

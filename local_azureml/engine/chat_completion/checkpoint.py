@@ -5,6 +5,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
+from ...places import is_plain
 from ..processes import UserError
 
 ARCHITECTURE = "Phi3ForCausalLM"
@@ -55,7 +56,7 @@ def weight_files(folder: Path) -> list[Path]:
         names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
     else:
         names = ["model.safetensors"]
-    missing = [name for name in names if not (folder / name).is_file()]
+    missing = [name for name in names if not (is_plain(name) and (folder / name).is_file())]
     if missing:
         raise UserError(
             f"the base model has no file {missing[0]}; weights are read from safetensors alone,"

@@ -70,7 +70,21 @@ def test_without_a_run_it_removes_what_is_older_than_a_day_and_nobody_elses(clut
         "removed: cluster old-cluster",
     ]
     assert names(cluttered) == {"young-endpoint", "young-cluster", "theirs-endpoint", "theirs-cluster"}
-    assert clean("--run", OLD).stdout == f"run {OLD}: nothing is left\n"
+
+
+def test_a_run_of_which_only_an_ended_job_is_there_has_nothing_left(cluttered):
+    tags = {"made_by": "finetune_phi3_ultrachat", "run_id": "1600000000"}
+    job = cluttered.jobs.create_or_update(make_job("theirs-cluster", "sleep 600", tags=tags))
+    cluttered.jobs.begin_cancel(job.name).result()
+    ended = clean("--run", "1600000000")
+    assert (ended.returncode, ended.stdout) == (0, "run 1600000000: nothing is left\n"), ended.stderr
+
+
+@pytest.mark.parametrize("run", ["abc", "1600000001"])
+def test_a_run_that_nobody_made_is_an_error_and_not_a_clean_workspace(cluttered, run):
+    ended = clean("--run", run)
+    said = f"clean_azure.py: no run {run} in local: give the number that step 1 printed\n"
+    assert (ended.returncode, ended.stdout, ended.stderr) == (1, "", said)
 
 
 def test_a_kind_that_cannot_be_listed_keeps_no_other_from_going(cluttered, monkeypatch, capsys):
@@ -91,4 +105,4 @@ def test_the_workspace_can_be_named_by_an_option(cluttered, monkeypatch):
     place = [os.environ[name] for name in PLACE]
     for name in PLACE:
         monkeypatch.delenv(name)
-    assert clean("--run", "1", "--workspace", *place).stdout == "run 1: nothing is left\n"
+    assert clean("--workspace", *place).stdout == "runs older than a day: nothing is left\n"

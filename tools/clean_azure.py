@@ -52,7 +52,15 @@ def main() -> int:
             found += [one for one in kind(workspace) if wanted(one.run, options)]
         except AzureError as error:
             unseen = complain(f"{kind.__name__} can't be listed: {first_line(error)}")
-    return clean(found, options) or unseen
+    if found:
+        return clean(found, options) or unseen
+    if options.run and not unseen and not known(workspace, options.run):
+        return complain(
+            f"no run {options.run} in {workspace.workspace_name}: give the number that step 1 printed"
+        )
+    if not unseen:
+        print(f"{f'run {options.run}' if options.run else 'runs older than a day'}: nothing is left")
+    return unseen
 
 
 def command_line() -> argparse.Namespace:
@@ -82,6 +90,12 @@ def open_workspace(place: list[str] | None) -> MLClient:
 def wanted(run: str, options: argparse.Namespace) -> bool:
     """Say whether a run is the given one or, if none is given, older than a day; its id is its time."""
     return run == options.run if options.run else run.isdigit() and int(run) < time.time() - DAY
+
+
+def known(workspace: MLClient, run: str) -> bool:
+    """Say whether a job, ended or not, or a cluster is the run's; else its id may be mistyped."""
+    things = [*workspace.jobs.list(), *workspace.compute.list()]
+    return run in {thing.tags["run_id"] for thing in ours(things)}
 
 
 def endpoints(workspace: MLClient) -> Iterator[Found]:
@@ -133,10 +147,6 @@ def archiver(workspace: MLClient, model) -> Callable[[], None]:
 
 def clean(found: list[Found], options: argparse.Namespace) -> int:
     """Show what was found, ask, remove; return the exit status."""
-    runs = f"run {options.run}" if options.run else "runs older than a day"
-    if not found:
-        print(f"{runs}: nothing is left")
-        return 0
     for one in found:
         print(f"run {one.run}: {one.what}, {one.state}")
     if not options.yes and not agreed(len(found)):

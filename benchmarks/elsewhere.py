@@ -1,0 +1,439 @@
+"""Run the main job in other surroundings than those it was made in; tell how it went and what it left.
+
+Each row runs `make run` in a fresh copy of the project. A surrounding is a few shell lines that end in the
+command, in a mount namespace of their own where they mount something, and some environment variables. A row
+that is not as it should be ends the program with status 1; one that this machine can't have says why. The
+table is kept in docs/elsewhere.md.
+"""
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import nbformat
+import pexpect
+import psutil
+from bs4 import BeautifulSoup
+
+from tools.sample.knowledge import read_fields
+
+ROOT = Path(__file__).parents[1]
+NOTEBOOK = "finetune_phi3_ultrachat.ipynb"
+KEPT = ROOT / "docs" / "elsewhere.md"
+MARK = "ELSEWHERE"  # an environment variable that tells what a row started
+BEGINS = "# the surrounding is made"
+PATIENCE = 300  # seconds for one row
+QUESTIONS = 11  # conversations of the held-out split that end with an answer
+RIGHT = 9  # of them, at least
+JOB = ["make", "run", f"PARAMETERS=-p compare_with_base True -p score_samples {QUESTIONS}"]
+
+PLAIN = 'exec "$@"'
+MOUNT = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
+PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy")
+DEAD = "http://127.0.0.1:9"  # nobody listens there
+
+
+@dataclass(frozen=True)
+class Surrounding:
+    """Where the main job runs, and what it has to come to there."""
+
+    name: str
+    variables: dict[str, str] = field(default_factory=dict)  # {folder} stands for the row's own folder
+    shell: str = PLAIN  # with the project as working directory; "$@" is the job
+    mounts: bool = False  # the shell lines mount something
+    project: str = "project"  # the name of the folder
+    git: bool = True
+    columns: int = 0  # of the terminal; 0 for no terminal
+    interrupt: str = ""  # Ctrl-C when this pattern is printed
+    refuses: str = ""  # the job can't succeed; a pattern of the sentence that it ends with
+    seconds: float = 60  # at most
+
+
+@dataclass
+class Row:
+    """What a run came to."""
+
+    name: str
+    status: int | None = None  # the exit status, None where the surrounding can't be had
+    seconds: float = 0.0
+    right: int | None = None
+    left: list[str] = field(default_factory=list)
+    reads: str = ""  # the sentence of a job that can't succeed, or why the row was not tried
+    deviations: list[str] = field(default_factory=list)
+
+
+def without_bf16(flags: str) -> str:
+    """Return the shell lines that give the processor other flags."""
+    show = f"sed -E '/^flags/s/ (avx512|avx|amx)_bf16//g; /^flags/s/$/{flags}/' /proc/cpuinfo"
+    return f'{show} > cpuinfo; mount --bind cpuinfo /proc/cpuinfo; exec "$@"'
+
+
+ONE_CORE = """\
+first=$(sed -nE 's/^Cpus_allowed_list:[^0-9]*([0-9]+).*/\\1/p' /proc/self/status)
+exec taskset --cpu-list "$first" "$@"
+"""
+LITTLE_MEMORY = """\
+parent=$(sed -n 's|^[0-9]*:memory:|/sys/fs/cgroup/memory|p' /proc/self/cgroup)
+if [ -z "$parent" ]; then
+    exec systemd-run --quiet --scope --property MemoryMax=3G --property MemorySwapMax=0 "$@"
+fi
+group=$parent/elsewhere-$$
+mkdir "$group"
+echo 3G > "$group/memory.limit_in_bytes"
+echo $$ > "$group/cgroup.procs"
+status=0
+"$@" || status=$?
+echo $$ > "$parent/cgroup.procs"
+rmdir "$group"
+exit $status
+"""
+NOBODY = """\
+as_nobody() { setpriv --reuid 65534 --regid 65534 --clear-groups "$@"; }
+base=$(.venv/bin/python -c 'import sys; print(sys.base_prefix)')
+if ! as_nobody test -x "$base/bin"; then  # Python lies in a folder of root's: show nothing else of that
+    closed=$base
+    while [ "$(dirname "$closed")" != / ]; do closed=$(dirname "$closed"); done
+    mkdir ../base
+    mount --bind "$base" ../base
+    mount -t tmpfs -o mode=755 tmpfs "$closed"
+    mkdir -p "$base"
+    mount --bind ../base "$base"
+fi
+chown -R 65534:65534 .
+umask 077
+exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
+"""
+FULL_DISK = """\
+mkdir -p runs after
+mount -t tmpfs -o size=48m tmpfs runs
+mkdir runs/tmp
+status=0
+TMPDIR=$PWD/runs/tmp "$@" || status=$?
+cp -r runs/. after
+umount runs
+mv after/* runs
+exit $status
+"""
+SURROUNDINGS = [
+    Surrounding("nothing changed, no terminal"),
+    Surrounding("a processor without bf16", shell=without_bf16(""), mounts=True),
+    Surrounding("a processor with bf16", shell=without_bf16(" avx512_bf16"), mounts=True),
+    Surrounding("one core", shell=ONE_CORE, seconds=120),
+    Surrounding("3 GB of memory", shell=LITTLE_MEMORY),
+    Surrounding(
+        "dead proxies",
+        {name: DEAD for proxy in PROXIES for name in (proxy, proxy.upper())}
+        | {"no_proxy": "", "NO_PROXY": ""},
+    ),
+    Surrounding("LC_ALL=C, PYTHONUTF8=0", {"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"}),
+    Surrounding("a folder with a space and an umlaut", project="Grüne Wiese"),
+    Surrounding(
+        "another user than root, umask 077, HOME can't be written", {"HOME": "/"}, shell=NOBODY, mounts=True
+    ),
+    Surrounding(
+        "another TMPDIR",
+        {"TMPDIR": "{folder}/a place for temporary files, with a long name and with umlauts: äöü"},
+        shell='mkdir "$TMPDIR"; exec "$@"',
+    ),
+    Surrounding("a far time zone", {"TZ": "Pacific/Kiritimati"}),
+    Surrounding("a terminal of 80 columns", columns=80),
+    Surrounding("a clone without .git", git=False),
+    Surrounding(
+        "variables of another Azure login",
+        {
+            "AZURE_CLIENT_ID": "11111111-1111-1111-1111-111111111111",
+            "AZURE_TENANT_ID": "22222222-2222-2222-2222-222222222222",
+            "AZURE_CLIENT_SECRET": "not-a-secret",
+            "AZURE_USERNAME": "somebody",
+            "AZURE_PASSWORD": "not-a-secret",
+            "AZURE_AUTHORITY_HOST": "https://login.invalid",
+            "AZURE_FEDERATED_TOKEN_FILE": "/nonexistent/token",
+            "AZURE_TOKEN_CREDENTIALS": "AzureCliCredential",
+            "AZURE_POD_IDENTITY_AUTHORITY_HOST": "http://127.0.0.1:9",
+            "AZUREML_CURRENT_CLOUD": "AzureChinaCloud",
+            "AZUREML_ARM_SUBSCRIPTION": "33333333-3333-3333-3333-333333333333",
+            "AZUREML_ARM_RESOURCEGROUP": "theirs",
+            "AZUREML_ARM_WORKSPACE_NAME": "theirs",
+            "IDENTITY_ENDPOINT": "http://127.0.0.1:9",
+            "IDENTITY_HEADER": "theirs",
+            "IDENTITY_SERVER_THUMBPRINT": "theirs",
+            "IMDS_ENDPOINT": "http://127.0.0.1:9",
+            "MSI_ENDPOINT": "http://127.0.0.1:9",
+            "MSI_SECRET": "theirs",
+        },
+    ),
+    Surrounding(
+        "variables of another MLflow server",
+        {
+            "MLFLOW_TRACKING_URI": DEAD,
+            "MLFLOW_REGISTRY_URI": DEAD,
+            "MLFLOW_ARTIFACTS_DESTINATION": "/nonexistent",
+            "MLFLOW_TRACKING_USERNAME": "somebody",
+            "MLFLOW_TRACKING_PASSWORD": "not-a-secret",
+            "MLFLOW_TRACKING_TOKEN": "not-a-token",
+            "MLFLOW_TRACKING_SERVER_CERT_PATH": "/nonexistent",
+            "MLFLOW_EXPERIMENT_NAME": "theirs",
+            "MLFLOW_EXPERIMENT_ID": "17",
+            "MLFLOW_RUN_ID": "0123456789abcdef0123456789abcdef",
+        },
+    ),
+    Surrounding(
+        "variables of an offline hub",
+        {
+            "HF_ENDPOINT": DEAD,
+            "HF_HUB_OFFLINE": "1",
+            "HF_DATASETS_OFFLINE": "1",
+            "TRANSFORMERS_OFFLINE": "1",
+            "HF_HOME": "/nonexistent",
+            "HF_HUB_CACHE": "/nonexistent",
+            "HF_DATASETS_CACHE": "/nonexistent",
+            "HF_TOKEN": "not-a-token",
+        },
+    ),
+    Surrounding(
+        "variables of another Python",
+        {
+            "PYTHONPATH": "{folder}/python",
+            "PYTHONSTARTUP": "{folder}/python/yaml.py",
+            "CONDA_PREFIX": "/nonexistent",
+            "CONDA_DEFAULT_ENV": "theirs",
+            "CONDA_PYTHON_EXE": "/nonexistent/bin/python",
+            "VIRTUAL_ENV": "/nonexistent",
+        },
+        shell="mkdir ../python; echo 'raise ImportError(\"of another Python\")' | "
+        'tee ../python/yaml.py ../python/psutil.py ../python/pandas.py > /dev/null; exec "$@"',
+    ),
+    Surrounding("a full disk", shell=FULL_DISK, mounts=True, refuses="No space left on device"),
+    Surrounding(
+        "Ctrl-C at the terminal", columns=80, interrupt="chat_completion_finetune", refuses="interrupted"
+    ),
+]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("only", nargs="*", metavar="ROW", help="as --list names them; all by default")
+    parser.add_argument("--list", action="store_true", help="name the rows")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the projects and the logs there")
+    options = parser.parse_args()
+    known = {surrounding.name: surrounding for surrounding in SURROUNDINGS}
+    if unknown := sorted(set(options.only) - set(known)):
+        parser.error(f"no row {unknown[0]!r}; there is: {', '.join(known)}")
+    if options.list:
+        print("\n".join(known))
+        return 0
+    began = time.monotonic()
+    rows = [try_in(known[name], options.keep) for name in options.only or known]
+    took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s, on {psutil.cpu_count()} cores"
+    print(show(rows), took, sep="\n")
+    if not options.only:
+        KEPT.write_text(f"{INTRODUCTION}\n{show(rows)}\n{took}.\n")
+    deviations = [f"{row.name}: {deviation}" for row in rows for deviation in row.deviations]
+    untried = [f"{row.name}: not tried" for row in rows if row.status is None]
+    print("\n".join(deviations + untried) or "every row is as it should be")
+    return 1 if deviations else 0
+
+
+def try_in(surrounding: Surrounding, kept: Path | None = None, job: list[str] = JOB) -> Row:
+    """Return the row of a surrounding, and say how it went."""
+    folder = Path(tempfile.mkdtemp(prefix="elsewhere-", dir=kept))
+    folder.chmod(0o755)  # another user reads it too
+    try:
+        row = follow(surrounding, folder, job)
+    finally:
+        if not kept:
+            shutil.rmtree(folder)
+    verdict = "; ".join(row.deviations) or ("not tried" if row.status is None else "as it should be")
+    print(f"{row.name}: {row.seconds:.0f} s, {verdict}", file=sys.stderr)
+    return row
+
+
+def follow(surrounding: Surrounding, folder: Path, job: list[str]) -> Row:
+    """Return the row of a job in its surrounding."""
+    project, row = copy_of_project(folder / surrounding.project, surrounding.git), Row(surrounding.name)
+    began = time.monotonic()
+    status = execute(surrounding, project, folder / "log.txt", job)
+    row.seconds = time.monotonic() - began
+    row.left = survivors(folder)
+    said = (folder / "log.txt").read_text(errors="replace")
+    lines = [line for line in said.splitlines() if line.strip()]
+    if BEGINS not in lines:
+        row.reads = (lines or ["no privilege"])[-1]
+        return row
+    row.status = status
+    row.right = answered_right(project)
+    row.deviations = compare(surrounding, row, lines) + half_written(project)
+    return row
+
+
+def copy_of_project(project: Path, git: bool) -> Path:
+    """Return a copy of this project's files as they are, with this project's environment."""
+    if git:
+        subprocess.run(["git", "clone", "--quiet", ROOT, project], check=True)
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
+    for name in filter(None, tracked.stdout.split("\0")):
+        (project / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy2(ROOT / name, project / name)  # with its time: the environment is not stale
+    (project / ".venv").symlink_to((ROOT / ".venv").resolve())
+    return project
+
+
+def execute(surrounding: Surrounding, project: Path, log: Path, job: list[str]) -> int:
+    """Return the exit status of a job in its surrounding."""
+    folder = str(log.parent)
+    own = {name: value.format(folder=folder) for name, value in surrounding.variables.items()}
+    environment = {**os.environ, MARK: folder, **own}
+    lines = ["set -e", surrounding.shell]
+    started = ["bash", "-c", 'echo "$0"; exec "$@"', BEGINS, *job]
+    command = [*(MOUNT if surrounding.mounts else []), "bash", "-c", "\n".join(lines), "bash", *started]
+    try:
+        with log.open("w") as written:
+            if surrounding.columns:
+                return at_terminal(surrounding, command, project, environment, written)
+            plain = {"stdin": subprocess.DEVNULL, "stdout": written, "stderr": written}
+            return subprocess.run(
+                command, cwd=project, env=environment, timeout=PATIENCE, start_new_session=True, **plain
+            ).returncode
+    except (subprocess.TimeoutExpired, pexpect.TIMEOUT):
+        for process in started_by(log.parent):
+            with suppress(psutil.Error):
+                process.kill()
+        return -9
+
+
+def at_terminal(surrounding: Surrounding, command: list[str], project: Path, environment: dict, log) -> int:
+    """Return the exit status of a command at a terminal, where somebody may press Ctrl-C."""
+    terminal = pexpect.spawn(
+        command[0],
+        command[1:],
+        cwd=project,
+        env=environment,
+        timeout=PATIENCE,
+        dimensions=(24, surrounding.columns),
+        encoding="utf-8",
+        codec_errors="replace",
+    )
+    terminal.logfile_read = log
+    if surrounding.interrupt:
+        terminal.expect([surrounding.interrupt, pexpect.EOF])
+        terminal.sendintr()
+    terminal.expect(pexpect.EOF)
+    terminal.close()
+    return -terminal.signalstatus if terminal.exitstatus is None else terminal.exitstatus
+
+
+def survivors(folder: Path, seconds: float = 10) -> list[str]:
+    """Return a line for each process of a row that lives on for `seconds`, and end it."""
+    until = time.monotonic() + seconds
+    while (alive := started_by(folder)) and time.monotonic() < until:
+        time.sleep(0.2)
+    lines = []
+    for process in alive:
+        with suppress(psutil.Error):
+            ports = [c.laddr.port for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
+            listens = f", listening at {', '.join(map(str, ports))}" if ports else ""
+            lines.append(" ".join(process.cmdline())[:100] + listens)
+            process.kill()
+    return lines
+
+
+def started_by(folder: Path) -> list[psutil.Process]:
+    """Return the processes that carry a row's mark."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error):  # gone meanwhile, or somebody else's
+            if process.environ().get(MARK) == str(folder):
+                found.append(process)
+    return found
+
+
+def answered_right(project: Path) -> int | None:
+    """Return how many answers of step 8 hold all facts of the ground truth; None without step 8."""
+    known = {
+        sentence
+        for knowledge in read_fields()
+        for subject in knowledge.subjects
+        for fact in subject.facts.values()
+        for sentence in (fact.sentence, fact.detail)
+    }
+    for notebook in project.glob(f"runs/*/{NOTEBOOK}"):
+        for cell in nbformat.read(notebook, as_version=4).cells:
+            for output in cell.get("outputs", []):
+                table = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser")
+                rows = [[cell.text for cell in line.find_all(["th", "td"])] for line in table.find_all("tr")]
+                if rows and "ground truth" in rows[0]:
+                    truth = rows[0].index("ground truth")
+                    needed = [[fact for fact in known if fact in row[truth]] for row in rows[1:]]
+                    return sum(
+                        bool(facts) and all(fact in row[-1] for fact in facts)
+                        for facts, row in zip(needed, rows[1:], strict=True)
+                    )
+    return None
+
+
+def half_written(project: Path) -> list[str]:
+    """Return a line for each file of the run that can't be read."""
+    lines = []
+    for file in (project / "runs").rglob("*"):
+        try:
+            if file.suffix in (".ipynb", ".json"):
+                json.loads(file.read_text("utf-8"))
+            elif file.suffix == ".jsonl":
+                [json.loads(line) for line in file.read_text("utf-8").splitlines()]
+        except ValueError:
+            lines.append(f"half-written: {file.name}")
+    return lines
+
+
+def compare(surrounding: Surrounding, row: Row, lines: list[str]) -> list[str]:
+    """Return where a row is not what its surrounding has to come to."""
+    wrong = []
+    if surrounding.refuses:
+        row.reads = next((line for line in lines if surrounding.refuses in line), "")
+        wrong += [] if row.reads else [f"{surrounding.refuses!r} is not said: {lines[-1]}"]
+    elif row.right is None or row.right < RIGHT:
+        wrong.append(f"{row.right} questions are answered right")
+    if (row.status == 0) == bool(surrounding.refuses):
+        wrong.append(f"exit status {row.status}, {lines[-1]}")
+    if row.seconds > surrounding.seconds:
+        wrong.append(f"{row.seconds:.0f} s")
+    if tracebacks := sum("Traceback" in line for line in lines):
+        wrong.append(f"{tracebacks} tracebacks")
+    return wrong + [f"left running: {line}" for line in row.left]
+
+
+def show(rows: list[Row]) -> str:
+    """Return the table in Markdown."""
+    head = "| where | exit status | seconds | answered right | left running | what you read |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *map(line_of, rows)]) + "\n"
+
+
+def line_of(row: Row) -> str:
+    if row.status is None:
+        cells = ["not tried", "", "", "", row.reads]
+    else:
+        right = "-" if row.right is None else f"{row.right} of {QUESTIONS}"
+        cells = [str(row.status), f"{row.seconds:.0f}", right, "; ".join(row.left) or "nothing", row.reads]
+    return " | ".join(["", row.name, *(cell.replace("|", "\\|") for cell in cells), ""]).strip()
+
+
+INTRODUCTION = """\
+# The main job on other machines
+
+Made by `make elsewhere`, which runs `make run` once in each of these surroundings, one after the other, and
+stops with an error where a line is not as it should be: 60 seconds at most, 120 on one core; the held-out
+questions of step 8 answered right; no process left; where the job can't succeed, one sentence, an exit
+status that is not 0, and nothing half-written.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

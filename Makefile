@@ -43,7 +43,7 @@ run: .venv/installed ## Execute the notebook on the stand-in; PARAMETERS="-p dat
 lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the stand-in; LAB_OPTIONS adds options
 	@$(make_run_folder); cp $(notebook) $$folder/; \
 	echo "Your copy of the notebook: $$folder/$(notebook)"; \
-	$(python) -m local_azureml run -- $(python) -m jupyterlab $(LAB_OPTIONS) $$folder/$(notebook)
+	exec $(python) -m local_azureml run -- $(python) -m jupyterlab $(LAB_OPTIONS) $$folder/$(notebook)
 
 .PHONY: test
 test: .venv/installed ## Run the tests

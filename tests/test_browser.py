@@ -1,9 +1,11 @@
 """The notebook in JupyterLab as a person runs it: opened in a real browser, all cells by the menu."""
 
+import os
+import re
 import shutil
+import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,33 +39,40 @@ SWITCHES = [
 pytestmark = pytest.mark.skipif(not (CHROMIUM and DRIVER), reason="needs Chromium and its driver on the path")
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory) -> Path:
-    """A folder with what a clone of the repository holds and the notebook needs."""
-    place = tmp_path_factory.mktemp("clone")
-    for name in (NOTEBOOK, "download-dataset.py"):
-        shutil.copy(ROOT / name, place)
-    return place
+@pytest.fixture(scope="module", autouse=True)
+def published() -> bytes:
+    """The notebook as it was before the tests."""
+    return (ROOT / NOTEBOOK).read_bytes()
 
 
 @pytest.fixture(scope="module")
-def lab(folder: Path) -> Iterator[httpx.URL]:
-    """The address of a JupyterLab that was started against the stand-in, in that folder."""
+def log(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("lab") / "log"
+
+
+@pytest.fixture(scope="module")
+def lab(log: Path) -> Iterator[httpx.URL]:
+    """The address of the JupyterLab that `make lab` started."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    command = [sys.executable, "-m", "local_azureml", "run", "--", sys.executable, "-m", "jupyterlab"]
-    command += ["--no-browser", "--allow-root", f"--port={port}", "--IdentityProvider.token=opened-by-a-test"]
+    options = f"--no-browser --allow-root --port={port} --IdentityProvider.token=opened-by-a-test"
     address = httpx.URL(f"http://localhost:{port}/?token=opened-by-a-test")
-    with (folder / "jupyterlab.log").open("wb") as log:
-        command += [f"--ServerApp.root_dir={folder}"]
-        process = subprocess.Popen(command, cwd=ROOT, stdout=log, stderr=log)
+    with log.open("wb") as opened:
+        command = ["make", "lab", f"LAB_OPTIONS={options}"]
+        process = subprocess.Popen(command, cwd=ROOT, stdout=opened, stderr=opened, start_new_session=True)
     try:
         wait_for(lambda: answers(address), "JupyterLab", 120)
         yield address
     finally:
-        process.terminate()
+        os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
+
+
+@pytest.fixture(scope="module")
+def copy(lab: httpx.URL, log: Path) -> Path:
+    """The notebook that `make lab` opened."""
+    return ROOT / re.search(r"^Your copy of the notebook: (.+)$", log.read_text(), re.M)[1]
 
 
 def answers(address: httpx.URL) -> bool:
@@ -114,17 +123,17 @@ def choose(browser: webdriver.Chrome, *path: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def executed(lab: httpx.URL, browser: webdriver.Chrome, folder: Path) -> nbformat.NotebookNode:
+def executed(lab: httpx.URL, browser: webdriver.Chrome, copy: Path) -> nbformat.NotebookNode:
     """The notebook after "Run All", saved by the browser, which still shows it."""
-    browser.get(str(lab.join(f"/lab/tree/{NOTEBOOK}").copy_merge_params(lab.params)))
+    browser.get(str(lab.join(f"/lab/tree/{copy.relative_to(ROOT)}").copy_merge_params(lab.params)))
     find(browser, ".jp-KernelName", "Python 3")
     wait_for(lambda: states(lab) == ["idle"], "a kernel that is ready", 60)
     choose(browser, "Run", "Run All Cells")
     wait_for(lambda: states(lab) == ["busy"], "a kernel that works", 60)
     wait_for(lambda: is_idle_for(lab, 3), "the end of the run", 600)
     choose(browser, "File", "Save Notebook")
-    wait_for(lambda: last_output(folder), "the saved notebook", 60)
-    return nbformat.read(folder / NOTEBOOK, as_version=4)
+    wait_for(lambda: last_output(copy), "the saved notebook", 60)
+    return nbformat.read(copy, as_version=4)
 
 
 def states(lab: httpx.URL) -> list[str]:
@@ -144,9 +153,9 @@ def is_idle_for(lab: httpx.URL, seconds: int) -> bool:
     return idle
 
 
-def last_output(folder: Path) -> str:
+def last_output(notebook: Path) -> str:
     """Return the text that the notebook's last cell printed."""
-    last = nbformat.read(folder / NOTEBOOK, as_version=4).cells[-1]
+    last = nbformat.read(notebook, as_version=4).cells[-1]
     return "".join(output.get("text", "") for output in last.outputs)
 
 
@@ -168,10 +177,14 @@ return Math.max(...both) / Math.min(...both);
 """
 
 
-def test_run_all_runs_every_cell_to_the_last(executed, folder):
+def test_run_all_runs_every_cell_to_the_last(executed):
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert last_output(folder).endswith("Nothing left running.\n")
+    assert "".join(output.text for output in code[-1].outputs).endswith("Nothing left running.\n")
+
+
+def test_run_all_leaves_the_published_notebook_as_it_is(published, executed):
+    assert (ROOT / NOTEBOOK).read_bytes() == published
 
 
 @pytest.mark.parametrize("theme", ["Light", "Dark"])

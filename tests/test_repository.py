@@ -1,5 +1,6 @@
 """What the repository says of itself: its README, its requirements, its workflow files."""
 
+import ast
 import json
 import re
 import runpy
@@ -16,6 +17,7 @@ from local_azureml.__main__ import parse
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "local_azureml" / "README.md"]
+PAGES += sorted((ROOT / "docs").glob("*.md"))
 TABLES = runpy.run_path(str(ROOT / "tools" / "refresh_pages.py"))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 MADE_BY_A_RUN = {
@@ -23,11 +25,11 @@ MADE_BY_A_RUN = {
     "out.ipynb",
     "sample_score.json",
     "my-conversations.jsonl",
-    "ultrachat_200k_dataset/last_job_WORKSPACE.txt",
-    "runs/browser",
+    "runs/",
 }
 SAID_BY_AZURE = {  # or by what runs there: what people search for, and nothing here can check
     "408",
+    "429",
     "AADSTS700024",
     "AuthorizationFailed",
     "AuthorizationPermissionMismatch",
@@ -66,19 +68,34 @@ def links(page: Path) -> list[str]:
     return re.findall(r"\]\(([^)\s]+)\)", text(page))
 
 
+def anchors(page: Path) -> set[str]:
+    """Return what GitHub calls the page's headings in a link."""
+    headings = re.findall("^#+ (.+)", text(page), re.M)
+    return {re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
+def leads_somewhere(page: Path, link: str) -> bool:
+    path, _, anchor = link.partition("#")
+    target = page.parent / path if path else page
+    return target.exists() and (not anchor or anchor in anchors(target))
+
+
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_link_into_the_repository_leads_somewhere(page):
-    anchors = {
-        re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-")
-        for title in re.findall("^#+ (.+)", text(page), re.M)
-    }
     inner = [link for link in links(page) if not link.startswith("https://")]
-    missing = [
-        link
-        for link in inner
-        if not (link[1:] in anchors if link.startswith("#") else (ROOT / link).exists())
-    ]
-    assert missing == []
+    assert [link for link in inner if not leads_somewhere(page, link)] == []
+
+
+def test_the_readme_is_a_page_and_leads_to_every_other_one():
+    readme = ROOT / "README.md"
+    linked = {(ROOT / link.partition("#")[0]).resolve() for link in links(readme) if "://" not in link}
+    assert len(text(readme).splitlines()) <= 160
+    assert set(PAGES) - linked == {readme}
+
+
+def test_no_line_is_told_twice():
+    told = [line for page in PAGES for line in text(page).splitlines() if len(line) > 60 and "|" not in line]
+    assert sorted({line for line in told if told.count(line) > 1}) == []
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
@@ -130,15 +147,21 @@ def test_the_table_of_steps_has_the_notebooks_headings():
     assert re.findall(r"^\| (\d\. [^|]+) \|", text(ROOT / "README.md"), re.M) == list(chain(*headings))
 
 
-def test_the_troubleshooting_quotes_what_the_notebook_and_the_stand_in_say():
-    section = text(ROOT / "README.md").partition("## Troubleshooting")[2].partition("\n## ")[0]
-    quoted = {
-        quote for row in re.findall(r"^\| ([^|]+) \|", section, re.M) for quote in re.findall("`(.+?)`", row)
-    }
-    said = "\n".join(
-        [cell.source for cell in notebook_cells()] + list(map(text, (ROOT / "local_azureml").rglob("*.py")))
-    )
-    assert {quote for quote in quoted if quote not in said} <= SAID_BY_AZURE
+def sentences() -> str:
+    """Return the texts in the code of the notebook, of what lies beside it and of the stand-in."""
+    sources = [cell.source for cell in notebook_cells() if cell.cell_type == "code"]
+    sources += map(text, [*ROOT.glob("*.py"), *(ROOT / "local_azureml").rglob("*.py")])
+    nodes = [node for source in sources for node in ast.walk(ast.parse(source))]
+    unsaid = {id(node.value) for node in nodes if isinstance(node, ast.Expr)}
+    said = [node.value for node in nodes if isinstance(node, ast.Constant) and id(node) not in unsaid]
+    return "\n".join(value for value in said if isinstance(value, str))
+
+
+def test_the_troubleshooting_quotes_what_is_said_here_or_by_azure():
+    rows = re.findall(r"^\| ([^|]+) \|", text(ROOT / "docs" / "troubleshooting.md"), re.M)
+    quoted, said = {quote for row in rows for quote in re.findall("`(.+?)`", row)}, sentences()
+    assert SAID_BY_AZURE - quoted == set()
+    assert {quote for quote in quoted if quote not in said} - SAID_BY_AZURE == set()
 
 
 def pins(python: str) -> dict[str, Requirement]:

@@ -8,9 +8,9 @@ import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from xml.etree import ElementTree
 
 import nbformat
+from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -19,11 +19,8 @@ from local_azureml import app  # noqa: E402
 from local_azureml.engine.chat_completion.inputs import USES  # noqa: E402
 from local_azureml.faults import FAULTS  # noqa: E402
 
-README, STAND_IN, CURVE = (
-    ROOT / "README.md",
-    ROOT / "local_azureml" / "README.md",
-    ROOT / "docs" / "loss-curve.png",
-)
+README, STAND_IN = ROOT / "README.md", ROOT / "local_azureml" / "README.md"
+PARAMETERS, CURVE = ROOT / "docs" / "parameters.md", ROOT / "docs" / "loss-curve.png"
 USED = "●"
 
 
@@ -42,11 +39,10 @@ def stored(cell: str, kind: str) -> str:
 
 def answers() -> list[list[str]]:
     """Return the rows of step 8's table: its heads, then each prompt with truth and answer."""
-    page = stored("score", "text/html")
-    rows = ElementTree.fromstring(page[page.index("<table") : page.index("</table>") + 8]).iter("tr")
-    return [
-        [(cell.text or "").replace("\n", " ").replace("|", "\\|") for cell in list(row)[1:]] for row in rows
-    ]
+    heads, *rows = BeautifulSoup(stored("score", "text/html"), "html.parser").find_all("tr")
+    texts = [row.find_all("td") for row in rows]
+    texts.insert(0, heads.find_all("th")[-len(texts[0]) :])  # without the row's number
+    return [[cell.get_text(" ", strip=True).replace("|", "\\|") for cell in row] for row in texts]
 
 
 def parameters() -> Iterator[tuple[str, str, str]]:
@@ -106,14 +102,17 @@ def operation_table(marked: set[tuple[str, str]]) -> str:
 
 def pages() -> dict[Path, str]:
     """Return the pages as they should be."""
-    readme, stand_in = README.read_text(encoding="utf-8"), STAND_IN.read_text(encoding="utf-8")
+    readme, parameters, stand_in = (page.read_text("utf-8") for page in (README, PARAMETERS, STAND_IN))
     inputs = (f"| `{name}` | {use} |" for name, use in USES.items())
     faults = (f"| `{name}` | {meaning} |" for name, (meaning, _) in FAULTS.items())
     stand_in = with_table(stand_in, operation_table(used(stand_in)))
     stand_in = with_table(stand_in, table("| input | here |", inputs))
     stand_in = with_table(stand_in, table("| fault | what happens |", faults))
-    readme = with_table(with_table(readme, parameter_table()), answer_table())
-    return {README: readme, STAND_IN: stand_in}
+    return {
+        README: with_table(readme, answer_table()),
+        PARAMETERS: with_table(parameters, parameter_table()),
+        STAND_IN: stand_in,
+    }
 
 
 def curve() -> bytes:
@@ -124,7 +123,10 @@ def curve() -> bytes:
 def with_table(page: str, table: str) -> str:
     """Return the page with `table` in the place of the table whose head begins with the same two words."""
     head = re.escape("|".join(table.split("|")[:3]))
-    return re.sub(rf"^{head}\|.*\n(\|.*\n)+", lambda _: f"{table}\n", page, flags=re.M)
+    page, count = re.subn(rf"^{head}\|.*\n(\|.*\n)+", lambda _: f"{table}\n", page, flags=re.M)
+    if count != 1:
+        raise LookupError(f"{count} tables begin with {'|'.join(table.split('|')[:3])} |: one is needed")
+    return page
 
 
 if __name__ == "__main__":

@@ -177,10 +177,10 @@ return Math.max(...both) / Math.min(...both);
 """
 
 
-def test_run_all_runs_every_cell_to_the_last(executed):
+def test_run_all_runs_every_cell_to_the_last(executed, copy):
     code = [cell for cell in executed.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in code] == list(range(1, len(code) + 1))
-    assert "".join(output.text for output in code[-1].outputs).endswith("Nothing left running.\n")
+    assert last_output(copy).endswith("Nothing left running.\n")
 
 
 def test_run_all_leaves_the_published_notebook_as_it_is(published, executed):

@@ -11,7 +11,7 @@ python := .venv/bin/python
 notebook := finetune_phi3_ultrachat.ipynb
 requirements := requirements.txt requirements-local.txt
 schema := .venv/bin/check-jsonschema --builtin-schema
-beside_notebook := download-dataset.py
+beside_notebook := $(wildcard *.py)  # the programs that its cells call
 make_run_folder = set -e; folder=runs/$(shell date +%Y-%m-%dT%H-%M-%S); mkdir -p $$folder; cp $(beside_notebook) $$folder/
 # azureml-mlflow 1.62 would hold mlflow at 3.15 and pandas at 2; jsonschema 4.25 builds a grammar of addresses each
 # time it is imported, so that every kernel would start 1.5 s later

@@ -34,7 +34,8 @@ WAITING = re.compile(r"[.\s]*")  # the SDK prints a dot for each time that it as
 def execute(notebook: Path) -> nbformat.NotebookNode:
     """Return the notebook as it is after a run on a stand-in of its own, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
-        shutil.copy(ROOT / "download-dataset.py", folder)
+        for program in ROOT.glob("*.py"):  # that the cells call
+            shutil.copy(program, folder)
         executed = Path(folder, "executed.ipynb")
         papermill = [sys.executable, "-m", "papermill", notebook.resolve(), executed, "--cwd", folder]
         subprocess.run([sys.executable, "-m", "local_azureml", "run", "--", *papermill], cwd=ROOT, check=True)

@@ -27,7 +27,7 @@ install: .venv/installed ## Make the environment in .venv; the other targets do 
 .venv/installed: $(requirements) $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "$(PYTHON) is Python %d.%d, and 3.10 or later is needed: make PYTHON=/path/to/python3.12" % sys.version_info[:2])'
 	@test -x $(python) || $(PYTHON) -m venv .venv
-	$(python) -m pip install --disable-pip-version-check $(requirements:%=-r %) -c $(CONSTRAINTS)
+	$(python) tools/install.py $(requirements:%=-r %) -c $(CONSTRAINTS)
 	@touch $@
 
 .PHONY: run

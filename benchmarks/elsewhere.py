@@ -33,7 +33,12 @@ BEGINS = "# the surrounding is made"
 PATIENCE = 300  # seconds for one row
 QUESTIONS = 11  # conversations of the held-out split that end with an answer
 RIGHT = 9  # of them, at least
-JOB = ["make", "run", f"PARAMETERS=-p compare_with_base True -p score_samples {QUESTIONS}"]
+JOB = [
+    "make",
+    "--old-file=.venv/installed",
+    "run",
+    f"PARAMETERS=-p compare_with_base True -p score_samples {QUESTIONS}",
+]
 
 PLAIN = 'exec "$@"'
 MOUNT = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
@@ -213,7 +218,10 @@ SURROUNDINGS = [
     ),
     Surrounding("a full disk", shell=FULL_DISK, mounts=True, refuses="No space left on device"),
     Surrounding(
-        "Ctrl-C at the terminal", columns=80, interrupt="chat_completion_finetune", refuses="interrupted"
+        "Ctrl-C at the terminal",
+        columns=80,
+        interrupt="Streaming chat_completion",
+        refuses="Interrupted in step",
     ),
 ]
 
@@ -281,7 +289,7 @@ def copy_of_project(project: Path, git: bool) -> Path:
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
     for name in filter(None, tracked.stdout.split("\0")):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
-        shutil.copy2(ROOT / name, project / name)  # with its time: the environment is not stale
+        shutil.copy(ROOT / name, project / name)  # what is not committed is tried too
     (project / ".venv").symlink_to((ROOT / ".venv").resolve())
     return project
 

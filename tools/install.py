@@ -1,0 +1,68 @@
+"""Installs what pip's arguments name into the running Python's environment: with uv, or else with pip.
+
+uv is several times faster, but reads none of pip's settings, so pip's sources of packages are handed to it:
+else it could fetch another build of torch than pip, with gigabytes of CUDA. Where pip is set to anything that
+has no counterpart here, and where uv can't be had, pip does the work.
+
+python tools/install.py -r requirements.txt -c constraints.txt
+"""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+SOURCES = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
+VARIABLES = {"cert": "SSL_CERT_FILE", "default-timeout": "UV_HTTP_TIMEOUT", "no-cache-dir": "UV_NO_CACHE"}
+NOT_NEEDED = {"disable-pip-version-check", "cache-dir", "progress-bar", "no-input", "root-user-action"}
+
+
+def read_settings() -> dict[str, str]:
+    """Return pip's settings by name, as its files and the environment give them to `pip install`."""
+    listed = subprocess.run([*PIP, "config", "list"], check=True, capture_output=True, text=True).stdout
+    found = dict(line.split("=", 1) for line in listed.splitlines())
+    settings = {}
+    for section in ("global", "install", ":env:"):  # a later one wins
+        for name, value in found.items():
+            if name.startswith(f"{section}."):
+                settings[name.removeprefix(f"{section}.")] = ast.literal_eval(value)
+    return settings
+
+
+def find_uv() -> str | None:
+    """Return the path of uv, installed where there is none; None where it can't be had."""
+    own = Path(sys.executable).with_name("uv")
+    if found := shutil.which("uv"):
+        return found
+    if not own.exists():
+        subprocess.run([*PIP, "install", "--quiet", "uv"], stderr=subprocess.DEVNULL)
+    return str(own) if own.exists() else None
+
+
+def install_with_uv(uv: str, settings: dict[str, str], arguments: list[str]) -> int:
+    """Return uv's exit status; it takes its packages from where pip would, and of each what pip would."""
+    command = [uv, "pip", "install", "--python", sys.executable, "--index-strategy", "unsafe-best-match"]
+    for name, option in SOURCES.items():
+        for place in settings.get(name, "").split():
+            command += [option, place]
+    if sys.dont_write_bytecode:  # else each module is compiled when it is first imported, few of them
+        command += ["--compile-bytecode"]
+    variables = {variable: settings[name] for name, variable in VARIABLES.items() if name in settings}
+    return subprocess.run([*command, *arguments], env={**os.environ, **variables}).returncode
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit status of the installer."""
+    settings = read_settings()
+    if settings.keys() <= SOURCES.keys() | VARIABLES.keys() | NOT_NEEDED and (uv := find_uv()):
+        if install_with_uv(uv, settings, arguments) == 0:
+            return 0
+        print("uv did not succeed: pip tries the same", file=sys.stderr)
+    return subprocess.run([*PIP, "install", *arguments]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -48,7 +48,7 @@ def stopped(tmp_path_factory) -> subprocess.CompletedProcess:
 
 def test_the_last_line_is_why_it_stopped_and_the_status_is_1(stopped):
     last = stopped.stdout.splitlines()[-1]
-    assert (last, stopped.returncode) == ("Stopped in step 2. Step: RuntimeError: no quota", 1)
+    assert (last, stopped.returncode) == ("2. Step stopped: RuntimeError: no quota", 1)
     assert "Traceback" not in stopped.stdout + stopped.stderr
 
 
@@ -67,7 +67,7 @@ def test_tables_are_wrapped_at_80_columns_and_nothing_of_them_is_cut(stopped):
 def test_a_kernel_that_dies_is_named_with_its_step_and_papermills_status(tmp_path):
     ended = execute(write(tmp_path, "import os; os._exit(1)"))
     assert (ended.returncode, "Traceback" in ended.stderr) == (138, False)
-    assert ended.stderr.endswith("Error: the kernel died in step 1. Step\n")
+    assert ended.stderr.endswith("Error: the kernel died in 1. Step\n")
 
 
 @pytest.mark.parametrize("options", [["--nonsense"], ["-y", "{"], ["-f", "nowhere.yaml"]])
@@ -85,5 +85,5 @@ def test_ctrl_c_interrupts_the_cell_and_ends_in_one_sentence(tmp_path):
         next(line for line in started.stdout if line == "waits\n")
         os.killpg(started.pid, signal.SIGINT)  # as a terminal does
         said = started.communicate(timeout=60)[0]
-    said, sentence = said.splitlines(), "Interrupted in step 1. Step: KeyboardInterrupt"
+    said, sentence = said.splitlines(), "1. Step was interrupted: KeyboardInterrupt"
     assert (started.returncode, said) == (130, ["tidied up", "", sentence])

@@ -95,7 +95,7 @@ class Engine(NBClientEngine):
         try:
             return cls.client.execute()
         except DeadKernelError:
-            error = click.ClickException(f"the kernel died in step {cls.client.heading}")
+            error = click.ClickException(f"the kernel died in {cls.client.heading}")
             error.exit_code = 138  # papermill's own
             raise error from None
 
@@ -108,15 +108,17 @@ def main() -> int:
     except click.ClickException as error:
         error.show()
         return error.exit_code
-    except (OSError, yaml.YAMLError) as error:
+    except (FileNotFoundError, yaml.YAMLError) as error:
         return stop(f"run_notebook.py: {error}", 2)
+    except OSError as error:  # a full disk
+        return stop(f"run_notebook.py: {error}", 1)
     except click.Abort:
-        return stop(f"Interrupted before step {Engine.client.heading}", 130)
+        return stop(f"{Engine.client.heading} was interrupted", 130)
     except PapermillExecutionError as error:
         step = Engine.client.heading
         if Engine.client.interrupted:
-            return stop(f"Interrupted in step {step}: {error.evalue or error.ename}", 130)
-        return stop(f"Stopped in step {step}: {error.ename}: {error.evalue}", 1)
+            return stop(f"{step} was interrupted: {error.evalue or error.ename}", 130)
+        return stop(f"{step} stopped: {error.ename}: {error.evalue}", 1)
 
 
 def stop(sentence: str, status: int) -> int:

@@ -125,7 +125,7 @@ def choose(browser: webdriver.Chrome, *path: str) -> None:
 @pytest.fixture(scope="module")
 def executed(lab: httpx.URL, browser: webdriver.Chrome, copy: Path) -> nbformat.NotebookNode:
     """The notebook after "Run All", saved by the browser, which still shows it."""
-    browser.get(str(lab.join(f"/lab/tree/{copy.relative_to(ROOT)}").copy_merge_params(lab.params)))
+    browser.get(str(lab.join(f"/lab/tree/{copy.name}").copy_merge_params(lab.params)))
     find(browser, ".jp-KernelName", "Python 3")
     wait_for(lambda: states(lab) == ["idle"], "a kernel that is ready", 60)
     choose(browser, "Run", "Run All Cells")

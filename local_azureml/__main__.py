@@ -142,7 +142,6 @@ class Server:
         settings = uvicorn.Config(self.app, log_level="warning", lifespan="off", **tls, **waits)
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
-        self._warming: threading.Thread | None = None
 
     def __enter__(self) -> "Server":
         self._thread.start()
@@ -153,16 +152,14 @@ class Server:
     def warm(self) -> "Server":
         """Begin to import, behind the scenes, what the first job will need, and return this server."""
         processes.warm()
-        self._warming = threading.Thread(target=self.app.state.tracking.load)
-        self._warming.start()
+        self.app.state.tracking.warm()
         return self
 
     def __exit__(self, *_) -> None:
         self.summary = summary(self.app)
-        if self._warming:
-            self._warming.join()
         self.app.state.jobs.stop()
         self.app.state.deployments.stop()
+        self.app.state.tracking.close()
         for connection in list(self._server.server_state.connections):  # which clients keep open, idle
             connection.loop.call_soon_threadsafe(connection.transport.abort)
         self._server.should_exit = self._server.force_exit = True

@@ -121,6 +121,18 @@ def test_ctrl_c_while_libraries_are_still_imported_shows_no_traceback(tmp_path):
     assert (served.returncode, said) == (0, "billed: nothing\nstill running: nothing\n")
 
 
+def test_a_stop_does_not_wait_for_an_import(tmp_path):
+    (tmp_path / "mlflow.py").write_text("import time; time.sleep(600)")
+    command = [*PROGRAM, "serve", "--data-dir", tmp_path / "cloud"]
+    search = os.pathsep.join([str(tmp_path), str(ROOT)])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": search}, **pipes) as served:
+        next(line for line in served.stdout if line.startswith("# ready"))
+        served.terminate()
+        said = served.communicate(timeout=60)[1]
+    assert (served.returncode, said) == (0, "billed: nothing\nstill running: nothing\n")
+
+
 def test_help_names_both_commands_and_shows_examples(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])

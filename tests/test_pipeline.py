@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import struct
 import subprocess
 import sys
 import time
@@ -21,6 +20,8 @@ from tiny_run import Run, child
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import STEPS
 from local_azureml.engine.chat_completion.inputs import USES, interface
+
+PLAYED = "LOCAL_AZUREML_MACHINE"
 
 VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
 ROOT = Path(__file__).parents[1]
@@ -186,22 +187,10 @@ def test_a_cut_off_weight_file_is_refused(tmp_path, base, rows):
 
 
 def test_a_model_that_does_not_fit_is_refused_with_figures_before_it_is_loaded(tmp_path, base, rows):
-    size = 1 << 41  # bytes, more than any machine that runs this has
-    header = json.dumps(
-        {
-            f"model.layers.{layer}.w": {
-                "dtype": "F32",
-                "shape": [size // 8],
-                "data_offsets": [layer * size // 2, (layer + 1) * size // 2],
-            }
-            for layer in range(2)
-        }
-    ).encode()
-    model = broken(base, tmp_path / "model", model_safetensors=struct.pack("<Q", len(header)) + header)
-    os.truncate(model / "model.safetensors", 8 + len(header) + size)  # a hole, no bytes on the disk
-    message = import_failure(tmp_path, model, rows)[2]
-    assert message.startswith("the base model does not fit: 8192.0"), message
-    assert "GiB free; lower max_seq_length or per_device_train_batch_size, or set apply_lora" in message
+    run = Run(tmp_path / "run", mlflow_model_path=base, train_file_path=rows)
+    message = failure(run.step(IMPORT, machine(free=1 << 19)))[2]
+    assert message.startswith("the base model does not fit: 0.00 GiB planned"), message
+    assert "0.00 GiB free; lower max_seq_length or per_device_train_batch_size, or set apply_lora" in message
 
 
 def test_a_sharded_checkpoint_in_sixteen_bits_with_its_own_code_trains_without_running_it(tmp_path, rows):
@@ -422,11 +411,15 @@ def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(finetun
 
 
 def test_processes_that_the_machine_has_no_room_for_are_made_up_by_accumulation(finetune):
-    many = next(prime for prime in (3, 5, 7, 11, 17, 37, 67, 131) if prime > os.cpu_count())
-    one = finetune("one", per_device_train_batch_size=many)
-    spread = finetune("spread", per_device_train_batch_size=1, number_of_gpu_to_use_finetuning=many)
-    assert f"processes: {many} asked, 1 run" in spread.log(FINETUNE)
-    assert f"accumulates {many} batches" in spread.log(FINETUNE)
+    one = finetune("one", per_device_train_batch_size=3)
+    spread = finetune(
+        "spread",
+        environment=machine(cores=2),
+        per_device_train_batch_size=1,
+        number_of_gpu_to_use_finetuning=3,
+    )
+    assert "processes: 3 asked, 1 run" in spread.log(FINETUNE)
+    assert "accumulates 3 batches" in spread.log(FINETUNE)
     assert spread.losses() == pytest.approx(one.losses(), rel=1e-4)
 
 
@@ -434,6 +427,54 @@ def test_rows_that_share_a_batch_do_not_see_one_another(finetune):
     together = finetune("together", per_device_train_batch_size=8)
     alone = finetune("alone", per_device_train_batch_size=1, gradient_accumulation_steps=8)
     assert together.losses() == pytest.approx(alone.losses(), rel=1e-4)
+
+
+def machine(**fields) -> dict[str, str]:
+    """Return the variable that lets a step play another machine."""
+    return {PLAYED: json.dumps(fields)}
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+@pytest.mark.parametrize("lora", ["true", "false"])
+@pytest.mark.parametrize(
+    ("kind", "played"),
+    [
+        ("fp32", {"half": None}),
+        ("bf16", {"half": "bf16", "half_pays_from": 0}),
+        ("fp32", {"half": None, "gpus": 2}),  # trl's own loss
+        ("bf16", {"half": "bf16", "half_pays_from": 0, "gpus": 2}),
+    ],
+)
+def test_what_is_evaluated_is_what_is_served(finetune, kind, played, lora, processes):
+    run = finetune(
+        environment=machine(cores=2, **played),
+        precision=16,
+        apply_lora=lora,
+        number_of_gpu_to_use_finetuning=processes,
+        max_steps=6,
+    )
+    assert (run.code, f"computing in {kind}" in run.log(FINETUNE)) == (0, True), run.log(FINETUNE)
+    assert f"{processes} run on {'GPUs' if 'gpus' in played else '2 CPU cores'}" in run.log(FINETUNE)
+    assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
+    arrow = str(Path(run.upstream[PREPROCESS]) / "validation.arrow")
+    loaded = child("tiny_phi3:report_loss", {"model": str(run.mlflow), "arrow": arrow}, run.folder / "loss")
+    assert loaded.wait() == 0, (run.folder / "loss/log.txt").read_text()
+    reported = [log["eval_loss"] for log in run.history() if "eval_loss" in log]
+    assert reported[-1] == pytest.approx(json.loads((run.folder / "loss/loss.json").read_text()), rel=0.01)
+
+
+@pytest.mark.parametrize(
+    ("played", "words"),
+    [
+        ({"half": None}, "computing in fp32, since this CPU has no bf16 instructions"),
+        (
+            {"half": "bf16"},
+            "since a model of 0.0 million parameters gains nothing from bf16",
+        ),
+    ],
+)
+def test_the_log_says_why_sixteen_bits_are_not_used(finetune, played, words):
+    assert words in finetune(environment=machine(**played), precision=16, max_steps=1).log(FINETUNE)
 
 
 def test_nodes_and_their_gpus_multiply(finetune):
@@ -562,10 +603,8 @@ def test_a_failure_in_one_of_several_processes_is_the_steps_own(finetune):
     assert error["message"].startswith("out of memory while training with ")
 
 
-def test_deepspeed_and_sixteen_bits_that_the_machine_lacks_are_named_in_the_log(finetune):
-    log = finetune(apply_deepspeed="true", precision=16, max_steps=1).log(FINETUNE)
-    assert "DeepSpeed is left out" in log
-    assert "computing in " in log
+def test_deepspeed_that_the_machine_lacks_is_named_in_the_log(finetune):
+    assert "DeepSpeed is left out" in finetune(apply_deepspeed="true", max_steps=1).log(FINETUNE)
 
 
 def test_a_deepspeed_file_that_is_no_json_is_refused(finetune, rows):
@@ -658,7 +697,7 @@ def test_kill_ends_a_step_and_the_processes_that_it_started(tmp_path):
 def test_a_step_and_its_processes_die_with_whoever_started_them(tmp_path):
     program = (
         "import pathlib, sys, time\n"
-        "from local_azureml import processes\n"
+        "from local_azureml.engine import processes\n"
         "processes.PRELOADED = []\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "processes.start('sleepers:sleep_with_a_child', {}, folder, folder / 'log.txt', {})\n"

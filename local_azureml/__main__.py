@@ -18,6 +18,8 @@ import psutil
 from local_azureml import cloud, surroundings
 from local_azureml import faults as failures
 from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import checkpoint
+from local_azureml.engine.processes import UserError
 from local_azureml.faults import Faults
 
 log = logging.getLogger("local_azureml")
@@ -93,11 +95,11 @@ def bind(port: int) -> socket.socket:
 
 def base_model(folder: Path | None) -> Path:
     """Return the checkpoint folder to serve as the registry's model, after a look at what lies in it."""
-    folder = (folder or cloud.SEEDS / "base_model").expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"--base-model {folder}: no config.json there; give the folder of a Phi-3 checkpoint"
-        )
+    folder = (folder or cloud.SMALL_MODEL).expanduser().resolve()
+    try:
+        checkpoint.check(folder)
+    except UserError as error:
+        raise UsageError(f"--base-model {folder}: {error}; give the folder of a Phi-3 checkpoint") from None
     return folder
 
 

@@ -159,12 +159,14 @@ def test_list_faults_names_every_fault(capsys):
         (["serve", "--port", "70000"], "port 70000 cannot be used"),
         (["serve", "--fault", "bad-luck"], "no fault named 'bad-luck'; there is: no-credential"),
         (["serve", "--fault", "slow=fast"], "slow"),
-        (["serve", "--base-model", "/nowhere"], "--base-model /nowhere: no config.json there"),
+        (
+            ["serve", "--base-model", "/nowhere"],
+            "--base-model /nowhere: the base model nowhere",
+        ),
         (["serve", "--data-dir", __file__], f"--data-dir {__file__} cannot be used: File exists"),
     ],
 )
-def test_bad_usage_ends_with_status_2_and_one_sentence(capsys, monkeypatch, arguments, sentence):
-    monkeypatch.delenv("ARM_CLOUD_METADATA_URL", raising=False)
+def test_bad_usage_ends_with_status_2_and_one_sentence(capsys, variables_kept, arguments, sentence):
     try:
         status = main(arguments)
     except SystemExit as ended:

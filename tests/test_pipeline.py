@@ -15,13 +15,11 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from tiny_chats import chats, write_jsonl
-from tiny_run import Run, child
+from tiny_run import Run, child, machine
 
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import STEPS
 from local_azureml.engine.chat_completion.inputs import USES, interface
-
-PLAYED = "LOCAL_AZUREML_MACHINE"
 
 VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
 ROOT = Path(__file__).parents[1]
@@ -427,54 +425,6 @@ def test_rows_that_share_a_batch_do_not_see_one_another(finetune):
     together = finetune("together", per_device_train_batch_size=8)
     alone = finetune("alone", per_device_train_batch_size=1, gradient_accumulation_steps=8)
     assert together.losses() == pytest.approx(alone.losses(), rel=1e-4)
-
-
-def machine(**fields) -> dict[str, str]:
-    """Return the variable that lets a step play another machine."""
-    return {PLAYED: json.dumps(fields)}
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-@pytest.mark.parametrize("lora", ["true", "false"])
-@pytest.mark.parametrize(
-    ("kind", "played"),
-    [
-        ("fp32", {"half": None}),
-        ("bf16", {"half": "bf16", "half_pays_from": 0}),
-        ("fp32", {"half": None, "gpus": 2}),  # trl's own loss
-        ("bf16", {"half": "bf16", "half_pays_from": 0, "gpus": 2}),
-    ],
-)
-def test_what_is_evaluated_is_what_is_served(finetune, kind, played, lora, processes):
-    run = finetune(
-        environment=machine(cores=2, **played),
-        precision=16,
-        apply_lora=lora,
-        number_of_gpu_to_use_finetuning=processes,
-        max_steps=6,
-    )
-    assert (run.code, f"computing in {kind}" in run.log(FINETUNE)) == (0, True), run.log(FINETUNE)
-    assert f"{processes} run on {'GPUs' if 'gpus' in played else '2 CPU cores'}" in run.log(FINETUNE)
-    assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
-    arrow = str(Path(run.upstream[PREPROCESS]) / "validation.arrow")
-    loaded = child("tiny_phi3:report_loss", {"model": str(run.mlflow), "arrow": arrow}, run.folder / "loss")
-    assert loaded.wait() == 0, (run.folder / "loss/log.txt").read_text()
-    reported = [log["eval_loss"] for log in run.history() if "eval_loss" in log]
-    assert reported[-1] == pytest.approx(json.loads((run.folder / "loss/loss.json").read_text()), rel=0.01)
-
-
-@pytest.mark.parametrize(
-    ("played", "words"),
-    [
-        ({"half": None}, "computing in fp32, since this CPU has no bf16 instructions"),
-        (
-            {"half": "bf16"},
-            "since a model of 0.0 million parameters gains nothing from bf16",
-        ),
-    ],
-)
-def test_the_log_says_why_sixteen_bits_are_not_used(finetune, played, words):
-    assert words in finetune(environment=machine(**played), precision=16, max_steps=1).log(FINETUNE)
 
 
 def test_nodes_and_their_gpus_multiply(finetune):

@@ -18,6 +18,8 @@ import psutil
 from local_azureml import cloud, surroundings
 from local_azureml import faults as failures
 from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import checkpoint
+from local_azureml.engine.processes import UserError
 from local_azureml.faults import Faults
 
 log = logging.getLogger("local_azureml")
@@ -93,11 +95,11 @@ def bind(port: int) -> socket.socket:
 
 def base_model(folder: Path | None) -> Path:
     """Return the checkpoint folder to serve as the registry's model, after a look at what lies in it."""
-    folder = (folder or cloud.SEEDS / "base_model").expanduser().resolve()
-    if not (folder / "config.json").is_file():
-        raise UsageError(
-            f"--base-model {folder}: no config.json there; give the folder of a Phi-3 checkpoint"
-        )
+    folder = (folder or cloud.SMALL_MODEL).expanduser().resolve()
+    try:
+        checkpoint.check(folder)
+    except UserError as error:
+        raise UsageError(f"--base-model {folder}: {error}; give the folder of a Phi-3 checkpoint") from None
     return folder
 
 
@@ -142,7 +144,6 @@ class Server:
         settings = uvicorn.Config(self.app, log_level="warning", lifespan="off", **tls, **waits)
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
-        self._warming: threading.Thread | None = None
 
     def __enter__(self) -> "Server":
         self._thread.start()
@@ -153,16 +154,14 @@ class Server:
     def warm(self) -> "Server":
         """Begin to import, behind the scenes, what the first job will need, and return this server."""
         processes.warm()
-        self._warming = threading.Thread(target=self.app.state.tracking.load)
-        self._warming.start()
+        self.app.state.tracking.warm()
         return self
 
     def __exit__(self, *_) -> None:
         self.summary = summary(self.app)
-        if self._warming:
-            self._warming.join()
         self.app.state.jobs.stop()
         self.app.state.deployments.stop()
+        self.app.state.tracking.close()
         for connection in list(self._server.server_state.connections):  # which clients keep open, idle
             connection.loop.call_soon_threadsafe(connection.transport.abort)
         self._server.should_exit = self._server.force_exit = True

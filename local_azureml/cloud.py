@@ -24,6 +24,7 @@ WORKSPACE = "local"
 LOCATION = "eastus"
 PROVIDER = "Microsoft.MachineLearningServices"
 SEEDS = Path(__file__).parent / "seeds"
+SMALL_MODEL = SEEDS / "base_model"  # what stands in for the registry's models unless a checkpoint is given
 
 GROUP_PATH = "/subscriptions/{subscription}/resourceGroups/{group}"
 WORKSPACE_PATH = f"{GROUP_PATH}/providers/{PROVIDER}/workspaces/{{workspace}}"

@@ -140,14 +140,21 @@ def environment(stand_in: StandIn) -> Iterator[dict[str, str]]:
 
 
 @pytest.fixture
+def variables_kept(monkeypatch) -> None:
+    """Bring back, at a test's end, the variables that the program's `main` removes from its process."""
+    for name, value in list(os.environ.items()):
+        monkeypatch.setenv(name, value)
+
+
+@pytest.fixture
 def stand_in_with(tmp_path: Path, monkeypatch) -> Iterator:
-    """A function that serves a stand-in with faults and points this process's clients at it."""
+    """A function that serves a stand-in with faults or options and points this process's clients at it."""
     from local_azureml.__main__ import Server, parse
 
     running = []
 
-    def start(*faults: str) -> Server:
-        options = parse(["serve", "--poll", "0.1", *[f"--fault={fault}" for fault in faults]])
+    def start(*faults: str, options: tuple = ()) -> Server:
+        options = parse(["serve", "--poll", "0.1", *options, *[f"--fault={fault}" for fault in faults]])
         running.append(Server(options, tmp_path / f"stand_in_{len(running)}").__enter__())
         point(monkeypatch, running[-1].cloud.environment() | QUICK)
         return running[-1]

@@ -121,6 +121,18 @@ def test_ctrl_c_while_libraries_are_still_imported_shows_no_traceback(tmp_path):
     assert (served.returncode, said) == (0, "billed: nothing\nstill running: nothing\n")
 
 
+def test_a_stop_does_not_wait_for_an_import(tmp_path):
+    (tmp_path / "mlflow.py").write_text("import time; time.sleep(600)")
+    command = [*PROGRAM, "serve", "--data-dir", tmp_path / "cloud"]
+    search = os.pathsep.join([str(tmp_path), str(ROOT)])
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": search}, **pipes) as served:
+        next(line for line in served.stdout if line.startswith("# ready"))
+        served.terminate()
+        said = served.communicate(timeout=60)[1]
+    assert (served.returncode, said) == (0, "billed: nothing\nstill running: nothing\n")
+
+
 def test_help_names_both_commands_and_shows_examples(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])
@@ -147,12 +159,14 @@ def test_list_faults_names_every_fault(capsys):
         (["serve", "--port", "70000"], "port 70000 cannot be used"),
         (["serve", "--fault", "bad-luck"], "no fault named 'bad-luck'; there is: no-credential"),
         (["serve", "--fault", "slow=fast"], "slow"),
-        (["serve", "--base-model", "/nowhere"], "--base-model /nowhere: no config.json there"),
+        (
+            ["serve", "--base-model", "/nowhere"],
+            "--base-model /nowhere: the base model nowhere",
+        ),
         (["serve", "--data-dir", __file__], f"--data-dir {__file__} cannot be used: File exists"),
     ],
 )
-def test_bad_usage_ends_with_status_2_and_one_sentence(capsys, monkeypatch, arguments, sentence):
-    monkeypatch.delenv("ARM_CLOUD_METADATA_URL", raising=False)
+def test_bad_usage_ends_with_status_2_and_one_sentence(capsys, variables_kept, arguments, sentence):
     try:
         status = main(arguments)
     except SystemExit as ended:

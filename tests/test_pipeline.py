@@ -5,7 +5,6 @@ import os
 import shutil
 import signal
 import sqlite3
-import struct
 import subprocess
 import sys
 import time
@@ -16,7 +15,7 @@ import pyarrow.csv
 import pyarrow.parquet
 import pytest
 from tiny_chats import chats, write_jsonl
-from tiny_run import Run, child
+from tiny_run import Run, child, machine
 
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import STEPS
@@ -186,22 +185,10 @@ def test_a_cut_off_weight_file_is_refused(tmp_path, base, rows):
 
 
 def test_a_model_that_does_not_fit_is_refused_with_figures_before_it_is_loaded(tmp_path, base, rows):
-    size = 1 << 41  # bytes, more than any machine that runs this has
-    header = json.dumps(
-        {
-            f"model.layers.{layer}.w": {
-                "dtype": "F32",
-                "shape": [size // 8],
-                "data_offsets": [layer * size // 2, (layer + 1) * size // 2],
-            }
-            for layer in range(2)
-        }
-    ).encode()
-    model = broken(base, tmp_path / "model", model_safetensors=struct.pack("<Q", len(header)) + header)
-    os.truncate(model / "model.safetensors", 8 + len(header) + size)  # a hole, no bytes on the disk
-    message = import_failure(tmp_path, model, rows)[2]
-    assert message.startswith("the base model does not fit: 8192.0"), message
-    assert "GiB free; lower max_seq_length or per_device_train_batch_size, or set apply_lora" in message
+    run = Run(tmp_path / "run", mlflow_model_path=base, train_file_path=rows)
+    message = failure(run.step(IMPORT, machine(free=1 << 19)))[2]
+    assert message.startswith("the base model does not fit: 0.00 GiB planned"), message
+    assert "0.00 GiB free; lower max_seq_length or per_device_train_batch_size, or set apply_lora" in message
 
 
 def test_a_sharded_checkpoint_in_sixteen_bits_with_its_own_code_trains_without_running_it(tmp_path, rows):
@@ -422,11 +409,15 @@ def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(finetun
 
 
 def test_processes_that_the_machine_has_no_room_for_are_made_up_by_accumulation(finetune):
-    many = next(prime for prime in (3, 5, 7, 11, 17, 37, 67, 131) if prime > os.cpu_count())
-    one = finetune("one", per_device_train_batch_size=many)
-    spread = finetune("spread", per_device_train_batch_size=1, number_of_gpu_to_use_finetuning=many)
-    assert f"processes: {many} asked, 1 run" in spread.log(FINETUNE)
-    assert f"accumulates {many} batches" in spread.log(FINETUNE)
+    one = finetune("one", per_device_train_batch_size=3)
+    spread = finetune(
+        "spread",
+        environment=machine(cores=2),
+        per_device_train_batch_size=1,
+        number_of_gpu_to_use_finetuning=3,
+    )
+    assert "processes: 3 asked, 1 run" in spread.log(FINETUNE)
+    assert "accumulates 3 batches" in spread.log(FINETUNE)
     assert spread.losses() == pytest.approx(one.losses(), rel=1e-4)
 
 
@@ -562,10 +553,8 @@ def test_a_failure_in_one_of_several_processes_is_the_steps_own(finetune):
     assert error["message"].startswith("out of memory while training with ")
 
 
-def test_deepspeed_and_sixteen_bits_that_the_machine_lacks_are_named_in_the_log(finetune):
-    log = finetune(apply_deepspeed="true", precision=16, max_steps=1).log(FINETUNE)
-    assert "DeepSpeed is left out" in log
-    assert "computing in " in log
+def test_deepspeed_that_the_machine_lacks_is_named_in_the_log(finetune):
+    assert "DeepSpeed is left out" in finetune(apply_deepspeed="true", max_steps=1).log(FINETUNE)
 
 
 def test_a_deepspeed_file_that_is_no_json_is_refused(finetune, rows):
@@ -658,7 +647,7 @@ def test_kill_ends_a_step_and_the_processes_that_it_started(tmp_path):
 def test_a_step_and_its_processes_die_with_whoever_started_them(tmp_path):
     program = (
         "import pathlib, sys, time\n"
-        "from local_azureml import processes\n"
+        "from local_azureml.engine import processes\n"
         "processes.PRELOADED = []\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "processes.start('sleepers:sleep_with_a_child', {}, folder, folder / 'log.txt', {})\n"

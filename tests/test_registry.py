@@ -1,9 +1,14 @@
 """The registry `azureml`, read with the SDK."""
 
 import json
+import shutil
+from pathlib import Path
 
 import pytest
 from conftest import client_of
+
+from local_azureml import cloud
+from local_azureml.__main__ import main
 
 
 def test_the_label_latest_gives_the_newest_version(registry_client):
@@ -17,6 +22,58 @@ def test_the_label_latest_gives_the_newest_version(registry_client):
 def test_a_model_says_that_it_is_a_stand_in(registry_client):
     for name in ("Phi-3-mini-4k-instruct", "Phi-4"):
         assert "stand-in" in registry_client.models.get(name, label="latest").description
+
+
+def defaults(client) -> dict:
+    tags = client.models.get("Phi-3-mini-4k-instruct", label="latest").tags
+    told = json.loads(tags["model_specific_defaults"])
+    return {name: told[name] for name in ("learning_rate", "num_train_epochs", "precision")}
+
+
+def test_what_suits_the_small_model_is_not_told_of_another(registry_client, stand_in_with, tmp_path):
+    assert defaults(registry_client) == {"learning_rate": 0.002, "num_train_epochs": 3, "precision": 16}
+    shutil.copytree(cloud.SMALL_MODEL, tmp_path / "other")
+    stand_in_with(options=("--base-model", str(tmp_path / "other")))
+    other = client_of(registry_name="azureml")
+    assert defaults(other) == {"learning_rate": 5e-06, "num_train_epochs": 1, "precision": 16}
+    model = other.models.get("Phi-3-mini-4k-instruct", label="latest")
+    assert ("few million" in model.description, "stand_in" in model.tags) == (False, False)
+
+
+def with_config(folder: Path, **changes) -> None:
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | changes))
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (
+            lambda folder: with_config(folder, architectures=["LlamaForCausalLM"]),
+            "the base model's architecture is LlamaForCausalLM; the stand-in trains Phi3ForCausalLM",
+        ),
+        (lambda folder: with_config(folder, vocab_size=None), "config.json says no vocab_size"),
+        (lambda folder: with_config(folder, num_hidden_layers=5), "says 5 layers; its weights hold 4"),
+        (lambda folder: (folder / "config.json").unlink(), "is no checkpoint: it has no config.json, only"),
+        (
+            lambda folder: (folder / "config.json").write_text("[1"),
+            "of the base model is not JSON",
+        ),
+        (lambda folder: (folder / "model.safetensors").unlink(), "has no file model.safetensors"),
+        (lambda folder: (folder / "model.safetensors").write_text("cut"), "is no whole safetensors file"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer_config.json"),
+    ],
+)
+def test_a_checkpoint_that_is_no_phi_3_is_refused_when_the_stand_in_starts(
+    tmp_path, capsys, variables_kept, spoil, words
+):
+    folder = tmp_path / "model"
+    shutil.copytree(cloud.SMALL_MODEL, folder)
+    spoil(folder)
+    assert main(["serve", "--base-model", str(folder)]) == 2
+    said = capsys.readouterr().err
+    assert (said.startswith(f"local_azureml: --base-model {folder}: "), words in said) == (True, True), said
+    assert said.count("\n") == 1
 
 
 def test_a_version_is_found_by_its_number(registry_client):

@@ -75,3 +75,18 @@ def report_tokens(specification: dict) -> None:
     learned = [tokenizer.decode([token for token in row["labels"] if token >= 0]) for row in rows]
     lengths = [len(row["input_ids"]) for row in rows]
     Path("rows.json").write_text(json.dumps({"texts": texts, "learned": learned, "lengths": lengths}))
+
+
+def report_loss(specification: dict) -> None:
+    """Write the loss of an MLflow model folder, loaded afresh, on tokenised rows, and what it computes in."""
+    from datasets import Dataset
+
+    model = mlflow.transformers.load_model(specification["model"], return_type="components")["model"].eval()
+    total = count = 0
+    with torch.inference_mode():
+        for row in Dataset.from_file(specification["arrow"]):
+            labels = torch.tensor(row["labels"][1:])
+            logits = model(torch.tensor([row["input_ids"]])).logits[0, :-1].float()
+            total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
+            count += int((labels != -100).sum())
+    Path("loss.json").write_text(json.dumps(total / count))

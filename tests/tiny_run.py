@@ -14,6 +14,11 @@ def child(entry: str, specification: dict, folder: Path, **environment: str) -> 
     return process
 
 
+def machine(**fields) -> dict[str, str]:
+    """Return the variable that lets a step play another machine."""
+    return {"LOCAL_AZUREML_MACHINE": json.dumps(fields)}
+
+
 class Run:
     """A pipeline job's folder, and its steps run one by one."""
 

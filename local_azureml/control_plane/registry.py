@@ -51,7 +51,9 @@ def entries(local: cloud.Cloud, kind: str, name: str) -> list[dict]:
         raise AzureError(
             404, "UserError", message + (", ".join(known) or "none"), f"{KINDS.get(kind, 'Asset')}NotFound"
         )
-    found = [json.loads(file.read_text()) for file in (FOLDER / kind / name).glob("*.json")]
+    found = [json.loads(file.read_text(encoding="utf-8")) for file in (FOLDER / kind / name).glob("*.json")]
+    if kind == "models" and local.base_model.samefile(cloud.SMALL_MODEL):
+        found = [_small(entry) for entry in found]
     if kind == "models" and "model-archived" in local.faults:
         found.append(_archived(found[0]))
     return sorted(found, key=lambda entry: entry["systemData"]["createdAt"], reverse=True)
@@ -61,6 +63,16 @@ def _names(local: cloud.Cloud, kind: str) -> list[str]:
     if kind not in KINDS or (kind == "models" and "model-missing" in local.faults):
         return []
     return sorted(found.name for found in (FOLDER / kind).glob("*"))
+
+
+def _small(entry: dict) -> dict:
+    """Return a model's entry with what is said of the small model, and suits it, in place of its own."""
+    own = json.loads(cloud.SMALL_MODEL.with_suffix(".json").read_text(encoding="utf-8"))
+    properties = copy.deepcopy(entry["properties"])
+    properties["description"] = f"{properties['description'].partition(':')[0]}: {own['description']}"
+    defaults = json.loads(properties["tags"]["model_specific_defaults"]) | own["model_specific_defaults"]
+    properties["tags"] |= {"stand_in": own["stand_in"], "model_specific_defaults": json.dumps(defaults)}
+    return {**entry, "properties": properties}
 
 
 def _archived(entry: dict) -> dict:

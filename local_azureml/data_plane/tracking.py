@@ -5,6 +5,7 @@ import os
 import threading
 import time
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 from fastapi import Request
@@ -12,6 +13,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from local_azureml import cloud
+from local_azureml.control_plane import operations
 from local_azureml.data_plane import identity
 from local_azureml.errors import AzureError, answer
 
@@ -24,6 +26,8 @@ class Tracking:
     def __init__(self, folder: Path):
         self._folder = folder
         self._lock = threading.Lock()
+        self._storing = threading.Lock()  # while there is something half-written
+        self._closed = False
 
     @property
     def app(self) -> ASGIApp:
@@ -56,7 +60,24 @@ class Tracking:
             from mlflow.server.fastapi_app import app
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
-        return app, SqlAlchemyStore(uri, "mlflow-artifacts:/")
+        with self._storing:
+            if self._closed:
+                raise operations.stopped()
+            return app, SqlAlchemyStore(uri, "mlflow-artifacts:/")
+
+    def warm(self) -> None:
+        """Begin to load; nobody need wait for that, whoever stops included."""
+
+        def load() -> None:
+            with suppress(AzureError):  # closed meanwhile
+                self.load()
+
+        threading.Thread(target=load, daemon=True).start()
+
+    def close(self) -> None:
+        """Let nothing more be written by a load that is under way."""
+        with self._storing:
+            self._closed = True
 
     def start_run(self, name: str, experiment: str, title: str, tags: dict[str, str]) -> None:
         """Create a run whose id is the job's name, as Azure does; MLflow itself would draw a random one."""

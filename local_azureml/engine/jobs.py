@@ -78,8 +78,8 @@ class Jobs:
             self.wait(name)
 
     def running(self) -> list[str]:
-        """Return a line for each submitted job that has not ended."""
-        return [f"job {name}" for name in self._alive()]
+        """Return a line for each submitted job that has not ended and was not asked to."""
+        return [f"job {name}" for name in self._alive() if not self._steps.cancelled(name)]
 
     def _alive(self) -> list[str]:
         return [name for name, thread in list(self._threads.items()) if thread.is_alive()]

@@ -91,9 +91,12 @@ class Process:
         return self._exit_code
 
     def kill(self) -> None:
-        """Kill the child and all that it started."""
+        """Kill the child and all that it started; one that is not forked yet ends at once."""
         self._killed = True
-        if self._started.is_set() and self.alive:
+        if not self._started.is_set():
+            self._exit_code = -signal.SIGKILL
+            self._ended.set()
+        elif self.alive:
             _kill_group(self._child.pid)
 
     def error(self) -> dict:

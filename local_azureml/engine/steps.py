@@ -58,6 +58,10 @@ class Steps:
         if process := self._processes.get(root):
             process.kill()
 
+    def cancelled(self, root: str) -> bool:
+        """Say whether a submitted job was asked to stop."""
+        return root in self._cancelled
+
     def wait_for_nodes(self, name: str) -> None:
         """Return when a job may begin: at once, without the fault stuck-preparing."""
         until = time.time() + (self._local.faults.value("stuck-preparing") or 0)
@@ -81,7 +85,7 @@ class Steps:
 
     def check(self, name: str) -> None:
         """Raise CancelledError where a job was asked to stop."""
-        if name in self._cancelled:
+        if self.cancelled(name):
             raise CancelledError
 
     def run(self, root: str, child: str, step: Step, journal: Journal, quiet: bool) -> None:
@@ -111,7 +115,7 @@ class Steps:
             step.entry, step.specification, folder, step_log, self._environment(root, child)
         )
         self._processes[root] = process
-        if root in self._cancelled:
+        if self.cancelled(root):
             process.kill()
         while process.wait(0.2) is None:
             if not quiet:

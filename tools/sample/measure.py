@@ -18,24 +18,13 @@ from trl import SFTConfig, SFTTrainer
 
 from .base_model import SEEDS as BASE
 from .conversations import SEEDS as DATA
-from .knowledge import FOLDER
 
-ENTRY = (
-    FOLDER.parents[1]
-    / "local_azureml"
-    / "seeds"
-    / "registry"
-    / "models"
-    / "Phi-3-mini-4k-instruct"
-    / "14.json"
-)
 SHARE = 0.05  # of a split, as in the notebook
 
 
 def read_defaults() -> dict:
-    """Return the settings that the model's registry entry recommends."""
-    tags = json.loads(ENTRY.read_text("utf-8"))["properties"]["tags"]
-    return json.loads(tags["model_specific_defaults"])
+    """Return the settings that suit the small model."""
+    return json.loads(BASE.with_suffix(".json").read_text("utf-8"))["model_specific_defaults"]
 
 
 def read_rows(split: str) -> Dataset:

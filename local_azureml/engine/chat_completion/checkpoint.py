@@ -9,6 +9,8 @@ from ...places import is_plain
 from ..processes import UserError
 
 ARCHITECTURE = "Phi3ForCausalLM"
+TOKENIZER = "tokenizer_config.json"
+SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
 PLACES = ("", "model", "data/model", "data/config", "components/model")  # where an MLflow folder keeps it
 
 
@@ -23,10 +25,18 @@ def find(given: Path) -> Path:
     raise UserError(f"the base model {given.name} is no checkpoint: it has no config.json, only {there}")
 
 
-def check(folder: Path) -> dict:
-    """Return the config of a whole Phi-3 checkpoint in safetensors; raise for anything else."""
+def check(given: Path) -> tuple[Path, Path, dict]:
+    """Return where a whole Phi-3 checkpoint in safetensors and its tokenizer lie, and its config.
+
+    Raise for anything else.
+    """
+    folder = find(given)
+    return folder, _tokenizer_beside(folder, given), _config(folder)
+
+
+def _config(folder: Path) -> dict:
     try:
-        config = json.loads((folder / "config.json").read_text())
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"config.json of the base model is not JSON: {error}") from error
     architectures = config.get("architectures") or ["none"]
@@ -34,6 +44,8 @@ def check(folder: Path) -> dict:
         raise UserError(
             f"the base model's architecture is {architectures[0]}; the stand-in trains {ARCHITECTURE}"
         )
+    if lacking := [name for name in SIZES if not isinstance(config.get(name), int)]:
+        raise UserError(f"the base model's config.json says no {', '.join(lacking)}")
     tensors = shapes(folder)
     layers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
     if len(layers) != config["num_hidden_layers"]:
@@ -42,6 +54,15 @@ def check(folder: Path) -> dict:
             f" its weights hold {len(layers)}"
         )
     return config
+
+
+def _tokenizer_beside(folder: Path, given: Path) -> Path:
+    """Return the folder that holds the tokenizer: an MLflow folder keeps it apart from the weights."""
+    if (folder / TOKENIZER).exists():
+        return folder
+    for candidate in sorted(given.rglob(TOKENIZER)):
+        return candidate.parent
+    raise UserError(f"the base model {given.name} has no {TOKENIZER}; a checkpoint holds one")
 
 
 def shapes(folder: Path) -> dict[str, tuple[list[int], str]]:

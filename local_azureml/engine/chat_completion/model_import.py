@@ -5,8 +5,7 @@ import os
 import shutil
 from pathlib import Path
 
-from ..processes import UserError
-from .checkpoint import check, find
+from .checkpoint import check
 from .inputs import typed
 from .machine import plan
 
@@ -15,13 +14,12 @@ def run(specification: dict) -> None:
     """Lay the base model's checkpoint into the output folder, if it is one and fits the machine."""
     values = typed(specification["inputs"])
     given = values.get("pytorch_model_path", values.get("mlflow_model_path"))
-    folder = find(given)
-    config = check(folder)
+    folder, tokenizer, config = check(given)
     need = plan(config, folder, values)
     output = Path(specification["output"])
     link_files(folder, output)
-    if not (output / "tokenizer_config.json").exists():
-        link_files(_tokenizer_beside(folder, given), output)
+    if tokenizer != folder:
+        link_files(tokenizer, output)
     _keep_checkpoints(given, output)
     print(f"imported {config['architectures'][0]} with {need.parameters:,} parameters; {need}", flush=True)
 
@@ -40,13 +38,6 @@ def _link(source: Path, target: Path) -> None:
         os.link(source, target)
     except OSError:
         shutil.copyfile(source, target)
-
-
-def _tokenizer_beside(folder: Path, given: Path) -> Path:
-    """Return the folder that holds the tokenizer: an MLflow folder keeps it apart from the weights."""
-    for candidate in sorted(given.rglob("tokenizer_config.json")):
-        return candidate.parent
-    raise UserError(f"the model folder {folder.name} has no tokenizer_config.json; a checkpoint holds one")
 
 
 def _keep_checkpoints(given: Path, output: Path) -> None:

@@ -45,12 +45,12 @@ def main() -> None:
     if not 0 <= options.dataset_split_pc <= 100:
         parser.error(f"--dataset_split_pc {options.dataset_split_pc} is not a percentage from 0 to 100")
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # gives back what is freed
-    for attempt in range(options.retries + 1):
+    for attempt in range(max(0, options.retries) + 1):
         try:
             return check_files(options.check) if options.check else download(options)
         except FAILURES as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
-            if attempt == options.retries or not (status >= 429 or isinstance(error, httpx.TransportError)):
+            if attempt >= options.retries or not (status >= 429 or isinstance(error, httpx.TransportError)):
                 sys.exit(f"download-dataset.py: {explain(error, status)}")
         except KeyboardInterrupt:
             sys.exit("download-dataset.py: interrupted; the same command goes on where it stopped")

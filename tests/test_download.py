@@ -3,7 +3,6 @@
 import asyncio
 import contextlib
 import fcntl
-import hashlib
 import itertools
 import json
 import os
@@ -26,6 +25,7 @@ import pyarrow.parquet
 import pytest
 import trustme
 from conftest import served
+from filelock import FileLock
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
@@ -107,32 +107,6 @@ def answering(status: int, body: bytes = b"{}", **headers: str):
         await send({"type": "http.response.body", "body": body})
 
     return lambda hub: answer
-
-
-def cut_after(size: int):
-    """A harm: the connection breaks after so many bytes of the body."""
-
-    def cut(hub):
-        async def answer(scope, receive, send) -> None:
-            left = size
-
-            async def pass_on(message) -> None:
-                nonlocal left
-                if message["type"] == "http.response.body":
-                    body = message["body"][:left]
-                    left -= len(body)
-                    await send({"type": "http.response.body", "body": body, "more_body": True})
-                    if not left:
-                        raise ConnectionError("cut")
-                else:
-                    await send(message)
-
-            with contextlib.suppress(ConnectionError):
-                await hub(scope, receive, pass_on)
-
-        return answer
-
-    return cut
 
 
 def slow(seconds: float):
@@ -224,15 +198,14 @@ def read(path: Path) -> list[dict]:
         return [json.loads(line) for line in file]
 
 
-def loaded(folder: Path, splits: list[str], percent: float, cache: Path) -> dict[str, list[dict]]:
+def loaded(folder: Path, split: str, percent: float, cache: Path) -> list[dict]:
     """The rows by `datasets` itself, which refuses where there is none."""
-    parts = [datasets.ReadInstruction(split, to=percent, unit="%") for split in splits]
+    part = datasets.ReadInstruction(split, to=percent, unit="%")
     try:
-        found = datasets.load_dataset(str(folder), split=parts, cache_dir=str(cache))
+        return list(datasets.load_dataset(str(folder), split=part, cache_dir=str(cache)))
     except ValueError as error:
         assert "corresponds to no data" in str(error)
-        return {} if len(splits) > 1 else {splits[0]: []}
-    return {split: list(rows) for split, rows in zip(splits, found, strict=True)}
+        return []
 
 
 def texts_of(rows: int, size: int) -> pyarrow.Table:
@@ -311,9 +284,8 @@ def test_the_rows_are_those_of_load_dataset(repository, percent, dropping, link,
         manner = "--drop_bad_rows" if dropping else "--no_check"
         ended = run("--dataset", f"made/{folder.name}", manner, *arguments)
         assert (ended.status, ended.err) == (0, "")
-        for split, wanted in loaded(
-            folder, list(repository["splits"]), percent, Path(place, "cache")
-        ).items():
+        for split in repository["splits"]:
+            wanted = loaded(folder, split, percent, Path(place, "cache"))
             expected = [row for row in wanted if not dropping or fits(row["messages"])]
             assert read(Path(place, f"{split}.jsonl")) == expected
     shutil.rmtree(folder)
@@ -322,16 +294,12 @@ def test_the_rows_are_those_of_load_dataset(repository, percent, dropping, link,
 # The bytes
 
 
-def test_only_footers_and_the_row_groups_of_the_rows_are_fetched_and_nothing_twice(link, run, tmp_path):
-    folder = write_repository(link.root, "made/long", {"train": texts_of(1000, 5000)}, files=2, group=20)
-    assert run("--dataset", "made/long", "--no_check").status == 0
-    groups = 0
-    for path, count in zip(sorted(folder.glob("data/*")), (3, 0), strict=True):
-        footer = pyarrow.parquet.read_metadata(path)
-        groups += sum(footer.row_group(number).column(0).total_compressed_size for number in range(count))
-    fetched = link.fetched()
-    assert sum(end - start for _, start, end in fetched) <= 1.15 * groups
-    assert all(one[0] != other[0] or one[2] <= other[1] for one, other in itertools.pairwise(fetched))
+def test_only_footers_and_the_row_groups_of_the_rows_are_fetched(link, run):
+    folder = write_repository(link.root, "made/long", {"train": texts_of(20_000, 1000)}, files=2, group=1000)
+    assert run("--dataset", "made/long", "--no_check", "--dataset_split_pc", 45).status == 0
+    footer = pyarrow.parquet.read_metadata(min(folder.glob("data/*")))
+    groups = sum(footer.row_group(number).column(0).total_compressed_size for number in range(9))
+    assert groups < sum(end - start for _, start, end in link.fetched()) <= 1.05 * groups
 
 
 def test_several_ranges_are_fetched_at_once(link, run):
@@ -341,44 +309,27 @@ def test_several_ranges_are_fetched_at_once(link, run):
     assert link.busiest >= 3
 
 
-def test_memory_stays_flat_at_a_hundred_percent_of_a_large_split(link, environment, tmp_path):
-    write_repository(link.root, "made/large", {"train": texts_of(20_000, 2000)}, group=20_000)
-    command = ["--dataset", "made/large", "--no_check", "--dataset_split_pc", "100"]
-    code = (
-        f"import resource, subprocess; subprocess.run({[sys.executable, str(SCRIPT), *command]}, check=True)"
-    )
-    code += "; print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
-    ended = subprocess.run(
-        [sys.executable, "-c", code],
-        cwd=tmp_path,
-        env=environment,
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    unit = 1 if sys.platform == "darwin" else 1024
-    assert int(ended.stdout.splitlines()[-1]) * unit < 400e6
+@pytest.mark.parametrize("group", [2000, 250_000], ids=["many_row_groups", "one_row_group"])
+def test_memory_stays_below_400_mb_for_a_split_that_is_larger(group, link, environment, tmp_path):
+    pool = texts_of(1, 8 << 20)["text"][0].as_py()
+    starts = numpy.random.default_rng(4).integers(0, len(pool) - 2000, 250_000).tolist()
+    table = pyarrow.table({"text": [pool[start : start + 2000] for start in starts]})
+    folder = write_repository(link.root, f"made/large{group}", {"train": table}, group=group)
+    arguments = ["--dataset", f"made/large{group}", "--no_check", "--dataset_split_pc", "100"]
+    command = [sys.executable, str(SCRIPT), *arguments, "--download_dir", str(tmp_path / "out")]
+    code = f"import resource, subprocess; subprocess.run({command}, check=True); "
+    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert next(folder.glob("data/*")).stat().st_size > 400e6
+    assert (tmp_path / "out" / "train.jsonl").stat().st_size > 500e6
+    assert int(ended.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024) < 400e6
 
 
-@pytest.mark.parametrize("stated", [True, False])
-@pytest.mark.parametrize("kind", ["jsonl", "csv"])
-def test_what_is_not_parquet_is_streamed(kind, stated, link, run, tmp_path):
-    name = f"made/{kind}_{stated}"
-    folder = link.root / "datasets" / name
+def test_what_is_not_parquet_is_refused_with_the_way_to_a_parquet_copy(link, run):
+    folder = link.root / "datasets" / "made" / "csv"
     folder.mkdir(parents=True)
-    rows = [{"number": number, "text": f"a {number}\u2028"} for number in range(250)]
-    if kind == "jsonl":
-        (folder / "train.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    else:
-        (folder / "train.csv").write_text(
-            "number,text\n" + "".join(f"{row['number']},{row['text']}\n" for row in rows)
-        )
-    if stated:
-        sizes = "dataset_info:\n  splits:\n  - {name: train, num_examples: 250, num_bytes: 9}\n"
-        (folder / "README.md").write_text(f"---\n{sizes}---\n")
-    ended = run("--dataset", name, "--no_check", "--dataset_split_pc", 5, "--download_dir", "out")
-    assert (ended.status, ended.err) == (0, "")
-    assert read(tmp_path / "out" / "train.jsonl") == rows[:12]
+    (folder / "train.csv").write_text("number,text\n1,a\n")
+    assert "--revision refs/convert/parquet" in sentence(run("--dataset", "made/csv", "--no_check"))
 
 
 # Nothing half-done
@@ -397,22 +348,19 @@ def visible(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.glob("*") if not path.name.startswith("."))
 
 
-def test_files_and_a_manifest_with_their_checksums_appear(chat, run, link, tmp_path):
+def test_files_and_a_manifest_of_them_appear(chat, run, link, tmp_path):
     ended = run("--dataset", chat, "--dataset_split_pc", 10, "--download_dir", "out")
     assert visible(tmp_path / "out") == [
         "manifest.json",
         *(f"{split}.jsonl" for split in ("test_gen", "test_sft", "train_gen", "train_sft")),
     ]
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
-    assert manifest["request"]["dataset"] == chat and manifest["request"]["percentage"] == 10
+    assert manifest["request"]["dataset"] == chat and manifest["request"]["dataset_split_pc"] == 10
     assert manifest["commit"] == link.hub.state.hub.snapshot(chat).commit
     entry = manifest["splits"]["train_sft"]
     text = (tmp_path / "out" / "train_sft.jsonl").read_bytes()
-    assert entry["sha256"] == hashlib.sha256(text).hexdigest()
     assert (entry["rows"], entry["of"], entry["bytes"]) == (4, 40, len(text))
-    assert re.search(
-        r"16 of 160 rows in out: [\d,]+ bytes fetched, [\d,]+ bytes written, [\d.]+ s$", ended.out
-    )
+    assert re.search(r"16 of 160 rows in out: [\d,]+ bytes, [\d.]+ s$", ended.out)
 
 
 def test_a_second_run_asks_for_nothing_and_says_so(chat, run, link, tmp_path):
@@ -428,15 +376,15 @@ def test_a_second_run_asks_for_nothing_and_says_so(chat, run, link, tmp_path):
 def test_a_changed_argument_starts_over(chat, run, tmp_path):
     run("--dataset", chat, "--download_dir", "out")
     run("--dataset", chat, "--download_dir", "out", "--dataset_split_pc", "50", "--splits", "test_gen")
-    assert visible(tmp_path / "out") == ["manifest.json", "test_gen.jsonl"]
     assert len(read(tmp_path / "out" / "test_gen.jsonl")) == 20
+    assert list(json.loads((tmp_path / "out" / "manifest.json").read_text())["splits"]) == ["test_gen"]
 
 
-def test_a_damaged_file_is_fetched_again(chat, run, tmp_path):
+def test_a_file_of_another_size_is_fetched_again(chat, run, tmp_path):
     run("--dataset", chat, "--download_dir", "out")
     file = tmp_path / "out" / "test_gen.jsonl"
     whole = file.read_text()
-    file.write_text(whole.replace("W", "V"))
+    file.write_text(whole[:-9])
     assert run("--dataset", chat, "--download_dir", "out").status == 0
     assert file.read_text() == whole
 
@@ -447,51 +395,36 @@ def start(environment: dict, folder: Path, *arguments: str) -> subprocess.Popen:
     return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
 
 
-def test_an_interrupted_run_goes_on_where_it_stopped(link, environment, run, tmp_path):
-    folder = write_repository(link.root, "made/broken", {"train": texts_of(12_000, 1000)}, group=1000)
-    size = next(folder.glob("data/*")).stat().st_size
-    arguments = [
-        "--dataset",
-        "made/broken",
-        "--no_check",
-        "--dataset_split_pc",
-        "100",
-        "--download_dir",
-        "out",
-    ]
-    link.hub.state.hub.bytes_per_second = 5e6
+def test_an_interrupted_run_goes_on_after_the_row_groups_that_are_written(link, environment, run, tmp_path):
+    folder = write_repository(link.root, "made/broken", {"train": texts_of(30_000, 1000)}, group=1000)
+    footer = pyarrow.parquet.read_metadata(next(folder.glob("data/*")))
+    arguments = ["--dataset", "made/broken", "--no_check", "--dataset_split_pc", "100"]
+    arguments += ["--download_dir", str(tmp_path / "out")]
+    link.hub.state.hub.bytes_per_second = 10e6
     try:
         process = start(environment, tmp_path, *arguments)
-        journal = Path()
-        while not journal.is_file() or len(journal.read_text().splitlines()) < 20:
-            journal = next(tmp_path.glob("out/.download-dataset/*/00000.journal"), Path())
+        notes = Path()
+        while not notes.is_file() or notes.read_text().count("\n") < 8:
+            notes = next(tmp_path.glob("out/.download-dataset/*/train.notes"), Path())
             time.sleep(0.01)
         process.kill()
         process.communicate()
     finally:
         link.hub.state.hub.bytes_per_second = None
-    kept = sum(int(note.split()[1]) - int(note.split()[0]) for note in journal.read_text().splitlines())
+    written = notes.read_text().count("\n")
     assert visible(tmp_path / "out") == []
     link.requests = []
     assert run(*arguments).status == 0
-    assert kept > 3e6
-    assert sum(end - start for _, start, end in link.fetched()) <= size - kept
-    assert len(read(tmp_path / "out" / "train.jsonl")) == 12_000
+    assert 8 <= written < 30
+    assert link.fetched()[0][1] == footer.row_group(written).column(0).dictionary_page_offset
+    assert read(tmp_path / "out" / "train.jsonl") == texts_of(30_000, 1000).to_pylist()
 
 
-def test_two_runs_in_one_folder_do_the_work_once(link, environment, tmp_path):
-    write_repository(link.root, "made/both", {"train": texts_of(3000, 1000)}, group=1000)
-    link.hub.state.hub.bytes_per_second = 3e6
-    arguments = ["--dataset", "made/both", "--no_check", "--dataset_split_pc", "100", "--download_dir", "out"]
-    try:
-        runs = [start(environment, tmp_path, *arguments) for _ in range(2)]
-        outputs = [process.communicate() for process in runs]
-    finally:
-        link.hub.state.hub.bytes_per_second = None
-    assert [process.returncode for process in runs] == [0, 0]
-    assert sum("Nothing to do" in out for out, _ in outputs) == 1
-    assert len(read(tmp_path / "out" / "train.jsonl")) == 3000
-    assert all(one[0] != other[0] or one[2] <= other[1] for one, other in itertools.pairwise(link.fetched()))
+def test_a_second_run_in_one_folder_is_refused_while_the_first_goes_on(chat, run, tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".download-dataset.lock"):
+        assert "could not be acquired" in sentence(run("--dataset", chat, "--download_dir", "out"))
+    assert run("--dataset", chat, "--download_dir", "out").status == 0
 
 
 def test_a_progress_bar_shows_in_a_terminal_only(chat, environment, run, tmp_path):
@@ -509,7 +442,7 @@ def test_a_progress_bar_shows_in_a_terminal_only(chat, environment, run, tmp_pat
             shown += block
     os.close(ours)
     assert process.wait() == 0
-    assert b"B/s" in shown
+    assert b"row groups" in shown
 
 
 # The check
@@ -556,11 +489,11 @@ def test_dropping_bad_rows_after_an_error_fetches_nothing_again(link, run, tmp_p
     link.requests = []
     ended = run(*arguments, "--drop_bad_rows")
     assert ended.status == 0
-    assert "10 of 17 rows (7 bad ones left out)" in ended.out
+    assert "10 of 17 rows in out" in ended.out
     assert [row["prompt"] for row in read(tmp_path / "out" / "train.jsonl")] == [
         f"question {n}" for n in range(5)
     ] * 2
-    assert link.fetched() == []
+    assert len(link.fetched()) == 1  # the footer
     manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
     assert manifest["splits"]["train"]["bad_rows"] == dict.fromkeys(BAD, 1)
 
@@ -574,9 +507,16 @@ def test_ones_own_file_is_checked_in_the_same_way(run, tmp_path):
     assert "10 of 11 rows fail the check" in ended.err and "2 not_json" in ended.err
 
 
-def test_rows_that_are_not_quoted_are_counted(run, tmp_path):
+def test_five_bad_rows_are_quoted_and_all_are_counted(run, tmp_path):
     (tmp_path / "own.jsonl").write_text("{}\n" * 8)
-    assert "and 3 more\n" in run("--check", "own.jsonl").err
+    *quotes, last = run("--check", "own.jsonl").err.splitlines()
+    assert [quote.split()[0] for quote in quotes] == [f"own.jsonl:{line}:" for line in range(1, 6)]
+    assert "8 of 8 rows fail the check (8 no_messages)" in last
+
+
+def test_a_file_without_a_row_does_not_pass_the_check(run, tmp_path):
+    (tmp_path / "own.jsonl").touch()
+    assert "there are no rows in own.jsonl" in sentence(run("--check", "own.jsonl"))
 
 
 def test_a_blank_line_of_ones_own_file_is_called_blank(run, tmp_path):
@@ -590,14 +530,14 @@ def test_turns_and_lengths_are_shown_in_a_table(link, run):
     ended = run("--dataset", "made/table", "--dataset_split_pc", 100)
     head, line = ended.out.splitlines()[:2]
     assert head.split() == ["rows", "bad", "turns", "95%", "most", "characters", "95%", "most"]
-    assert line.split() == ["train", "4", "0", "2", "10", "10", "20", "60", "60"]
+    assert line.split() == ["train", "4", "0", "2", "10", "10", "12", "60", "60"]
 
 
 def test_a_dataset_without_messages_is_refused_before_its_rows_are_fetched(link, run):
     write_repository(link.root, "made/plain", {"train": [{"text": "x", "label": 1}] * 100})
     ended = run("--dataset", "made/plain")
     assert ended.status == 1
-    assert "has no column 'messages'; it has text, label" in ended.err
+    assert "no column 'messages', only text, label" in ended.err
 
 
 # Faults
@@ -609,70 +549,37 @@ def sentence(ended: Ended) -> str:
     return ended.err
 
 
-def test_a_passing_failure_of_any_request_is_survived(chat, link, run, tmp_path):
-    parts = ["GET /api/datasets", "HEAD /datasets", "/tree/", "/paths-info/", "GET /datasets"]
+def test_a_passing_failure_of_any_request_is_survived(chat, link, run):
+    parts = ["GET /api/datasets", "HEAD /datasets", "/tree/", "GET /datasets"]
     link.harms = [(part, [answering(503)]) for part in parts]
-    ended = run("--dataset", chat, "--download_dir", "out")
-    assert (ended.status, ended.err) == (0, "")
+    assert run("--dataset", chat, "--download_dir", "out").status == 0
     assert not any(left for _, left in link.harms)
 
 
-@pytest.mark.parametrize("part", ["GET /api/datasets", ".parquet"])
-def test_retry_after_is_honoured(part, chat, link, run):
-    link.harms = [(part, [answering(429, retry_after="2")])]
-    began = time.monotonic()
-    assert run("--dataset", chat).status == 0
-    assert time.monotonic() - began >= 2
-
-
-def test_a_server_that_keeps_failing_is_reported(chat, link, run, tmp_path):
-    link.harms = [(".parquet", [answering(500)] * 99)]
+def test_a_server_that_keeps_failing_is_asked_as_often_as_wanted(chat, link, run, tmp_path):
+    link.harms = [("/revision/", [answering(500)] * 99)]
     ended = run("--dataset", chat, "--download_dir", "out", "--retries", 1)
-    assert "answers with status 500 after 2 tries" in sentence(ended)
-    assert visible(tmp_path / "out") == []
-
-
-def test_an_answer_cut_short_is_asked_for_again_from_where_it_broke(link, run, tmp_path):
-    write_repository(link.root, "made/cut", {"train": texts_of(6000, 1000)}, group=1000)
-    link.harms = [("bytes=4-", [cut_after(2_500_000)])]
-    assert (
-        run("--dataset", "made/cut", "--no_check", "--dataset_split_pc", 100, "--download_dir", "out").status
-        == 0
-    )
-    assert len(read(tmp_path / "out" / "train.jsonl")) == 6000
-    assert sorted({start for _, start, _ in link.fetched() if start > 4})[0] == 4 + (9 << 18)
+    assert "answers with status 500" in sentence(ended)
+    assert len(link.requests) == 2
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_server_that_does_not_answer_in_time_is_reported(chat, link, run):
     link.harms = [("/revision/", [slow(5)] * 9)]
-    assert "no answer from" in sentence(run("--dataset", chat, "--retries", 0))
-
-
-def test_a_file_that_changed_meanwhile_is_reported(chat, link, run):
-    link.harms = [(".parquet", [answering(206, b"x", content_range="bytes 0-0/1")] * 99)]
-    assert "the server offers bytes 0-0/1" in sentence(run("--dataset", chat, "--retries", 0))
-
-
-def test_a_revision_that_vanishes_meanwhile_is_reported(chat, link, run):
-    def change(hub):
-        (link.root / "datasets" / chat / "new.txt").write_text("new")
-        return hub
-
-    link.harms = [("/paths-info/", [change])]
-    assert "is gone from" in sentence(run("--dataset", chat))
+    assert re.search("cannot reach .*: timed out", sentence(run("--dataset", chat, "--retries", 0)))
 
 
 def test_a_file_that_is_no_parquet_is_reported(link, run):
     folder = write_repository(link.root, "made/torn", {"train": chats(3)})
     next(folder.glob("data/*")).write_bytes(b"PAR1 torn")
-    assert "cannot be read" in sentence(run("--dataset", "made/torn"))
+    assert "not a parquet file" in sentence(run("--dataset", "made/torn"))
 
 
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--dataset", "made/nowhere"], "shows no dataset 'made/nowhere'"),
-        (["--dataset", "a/b/c"], "'a/b/c' is not the name of a dataset"),
+        (["--dataset", "made/nowhere"], "Log in with `hf auth login`, or set HF_TOKEN"),
+        (["--dataset", "a/b/c"], "Repo id must be in the form"),
         (
             ["--dataset", "CHAT", "--splits", "dev"],
             "has no split 'dev'; it has test_gen, test_sft, train_gen",
@@ -681,8 +588,8 @@ def test_a_file_that_is_no_parquet_is_reported(link, run):
             ["--dataset", "CHAT", "--dataset_subset", "x"],
             "BuilderConfig 'x' not found. Available: ['default']",
         ),
-        (["--dataset", "CHAT", "--revision", "v9"], "has no revision 'v9'"),
-        (["--check", "none.jsonl"], "cannot read none.jsonl: No such file"),
+        (["--dataset", "CHAT", "--revision", "v9"], "Invalid rev id: v9"),
+        (["--check", "none.jsonl"], "No such file or directory: 'none.jsonl'"),
     ],
 )
 def test_what_is_not_there_is_said_in_one_sentence(arguments, said, chat, run, tmp_path):
@@ -693,7 +600,7 @@ def test_what_is_not_there_is_said_in_one_sentence(arguments, said, chat, run, t
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("percent", ["-1", "100.1", "nan", "five"])
+@pytest.mark.parametrize("percent", ["-1", "100.1", "nan"])
 def test_a_percentage_outside_0_to_100_is_a_usage_error(percent, run):
     ended = run("--dataset_split_pc", percent)
     assert (ended.status, ended.out) == (2, "")
@@ -706,7 +613,8 @@ def test_checking_never_drops(run):
 
 def test_a_gated_dataset_is_reported_with_the_way_in(chat, link, run):
     link.harms = [("/resolve/", [answering(401, x_error_code="GatedRepo")] * 99)]
-    assert f"{chat} is gated: ask for access at" in sentence(run("--dataset", chat))
+    said = sentence(run("--dataset", chat))
+    assert f"'{chat}' is a gated dataset" in said and "`hf auth login`" in said
 
 
 def test_a_token_is_sent_to_the_hub_alone_and_never_printed(chat, link, environment, tmp_path):
@@ -746,9 +654,7 @@ def test_no_network_is_said_in_one_sentence(environment, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_reported(chat, run, tmp_path):
     (tmp_path / "taken").write_text("a file")
-    assert "cannot use taken/out: Not a directory" in sentence(
-        run("--dataset", chat, "--download_dir", "taken/out")
-    )
+    assert "Not a directory: 'taken/out" in sentence(run("--dataset", chat, "--download_dir", "taken/out"))
 
 
 def test_a_disk_that_takes_no_more_is_reported_and_leaves_no_half_file(link, environment, tmp_path):
@@ -758,7 +664,7 @@ def test_a_disk_that_takes_no_more_is_reported_and_leaves_no_half_file(link, env
     arguments = ["--dataset", "made/big", "--no_check", "--dataset_split_pc", "100", "--download_dir", "out"]
     command = [sys.executable, "-c", code, *arguments]
     ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert (ended.returncode, ended.stderr) == (1, "download-dataset.py: cannot use out: File too large\n")
+    assert (ended.returncode, ended.stderr) == (1, "download-dataset.py: [Errno 27] File too large\n")
     assert visible(tmp_path / "out") == []
 
 

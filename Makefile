@@ -1,6 +1,7 @@
 # `make help` lists what there is.
 
 SHELL := bash
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP  # they lead to another Python than that of .venv
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt

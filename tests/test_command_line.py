@@ -257,7 +257,9 @@ def test_nothing_that_leads_elsewhere_reaches_the_command(tmp_path):
         "-c",
         PROGRAM_THAT_LOGS,
     ]
-    search = os.environ | ELSEWHERE | {"PYTHONPATH": f"{ROOT}"}
+    long = tmp_path / f"a long name {'with umlauts äöü ' * 5}"
+    long.mkdir()
+    search = os.environ | ELSEWHERE | {"PYTHONPATH": f"{ROOT}", "TMPDIR": f"{long}"}
     ended = subprocess.run(command, cwd=tmp_path, env=search, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     got = json.loads(ended.stdout)

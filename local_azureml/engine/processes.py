@@ -38,7 +38,8 @@ class UserError(Exception):
 def warm() -> None:
     """Start the server that children are forked from; it goes on importing after this returns."""
     if forkserver._forkserver._forkserver_pid is None:
-        CONTEXT.set_forkserver_preload(PRELOADED)
+        # Elsewhere than on Linux, libraries that were imported before a fork may fail after it.
+        CONTEXT.set_forkserver_preload(PRELOADED if sys.platform == "linux" else [])
         resource_tracker.ensure_running()  # which unblocks interrupts when it starts
         found_by = {"PYTHONPATH": str(Path(__file__).parents[2])}
         with _environment(surroundings.LIBRARIES | found_by), _interrupts_blocked(), _short_names():

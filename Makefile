@@ -1,6 +1,8 @@
 # `make help` lists what there is.
 
 SHELL := bash
+# they lead to another Python than that of .venv
+unexport PYTHONHOME PYTHONPATH PYTHONSTARTUP
 .DEFAULT_GOAL := help
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt

@@ -54,7 +54,7 @@ class Cloud:
 
     def secret(self, name: str) -> str:
         """Return a secret of this data folder: random when the folder was made, kept through a restart."""
-        return json.loads(self._secrets_file.read_text())[name]
+        return json.loads(self._secrets_file.read_text(encoding="utf-8"))[name]
 
     @property
     def origin(self) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import httpx
+import psutil
 import pytest
 import uvicorn
 
@@ -81,13 +82,10 @@ class StandIn:
 def processes_in(folder: Path) -> list[int]:
     """Return the processes that have a file of `folder` open as their log."""
     found = []
-    for process in Path("/proc").glob("[0-9]*"):
-        try:
-            opened = [str(handle.readlink()) for handle in (process / "fd").iterdir()]
-        except OSError:
-            continue
-        if any(name.startswith(str(folder)) for name in opened):
-            found.append(int(process.name))
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):  # gone meanwhile, or somebody else's
+            if any(opened.path.startswith(str(folder)) for opened in process.open_files()):
+                found.append(process.pid)
     return found
 
 

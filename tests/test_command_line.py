@@ -61,7 +61,7 @@ def ran(bystander) -> subprocess.CompletedProcess:
     (folder / "client.py").write_text(CLIENT)
     command = [*PROGRAM, "run", "--data-dir", folder, "--", sys.executable, folder / "client.py"]
     return subprocess.run(
-        command, cwd=ROOT, env=bystander.environ(), capture_output=True, text=True, timeout=50
+        command, cwd=ROOT, env=bystander.environ(), capture_output=True, text=True, timeout=60
     )
 
 
@@ -105,7 +105,7 @@ def test_a_signal_that_another_thread_is_given_stops_it_all_the_same(tmp_path):
     another = psutil.Process(served.pid).threads()[1].id
     ctypes.CDLL(None).tgkill(served.pid, another, signal.SIGTERM)
     try:
-        assert served.wait(30) == 0
+        assert served.wait(60) == 0
     finally:
         served.kill()
         served.stdout.close()
@@ -257,7 +257,9 @@ def test_nothing_that_leads_elsewhere_reaches_the_command(tmp_path):
         "-c",
         PROGRAM_THAT_LOGS,
     ]
-    search = os.environ | ELSEWHERE | {"PYTHONPATH": f"{ROOT}"}
+    long = tmp_path / f"a long name {'with umlauts äöü ' * 5}"
+    long.mkdir()
+    search = os.environ | ELSEWHERE | {"PYTHONPATH": f"{ROOT}", "TMPDIR": f"{long}"}
     ended = subprocess.run(command, cwd=tmp_path, env=search, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     got = json.loads(ended.stdout)
@@ -273,7 +275,7 @@ def test_the_lines_of_serve_hide_in_a_shell_what_run_hides_from_its_command(stan
         env={"PATH": os.environ["PATH"], **ELSEWHERE},
         capture_output=True,
         text=True,
-        timeout=10,
+        timeout=60,
     )
     got = dict(line.split("=", 1) for line in shell.stdout.splitlines())
     kept = {name for name in ELSEWHERE.keys() & got.keys() if got[name] == ELSEWHERE[name]}

@@ -246,6 +246,6 @@ def test_a_fine_tuning_job_that_fails_names_the_step_and_the_reason(client, regi
     from azure.ai.ml.exceptions import JobException
 
     rows = tmp_path / "train.jsonl"
-    rows.write_text('{"text": "no conversation"}\n' * 20)
-    with pytest.raises(JobException, match=r"ft_nlp_common_validation: .*messages"):
+    rows.write_text('{"Gespräch": "none"}\n' * 20, encoding="utf-8")
+    with pytest.raises(JobException, match=r"ft_nlp_common_validation: .*`messages`.*Gespr\S+ch"):
         fine_tune(client, registry_client, rows)

@@ -278,12 +278,12 @@ def test_a_model_folder_with_pickled_weights_does_not_start(model, serve, tmp_pa
             copy.write_bytes(path.read_bytes())
     (tmp_path / "pickled/model/pytorch_model.bin").write_bytes(b"\x80\x04.")
     process = serve(tmp_path / "pickled").process
-    assert (process.wait(10), "never from pickles" in process.error()["message"]) == (1, True)
+    assert (process.wait(60), "never from pickles" in process.error()["message"]) == (1, True)
 
 
 def test_an_unhealthy_deployment_ends_before_it_answers(model, serve):
     process = serve(model, faults={"deployment-unhealthy": ""}).process
-    assert (process.wait(10), process.error()["code"]) == (1, "UserError")
+    assert (process.wait(60), process.error()["code"]) == (1, "UserError")
 
 
 def test_the_requests_body_may_carry_its_parameters_as_params(server):

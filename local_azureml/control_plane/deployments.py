@@ -140,7 +140,7 @@ def logs(
     """Return the last lines of a deployment's log."""
     local = cloud.current(request)
     document = endpoints.find(local, endpoint, deployment)
-    lines = log_of(local, document).read_text(errors="replace").splitlines()
+    lines = log_of(local, document).read_text(encoding="utf-8", errors="replace").splitlines()
     return {"content": "\n".join(lines[-int(body.get("tail") or 100) :])}
 
 

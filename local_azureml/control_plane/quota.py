@@ -18,7 +18,7 @@ FAMILY_LIMIT, REGION_LIMIT = 200, 400  # cores
 
 @cache
 def _sizes() -> list[dict]:
-    return json.loads((cloud.SEEDS / "sizes.json").read_text())
+    return json.loads((cloud.SEEDS / "sizes.json").read_text(encoding="utf-8"))
 
 
 def sizes(local: cloud.Cloud) -> list[dict]:

@@ -68,7 +68,7 @@ def _headers(local: cloud.Cloud, container: str, name: str) -> dict[str, str]:
     file = storage.find(local, container, name)
     found = file.stat()
     metadata = _metadata_file(local, container, name)
-    saved = json.loads(metadata.read_text()) if metadata.exists() else {}
+    saved = json.loads(metadata.read_text(encoding="utf-8")) if metadata.exists() else {}
     return {
         "ETag": _tag(file),
         "Last-Modified": formatdate(found.st_mtime, usegmt=True),

@@ -17,7 +17,7 @@ class Journal:
 
     def say(self, text: str) -> None:
         """Append a line with the time."""
-        with self._file.open("a") as stream:
+        with self._file.open("a", encoding="utf-8") as stream:
             stream.write(f"[{time.strftime('%Y-%m-%d %H:%M:%SZ', time.gmtime())}] {text}\n")
 
     def follow(self, source: Path) -> None:

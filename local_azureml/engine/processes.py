@@ -6,6 +6,7 @@ import multiprocessing
 import os
 import signal
 import sys
+import tempfile
 import threading
 import traceback
 from contextlib import contextmanager, suppress
@@ -25,6 +26,7 @@ PRELOADED = [  # importing these costs seconds; no child pays for it again
     "local_azureml.engine.serving",
     "local_azureml.engine.chat_completion.warmed",
 ]
+LONGEST_FOLDER = 60  # bytes; multiprocessing adds two random names to it
 ERROR = "error.json"  # in a child's folder: why it failed
 STARTING = threading.Lock()  # also guards every reading of an exit code, which the pipe holds only once
 
@@ -36,10 +38,11 @@ class UserError(Exception):
 def warm() -> None:
     """Start the server that children are forked from; it goes on importing after this returns."""
     if forkserver._forkserver._forkserver_pid is None:
-        CONTEXT.set_forkserver_preload(PRELOADED)
+        # Elsewhere than on Linux, libraries that were imported before a fork may fail after it.
+        CONTEXT.set_forkserver_preload(PRELOADED if sys.platform == "linux" else [])
         resource_tracker.ensure_running()  # which unblocks interrupts when it starts
         found_by = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        with _environment(surroundings.LIBRARIES | found_by), _interrupts_blocked():
+        with _environment(surroundings.LIBRARIES | found_by), _interrupts_blocked(), _short_names():
             forkserver.ensure_running()
 
 
@@ -216,6 +219,18 @@ def _interrupts_blocked():
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
+
+
+@contextmanager
+def _short_names():
+    """Let the server's socket, whose name has a hundred bytes at most, lie in /tmp where TMPDIR is longer."""
+    before = tempfile.tempdir
+    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
+        tempfile.tempdir = "/tmp"
+    try:
+        yield
+    finally:
+        tempfile.tempdir = before
 
 
 @contextmanager

@@ -74,7 +74,7 @@ def weight_files(folder: Path) -> list[Path]:
     """Return the safetensors files of the checkpoint; raise where one that the index names is missing."""
     index = folder / "model.safetensors.index.json"
     if index.exists():
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
     else:
         names = ["model.safetensors"]
     missing = [name for name in names if not (is_plain(name) and (folder / name).is_file())]

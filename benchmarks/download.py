@@ -1,15 +1,15 @@
-"""Compare download-dataset.py with `load_dataset` and with streaming.
+"""Compare download-dataset.py with `load_dataset`, with streaming, and with an earlier version of itself.
 
 Makes a repository of ultrachat_200k's shape (8 parquet files in 4 splits, 1 000 rows a row group, 6.7 and
 5.3 kB a row, about half of that when compressed), serves it from the local hub, runs each way in a fresh
 process with an empty cache, and prints a table in Markdown: bytes that the server sent, seconds, peak memory.
+A script "killed" is one that is killed when half of the bytes are sent, and run again.
 """
 
 import argparse
 import multiprocessing
 import os
 import re
-import runpy
 import shutil
 import socket
 import statistics
@@ -34,6 +34,14 @@ SPLITS = {  # name: rows, files, bytes a row in memory
 ROW_GROUP = 1000
 TURNS = 6  # messages a row, on average
 ZIPF = 1.15  # how common the common words are; makes the text compress as the real one does
+NAMES = {
+    "script": "`download-dataset.py`",
+    "script-killed": "`download-dataset.py`, killed half-way",
+    "old": "the earlier version",
+    "old-killed": "the earlier version, killed half-way",
+    "ordinary": "`load_dataset`, `to_json`",
+    "streaming": "streaming",
+}
 ORDINARY = """
 import sys, time
 from datasets import ReadInstruction, load_dataset
@@ -162,12 +170,14 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def measure(command: list[str], port: int, sent, work: Path) -> dict:
+def measure(command: list[str], port: int, sent, work: Path, killed_after: int | None) -> dict:
     """Run the command in a fresh process with an empty cache, and say what it took."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(work / "cache")}
     before, began = sent.value, time.time()
+    if killed_after:
+        kill_half_way(command, environment, sent, before + killed_after, work)
     command = [sys.executable, "-c", LAUNCH, *command]
     ended = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
     seconds = time.time() - began
@@ -177,6 +187,15 @@ def measure(command: list[str], port: int, sent, work: Path) -> dict:
     loaded = float(said["loaded"]) - began if "loaded" in said else None
     memory = int(said["peak"]) * (1 if sys.platform == "darwin" else 1024)
     return {"bytes": sent.value - before, "seconds": seconds, "memory": memory, "loaded": loaded}
+
+
+def kill_half_way(command: list[str], environment: dict, sent, enough: int, work: Path) -> None:
+    with subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.DEVNULL) as process:
+        while sent.value < enough:
+            if process.poll() is not None:
+                raise SystemExit(f"{command} ended before it could be killed")
+            time.sleep(0.01)
+        process.kill()
 
 
 def middle(measured: list[dict]) -> dict:
@@ -201,30 +220,14 @@ def bytes_of_groups(folder: Path, percent: float) -> int:
     return total
 
 
-def cost_of_check(folder: Path) -> float:
-    """The processor time that the check adds to writing, as a share of it."""
-    script = runpy.run_path(str(SCRIPT))
-    path = folder / "data" / "test_sft-00000-of-00001.parquet"
-    rows = pyarrow.parquet.ParquetFile(path).read_row_group(0).to_struct_array().combine_chunks()
-    with tempfile.TemporaryDirectory() as place:
-
-        def seconds(check) -> float:
-            began = time.process_time()
-            script["write_rows"]([rows], Path(place, "rows.jsonl"), check)
-            return time.process_time() - began
-
-        rounds = [(seconds(None), seconds(script["Check"]("rows"))) for _ in range(30)]
-    plain, checked = (min(times) for times in zip(*rounds, strict=True))
-    return checked / plain - 1
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--scale", type=float, default=0.05, help="1 is the real size, 1.6 GB (%(default)s)")
     parser.add_argument("--rate", type=float, help="speed of the link in MB/s (no limit)")
     parser.add_argument("--percent", type=float, nargs="+", default=[5, 100], help="(5 100)")
     parser.add_argument("--rounds", type=int, default=3, help="medians of so many (%(default)s)")
-    parser.add_argument("--ways", nargs="+", default=["script", "ordinary", "streaming"])
+    parser.add_argument("--ways", nargs="+", default=["script", "ordinary", "streaming"], choices=[*NAMES])
+    parser.add_argument("--old", type=Path, help="an earlier version of the script, for the ways called old")
     parser.add_argument("--folder", type=Path, help="keep the repository here, and use it again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -248,39 +251,34 @@ def compare(root: Path, work: Path, options: argparse.Namespace) -> None:
         print("|---|---|---|---|---|---|")
         for percent in options.percent:
             groups = bytes_of_groups(folder, percent)
-            ways = commands(percent, options.ways)
+            ways = commands(percent, options)
+            half = {way: groups // 2 if "killed" in way else None for way in ways}
             rounds = [
-                {way: measure(command, port, sent, work) for way, command in ways.items()}
+                {way: measure(command, port, sent, work, half[way]) for way, command in ways.items()}
                 for _ in range(options.rounds)
             ]
             for way in ways:
                 show(percent, way, middle([taken[way] for taken in rounds]), groups)
-        print(f"\nThe check adds {cost_of_check(folder):.0%} to the writing.")
     finally:
         server.terminate()
         server.join()
 
 
-def commands(percent: float, ways: list[str]) -> dict[str, list[str]]:
-    run = [sys.executable, "-c"]
-    known = {
-        "script": [sys.executable, str(SCRIPT), "--dataset_split_pc", str(percent), "--download_dir", "out"],
-        "ordinary": [*run, ORDINARY, REPOSITORY, str(percent), *SPLITS],
-        "streaming": [*run, STREAMING, REPOSITORY, str(percent), *SPLITS],
-    }
-    return {way: known[way] for way in ways}
+def commands(percent: float, options: argparse.Namespace) -> dict[str, list[str]]:
+    """The command line of each way."""
+    run, rest = [sys.executable, "-c"], [REPOSITORY, str(percent), *SPLITS]
+    known = {"ordinary": [*run, ORDINARY, *rest], "streaming": [*run, STREAMING, *rest]}
+    for way, path in (("script", SCRIPT), ("old", options.old)):
+        command = [sys.executable, str(path), "--dataset_split_pc", str(percent), "--download_dir", "out"]
+        known |= {way: command, f"{way}-killed": command}
+    return {way: known[way] for way in options.ways}
 
 
 def show(percent: float, way: str, taken: dict, groups: int) -> None:
-    names = {
-        "script": "`download-dataset.py`",
-        "ordinary": "`load_dataset`, `to_json`",
-        "streaming": "streaming",
-    }
     size, share, memory = taken["bytes"] / 1e6, taken["bytes"] / groups, taken["memory"] / 1e6
     seconds = f"{taken['seconds']:.1f}" + (f" ({taken['loaded']:.1f} to load)" if taken["loaded"] else "")
     print(
-        f"| {percent:g} % | {names[way]} | {size:,.1f} | {share:.2f} | {seconds} | {memory:,.0f} |",
+        f"| {percent:g} % | {NAMES[way]} | {size:,.1f} | {share:.2f} | {seconds} | {memory:,.0f} |",
         flush=True,
     )
 

@@ -8,6 +8,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PARAMETERS ?= -p compare_with_base True  # costs nothing here, and a second machine on Azure
 LAB_OPTIONS ?=
+unexport PYTHONPATH PYTHONHOME  # they lead to the packages of another Python
 
 python := .venv/bin/python
 notebook := finetune_phi3_ultrachat.ipynb
@@ -78,6 +79,10 @@ pages: .venv/installed ## Renew what the pages take from the notebook and from t
 .PHONY: faults
 faults: .venv/installed ## Run the notebook with every fault and every interruption, and show what each cost and left
 	$(python) -m benchmarks.faults
+
+.PHONY: elsewhere
+elsewhere: .venv/installed ## Do what make run does in other surroundings: processors, proxies, users, a full disk
+	$(python) -m benchmarks.elsewhere
 
 .PHONY: clean-azure
 clean-azure: .venv/installed ## List and remove what runs older than a day left in your workspace; RUN=id for one run

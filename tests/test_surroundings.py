@@ -1,0 +1,109 @@
+"""The surroundings of `make elsewhere`, each with a job of seconds in place of the main one."""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import nbformat
+import pytest
+
+from benchmarks.elsewhere import BEGINS, KEPT, SURROUNDINGS, Surrounding, copy_of_project, execute, survivors
+
+BY_NAME = {surrounding.name: surrounding for surrounding in SURROUNDINGS}
+SHORT = "short.ipynb"
+RUN = ["make", "--old-file=.venv/installed", "run", f"notebook={SHORT}", "PARAMETERS="]
+CELL = """\
+import os
+import subprocess
+import sys
+
+import mlflow
+from azure.ai.ml import MLClient, command
+from azure.ai.ml.entities import AmlCompute, Environment
+from azure.identity import DefaultAzureCredential
+
+names = [os.environ[f"AZUREML_ARM_{name}"] for name in ("SUBSCRIPTION", "RESOURCEGROUP", "WORKSPACE_NAME")]
+workspace = MLClient(DefaultAzureCredential(), *names)
+workspace.compute.begin_create_or_update(AmlCompute(name="short", size="Standard_DS3_v2")).result()
+job = command(
+    command="python -c 'import mlflow; mlflow.log_metric(\\"answer\\", 42)'",
+    environment=Environment(name="plain", version="1", image="python:3.11"),
+    compute="short",
+)
+name = workspace.jobs.create_or_update(job).name
+workspace.jobs.stream(name)
+mlflow.set_tracking_uri(workspace.workspaces.get(names[2]).mlflow_tracking_uri)
+print(mlflow.get_run(name).data.metrics)
+options = ["--dataset", "HuggingFaceH4/ultrachat_200k", "--dataset_split_pc", "1"]
+print(subprocess.run([sys.executable, "download-dataset.py", *options], check=True).returncode)
+"""
+
+
+def run_short(surrounding: Surrounding, folder: Path, job: list[str] = RUN) -> tuple[int, str, list[str]]:
+    """Return a short job's exit status in a surrounding, what it said, and what it left running."""
+    folder.chmod(0o755)  # another user reads it too
+    project = copy_of_project(folder / surrounding.project, surrounding.git)
+    cell = nbformat.v4.new_code_cell(CELL)
+    nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata()), project / SHORT)
+    status = execute(surrounding, project, folder / "log.txt", job)
+    said = (folder / "log.txt").read_text(errors="replace")
+    if BEGINS not in said:
+        pytest.skip(f"{surrounding.name} can't be had here: {said}")
+    return status, said, survivors(folder)
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    """A folder with a short path: a socket's may have 108 bytes."""
+    with tempfile.TemporaryDirectory(prefix="elsewhere-") as name:
+        yield Path(name)
+
+
+def metadata() -> dict:
+    return {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
+
+
+@pytest.fixture(scope="module")
+def variables() -> dict[str, str]:
+    """The variables of every surrounding at once, another TMPDIR left out, which C can't spell."""
+    return {
+        name: value
+        for surrounding in SURROUNDINGS
+        for name, value in surrounding.variables.items()
+        if name not in ("TMPDIR", "HOME")
+    }
+
+
+def test_a_job_logs_its_metric_under_all_variables_at_once(variables, folder):
+    crowded = replace(BY_NAME["variables of another Python"], variables=variables)
+    status, said, left = run_short(crowded, folder)
+    assert (status, "{'answer': 42.0}\n" in said, "Traceback" in said, left) == (0, True, False, []), said
+
+
+def test_a_job_logs_its_metric_as_another_user_without_a_home_in_a_folder_with_an_umlaut(folder):
+    elsewhere = replace(
+        BY_NAME["another user than root, umask 077, HOME can't be written"], project="Grüne Wiese"
+    )
+    status, said, left = run_short(elsewhere, folder)
+    assert (status, "{'answer': 42.0}\n" in said, "Traceback" in said, left) == (0, True, False, []), said
+
+
+def test_a_full_disk_ends_the_job_with_one_sentence(folder):
+    shell = BY_NAME["a full disk"].shell.replace("size=48m", "size=1m")
+    status, said, left = run_short(replace(BY_NAME["a full disk"], shell=shell), folder)
+    assert status and "No space left on device" in said and "Traceback" not in said and left == [], said
+
+
+def test_ctrl_c_at_the_terminal_ends_what_runs_with_one_sentence(folder):
+    pressed = replace(BY_NAME["Ctrl-C at the terminal"], interrupt="waiting")
+    waiting = [sys.executable, "-c", "import time; print('waiting', flush=True); time.sleep(60)"]
+    job = [".venv/bin/python", "-m", "local_azureml", "run", "--", *waiting]
+    status, said, left = run_short(pressed, folder, job)
+    assert (status, left) == (130, []) and "still running: nothing" in said, said
+
+
+def test_the_kept_table_has_a_line_for_each_surrounding():
+    kept = KEPT.read_text("utf-8")
+    assert [name for name in BY_NAME if f"| {name} |" not in kept] == []

@@ -8,7 +8,6 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PARAMETERS ?= -p compare_with_base True  # costs nothing here, and a second machine on Azure
 LAB_OPTIONS ?=
-unexport PYTHONPATH PYTHONHOME  # they lead to the packages of another Python
 
 python := .venv/bin/python
 notebook := finetune_phi3_ultrachat.ipynb

@@ -145,7 +145,7 @@ SURROUNDINGS = [
     ),
     Surrounding(
         "another TMPDIR",
-        {"TMPDIR": "{folder}/für später"},
+        {"TMPDIR": "{folder}/a place for temporary files with a long name, für später"},
         shell='mkdir "$TMPDIR"; exec "$@"',
     ),
     Surrounding("a far time zone", {"TZ": "Pacific/Kiritimati"}),
@@ -220,7 +220,7 @@ SURROUNDINGS = [
     Surrounding(
         "Ctrl-C at the terminal",
         columns=80,
-        interrupt="Streaming chat_completion",
+        interrupt="step 20/",
         refuses="Interrupted in step",
     ),
 ]

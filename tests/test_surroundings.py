@@ -43,7 +43,6 @@ print(subprocess.run([sys.executable, "download-dataset.py", *options], check=Tr
 
 def run_short(surrounding: Surrounding, folder: Path, job: list[str] = RUN) -> tuple[int, str, list[str]]:
     """Return a short job's exit status in a surrounding, what it said, and what it left running."""
-    folder.chmod(0o755)  # another user reads it too
     project = copy_of_project(folder / surrounding.project, surrounding.git)
     cell = nbformat.v4.new_code_cell(CELL)
     nbformat.write(nbformat.v4.new_notebook(cells=[cell], metadata=metadata()), project / SHORT)
@@ -56,8 +55,9 @@ def run_short(surrounding: Surrounding, folder: Path, job: list[str] = RUN) -> t
 
 @pytest.fixture
 def folder() -> Iterator[Path]:
-    """A folder with a short path: a socket's may have 108 bytes."""
+    """A folder that another user may enter too, which pytest's own are closed to."""
     with tempfile.TemporaryDirectory(prefix="elsewhere-") as name:
+        Path(name).chmod(0o755)
         yield Path(name)
 
 

@@ -169,7 +169,7 @@ def ours(values: dict, folder: Path) -> dict:
 
 def plain(values: dict, folder: Path) -> dict:
     """Train with transformers' own Trainer and its defaults, on rows in random order."""
-    kind = machine.precision(values)
+    kind = machine.plan(json.loads((folder / "base/config.json").read_text()), folder / "base", values).kind
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / "plain"),

@@ -57,7 +57,7 @@ USES = {
     "gradient_accumulation_steps": "the Trainer's gradient_accumulation_steps",
     "eval_accumulation_steps": "the Trainer's eval_accumulation_steps; -1 is none",
     "lr_scheduler_type": "the Trainer's lr_scheduler_type",
-    "precision": "16 is bf16 where the device computes in it, else fp16 on a GPU; the log names the choice",
+    "precision": "16 is bf16 where that is faster, else fp16 on a GPU and 32 on a CPU; the log says why",
     "seed": "seeds weights, row order and dropout",
     "enable_full_determinism": "deterministic kernels, so that two runs agree to the last digit",
     "dataloader_num_workers": "the Trainer's dataloader_num_workers",

@@ -136,12 +136,14 @@ class Server:
         port = self._listener.getsockname()[1]
         self.cloud = cloud.Cloud(folder, port, model, options.poll, faults)
         from local_azureml.app import create_app
+        from local_azureml.doors import Patience
 
         self.app = create_app(self.cloud)
         chain = str(self.cloud.certificates.chain)
         waits = {"timeout_graceful_shutdown": 2, "timeout_keep_alive": 600}  # clients reuse idle connections
         tls = {"ssl_certfile": chain, "ssl_keyfile": chain}
-        settings = uvicorn.Config(self.app, log_level="warning", lifespan="off", **tls, **waits)
+        kind = {"http": Patience, "ws": "none", "lifespan": "off", "proxy_headers": False}
+        settings = uvicorn.Config(self.app, log_level="warning", **kind, **tls, **waits)
         self._server = uvicorn.Server(settings)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
 

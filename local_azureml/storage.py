@@ -1,13 +1,20 @@
 """The files behind the blobs: containers are folders, blobs are files, and no path leaves its container."""
 
 import hashlib
+import hmac
 import shutil
+import time
 import uuid
-from collections.abc import Iterator
+from calendar import timegm
+from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO
+from urllib.parse import quote
 from xml.etree import ElementTree
+
+from fastapi import Request
+from starlette.concurrency import run_in_threadpool
 
 from local_azureml import cloud
 from local_azureml.errors import AzureError
@@ -16,11 +23,27 @@ from local_azureml.places import OutsideError, inside
 ACCOUNT = "store"
 CONTAINERS = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}  # by datastore
 VERSION = "2024-11-04"  # of the storage protocol
+PIECE = 1024 * 1024  # bytes that are written at once
+TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def signature(local: cloud.Cloud) -> str:
-    """Return the query string that opens every container."""
-    return f"sv={VERSION}&sr=c&sp=racwdl&sig={local.secret('sas_signature')}"
+def signature(local: cloud.Cloud, container: str, expires: float | None = None) -> str:
+    """Return the query string that opens a container until `expires`, by default for as long as a token."""
+    end = time.gmtime(time.time() + cloud.LIFETIME if expires is None else expires)
+    se = time.strftime(TIME, end)
+    return f"sv={VERSION}&sr=c&sp=racwdl&se={quote(se)}&sig={local.sign('container', container, se)}"
+
+
+def check_signature(request: Request) -> None:
+    """Refuse a request whose address is not signed for its container, or no longer."""
+    local, container = cloud.current(request), request.path_params["container"]
+    given, se = (request.query_params.get(name, "") for name in ("sig", "se"))
+    if not hmac.compare_digest(given.encode(), local.sign("container", container, se).encode()):
+        message = "the signature (sig) of the blob's address is not valid for its container and end (se)"
+        raise AzureError(403, "AuthenticationFailed", message)
+    if timegm(time.strptime(se, TIME)) < time.time():
+        message = f"the signature of the blob's address was valid until {se}: ask the datastore for another"
+        raise AzureError(403, "AuthenticationFailed", message)
 
 
 def check_container(container: str) -> None:
@@ -60,17 +83,30 @@ def names(local: cloud.Cloud, container: str) -> Iterator[str]:
 
 def address(local: cloud.Cloud, container: str, name: str) -> str:
     """Return the address, signature included, at which a blob can be read."""
-    return f"{local.origin}/{ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{container}/{name}?{signature(local)}"
+    account = f"{local.origin}/{ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}"
+    return f"{account}/{container}/{name}?{signature(local, container)}"
 
 
-def save(local: cloud.Cloud, file: Path, content: bytes) -> None:
-    """Write a file whole or not at all."""
-    with _part_of(local, file) as stream:
-        stream.write(content)
+async def receive(local: cloud.Cloud, file: Path, content: AsyncIterator[bytes]) -> bytes:
+    """Write a file as its content comes, whole or not at all, and return the content's MD5."""
+    digest, piece = hashlib.md5(usedforsecurity=False), bytearray()
+
+    def take() -> None:
+        digest.update(piece)
+        stream.write(piece)
+        piece.clear()
+
+    with part_of(local, file) as stream:
+        async for chunk in content:
+            piece += chunk
+            if len(piece) >= PIECE:
+                await run_in_threadpool(take)
+        await run_in_threadpool(take)
+    return digest.digest()
 
 
 @contextmanager
-def _part_of(local: cloud.Cloud, file: Path) -> Iterator[BinaryIO]:
+def part_of(local: cloud.Cloud, file: Path) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of `file` when all is written."""
     part = local.folder / "blob-parts" / uuid.uuid4().hex
     part.parent.mkdir(exist_ok=True)
@@ -97,10 +133,12 @@ def join(local: cloud.Cloud, container: str, name: str, block_list: bytes) -> No
         wanted = [entry.text or "" for entry in ElementTree.fromstring(block_list)]
     except ElementTree.ParseError as error:
         raise AzureError(400, "InvalidXmlDocument", f"the block list is not XML: {error}") from None
+    if len(set(wanted)) < len(wanted):
+        raise AzureError(501, "NotImplemented", "a block that is listed twice is not part of the stand-in")
     blocks = [block_file(local, container, name, block) for block in wanted]
     if missing := [name for name, block in zip(wanted, blocks, strict=True) if not block.exists()]:
         raise AzureError(400, "InvalidBlockList", f"the block {missing[0]!r} was not sent")
-    with _part_of(local, place(local, container, name)) as stream:
+    with part_of(local, place(local, container, name)) as stream:
         for block in blocks:
             with block.open("rb") as source:
                 shutil.copyfileobj(source, stream)

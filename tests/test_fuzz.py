@@ -4,14 +4,14 @@ import itertools
 import json
 import re
 import time
-from urllib.parse import quote
+from urllib.parse import parse_qsl, quote
 
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from starlette.testclient import TestClient
 
-from local_azureml import cloud
+from local_azureml import cloud, storage
 from local_azureml.app import CONTROL_PLANE, OWN_KEYS, create_app
 from local_azureml.control_plane import workspace
 from local_azureml.data_plane import identity
@@ -133,7 +133,7 @@ def test_no_request_makes_it_fail_or_hang(sender, app, data):
     method, path = data.draw(some.sampled_from(OPERATIONS))
     query, headers = data.draw(QUERIES), {k: v.encode("latin-1") for k, v in data.draw(HEADERS).items()}
     if "blob" in path:
-        query["sig"] = app.state.cloud.secret("sas_signature")
+        query |= parse_qsl(storage.signature(app.state.cloud, "azureml-blobstore"))
     body = json.dumps(data.draw(VALUES)).encode()
     check(sender, method, address(data.draw, path), params=query, content=body, headers=headers)
 

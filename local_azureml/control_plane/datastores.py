@@ -59,7 +59,7 @@ def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_
 def list_secrets(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return the signature that opens the datastore's container."""
     _document(cloud.current(request), name)
-    return {"secretsType": "Sas", "sasToken": storage.signature(cloud.current(request))}
+    return {"secretsType": "Sas", "sasToken": storage.signature(cloud.current(request), CONTAINERS[name])}
 
 
 def folder_of(local: cloud.Cloud, name: str, path: str = "") -> Path:

@@ -2,7 +2,6 @@
 
 import base64
 import hashlib
-import hmac
 import json
 import re
 from collections.abc import Iterator
@@ -13,6 +12,7 @@ from xml.etree import ElementTree
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
+from starlette.datastructures import Headers
 
 from local_azureml import cloud, storage
 from local_azureml.errors import AzureError
@@ -20,6 +20,7 @@ from local_azureml.errors import AzureError
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 READ_SIZE = 1024 * 1024  # bytes
 BLOCK_LIMIT = 256 * 1024 * 1024  # bytes in one request; the SDK sends larger files as blocks
+LIST_LIMIT = 8 * 1024 * 1024  # bytes of a list of blocks, of which there are at most 50 000
 BLOB_COMPS = {"PUT": ("block", "blocklist", "metadata")}  # what `comp` may say, by method
 CONTAINER_COMPS = {"GET": ("list",), "HEAD": ("list",)}
 PLAYED = {  # headers and parameters that make a request another operation, and their values that are played
@@ -32,14 +33,6 @@ PLAYED = {  # headers and parameters that make a request another operation, and 
     "x-ms-lease-id": (),
     "x-ms-tags": (),
 }
-
-
-def _check_signature(request: Request) -> None:
-    given = request.query_params.get("sig", "")
-    if not hmac.compare_digest(given.encode(), cloud.current(request).secret("sas_signature").encode()):
-        raise AzureError(
-            403, "AuthenticationFailed", "the signature (sig) of the blob's address is not valid"
-        )
 
 
 def _check_played(request: Request) -> None:
@@ -55,7 +48,7 @@ def _check_played(request: Request) -> None:
 
 router = APIRouter(
     prefix=f"/{storage.ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{{container}}",
-    dependencies=[Depends(_check_signature), Depends(storage.check_container), Depends(_check_played)],
+    dependencies=[Depends(storage.check_container), Depends(_check_played)],
 )
 
 
@@ -189,9 +182,28 @@ async def write(request: Request, container: str, name: str, comp: str = "", blo
     file = storage.place(local, container, name)
     if comp in ("", "blocklist"):
         _check_conditions(request, _tag(file) if file.is_file() else None)
-    content = await cloud.body(request, BLOCK_LIMIT)
-    metadata = {k[10:]: v for k, v in request.headers.items() if k.startswith("x-ms-meta-")}
-    return await run_in_threadpool(_write, local, container, name, comp, blockid, content, metadata)
+    if comp == "block":
+        await storage.receive(local, storage.block_file(local, container, name, blockid), request.stream())
+        return Response(status_code=201)
+    if comp == "":
+        digest = await storage.receive(local, file, request.stream())
+    else:
+        content = await cloud.body(request, LIST_LIMIT)
+        digest = hashlib.md5(content, usedforsecurity=False).digest()
+        if comp == "blocklist":
+            await run_in_threadpool(storage.join, local, container, name, content)
+    shown = await run_in_threadpool(_describe, local, container, name, request.headers)
+    shown |= {"x-ms-request-server-encrypted": "true", "Content-MD5": base64.b64encode(digest).decode()}
+    return Response(status_code=200 if comp == "metadata" else 201, headers=shown)
+
+
+def _describe(local: cloud.Cloud, container: str, name: str, given: Headers) -> dict[str, str]:
+    """Write the metadata of a blob that is there, and return its headers."""
+    storage.find(local, container, name)
+    metadata = {k[10:]: v for k, v in given.items() if k.startswith("x-ms-meta-")}
+    with storage.part_of(local, _metadata_file(local, container, name)) as stream:
+        stream.write(json.dumps(metadata).encode())
+    return _headers(local, container, name)
 
 
 def _check_conditions(request: Request, tag: str | None) -> None:
@@ -200,28 +212,6 @@ def _check_conditions(request: Request, tag: str | None) -> None:
         raise AzureError(409, "BlobAlreadyExists", "the blob is there already")
     if request.headers.get("if-match", "*") not in ("*", tag):
         raise AzureError(412, "ConditionNotMet", "the blob was changed in the meantime")
-
-
-def _write(
-    local, container: str, name: str, comp: str, blockid: str, content: bytes, metadata: dict
-) -> Response:
-    if comp == "block":
-        storage.save(local, storage.block_file(local, container, name, blockid), content)
-        return Response(status_code=201)
-    if comp == "metadata":
-        _headers(local, container, name)
-    elif comp == "blocklist":
-        storage.join(local, container, name, content)
-    else:
-        storage.save(local, storage.place(local, container, name), content)
-    storage.save(local, _metadata_file(local, container, name), json.dumps(metadata).encode())
-    digest = base64.b64encode(hashlib.md5(content).digest()).decode()
-    headers = {
-        **_headers(local, container, name),
-        "x-ms-request-server-encrypted": "true",
-        "Content-MD5": digest,
-    }
-    return Response(status_code=200 if comp == "metadata" else 201, headers=headers)
 
 
 @router.delete("/{name:path}")

@@ -7,11 +7,10 @@ from fastapi.responses import RedirectResponse
 
 from local_azureml import cloud, storage
 from local_azureml.control_plane import datastores, jobs
-from local_azureml.data_plane import tracking
-from local_azureml.errors import not_found
+from local_azureml.data_plane import tracking, visitors
 
 router = APIRouter()
-public = APIRouter()  # read without a token
+public = APIRouter()  # read by browsers
 PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"
 
 
@@ -92,9 +91,9 @@ def children(request: Request, name: str, identifier: str = Depends(cloud.worksp
 
 @public.get("/runs/{name}")
 def open_page(request: Request, name: str) -> RedirectResponse:
-    """Lead a browser to a job's page in MLflow; the address holds no subscription, so it can be shown."""
-    job = cloud.current(request).state.get(f"{cloud.WORKSPACE_ID}/jobs/{name}")
-    if job is None:
-        raise not_found("job", name, [])
+    """Lead a browser to a job's page in MLflow, with a cookie that reads it."""
+    job = jobs.find(cloud.current(request), name)
     experiment = request.app.state.tracking.experiment(job["properties"]["experimentName"])
-    return RedirectResponse(f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}")
+    answer = RedirectResponse(f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}")
+    visitors.exchange(request, answer)
+    return answer

@@ -12,7 +12,6 @@ from local_azureml.errors import AzureError
 router = APIRouter()
 TENANT = "00000000-0000-0000-0000-000000000001"
 USER = "00000000-0000-0000-0000-000000000002"
-LIFETIME = 24 * 3600  # seconds
 
 
 @router.get("/metadata/endpoints")
@@ -47,18 +46,21 @@ def metadata(request: Request) -> list[dict]:
 def token(request: Request, resource: str) -> dict:
     """Return a token for `resource`, as App Service's managed identity does."""
     local = cloud.current(request)
-    given = request.headers.get("x-identity-header", "")
-    if "no-credential" in local.faults or not hmac.compare_digest(
-        given.encode(), local.secret("identity_header").encode()
-    ):
-        raise AzureError(400, "invalid_request", "no managed identity is here for that X-IDENTITY-HEADER")
-    expires = int(time.time() + (local.faults.value("token-seconds") or LIFETIME))
+    expires = int(time.time() + (local.faults.value("token-seconds") or cloud.LIFETIME))
     return {
         "access_token": make_token(local, resource, expires),
         "expires_on": str(expires),
         "resource": resource,
         "token_type": "Bearer",
     }
+
+
+def check_header(request: Request) -> None:
+    """Refuse a request for a token that does not know the secret of the start."""
+    local, given = cloud.current(request), request.headers.get("x-identity-header", "")
+    known = hmac.compare_digest(given.encode(), local.secret("identity_header").encode())
+    if "no-credential" in local.faults or not known:
+        raise AzureError(400, "invalid_request", "no managed identity is here for that X-IDENTITY-HEADER")
 
 
 def make_token(local: cloud.Cloud, resource: str, expires: int) -> str:
@@ -76,12 +78,13 @@ def make_token(local: cloud.Cloud, resource: str, expires: int) -> str:
 
 def job_token(local: cloud.Cloud) -> str:
     """Return the token with which a job of ours writes its metrics."""
-    return make_token(local, cloud.AUDIENCE, int(time.time()) + LIFETIME)
+    return make_token(local, cloud.AUDIENCE, int(time.time()) + cloud.LIFETIME)
 
 
 def check_token(request: Request) -> None:
     """Refuse a request whose bearer token is not one that this stand-in gave out."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
+    given = given if scheme.lower() == "bearer" else ""
     options = {"verify_aud": False}  # the control plane and the ML services each ask for their own audience
     try:
         jwt.decode(given, cloud.current(request).secret("token_key"), algorithms=["HS256"], options=options)

@@ -2,22 +2,25 @@
 
 import logging
 import os
+import re
 import threading
 import time
 import warnings
 from contextlib import suppress
 from pathlib import Path
 
-from fastapi import Request
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Receive, Scope, Send
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_azureml import cloud
 from local_azureml.control_plane import operations
-from local_azureml.data_plane import identity
-from local_azureml.errors import AzureError, answer
+from local_azureml.errors import AzureError
 
 PREFIX = f"/mlflow/v2.0{cloud.WORKSPACE_ID}"  # azureml-mlflow asks for v2.0 where the workspace says v1.0
+
+
+ROOT = "mlflow-artifacts:/"
+OWN_ROOT = re.compile(f"{ROOT}(?!/)")  # two slashes would name a host
 
 
 class Tracking:
@@ -48,7 +51,7 @@ class Tracking:
     def _load(self) -> tuple:
         uri = f"sqlite:///{self._folder / 'mlflow.sqlite'}"
         os.environ["_MLFLOW_SERVER_FILE_STORE"] = uri  # read when mlflow.server is imported
-        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = "mlflow-artifacts:/"
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = ROOT
         os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = (self._folder / "mlflow-artifacts").as_uri()
         os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = "localhost:*,127.0.0.1:*"
@@ -57,13 +60,26 @@ class Tracking:
         logging.getLogger("alembic").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's own use of what Starlette deprecates
+            from mlflow.exceptions import MlflowException
             from mlflow.server.fastapi_app import app
+            from mlflow.server.handlers import _tracking_store_registry
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
+
+        class OwnArtifacts(SqlAlchemyStore):
+            """MLflow's store, with all artifacts below one root: all roots follow their experiment's."""
+
+            def create_experiment(self, name, artifact_location=None, tags=None):
+                if artifact_location and not OWN_ROOT.match(artifact_location):
+                    message = f"artifacts lie below {ROOT} here, not at {artifact_location!r}: leave it out"
+                    raise MlflowException.invalid_parameter_value(message)
+                return super().create_experiment(name, artifact_location, tags)
 
         with self._storing:
             if self._closed:
                 raise operations.stopped()
-            return app, SqlAlchemyStore(uri, "mlflow-artifacts:/")
+            store = OwnArtifacts(uri, ROOT)
+        _tracking_store_registry.register("sqlite", lambda **_: store)
+        return app, store
 
     def warm(self) -> None:
         """Begin to load; nobody need wait for that, whoever stops included."""
@@ -81,12 +97,13 @@ class Tracking:
 
     def start_run(self, name: str, experiment: str, title: str, tags: dict[str, str]) -> None:
         """Create a run whose id is the job's name, as Azure does; MLflow itself would draw a random one."""
+        store = self._store  # before any import of MLflow's, which the loading of it must not meet
         from mlflow.entities import LifecycleStage, RunStatus, SourceType
         from mlflow.store.tracking.dbmodels.models import SqlRun, SqlTag
 
         experiment_id = self.experiment(experiment)
         all_tags = {"mlflow.runName": title, "mlflow.user": "you", **tags}
-        with self._store.ManagedSessionMaker(read_only=False) as session:
+        with store.ManagedSessionMaker(read_only=False) as session:
             session.add(
                 SqlRun(
                     name=title,
@@ -107,9 +124,10 @@ class Tracking:
 
     def has_run(self, name: str) -> bool:
         """Say whether there is a run with that id, which outlives its job."""
+        store = self._store
         from mlflow.store.tracking.dbmodels.models import SqlRun
 
-        with self._store.ManagedSessionMaker() as session:
+        with store.ManagedSessionMaker() as session:
             return session.get(SqlRun, name) is not None
 
     def experiment(self, name: str) -> str:
@@ -119,10 +137,11 @@ class Tracking:
 
     def end_run(self, name: str, status: str) -> None:
         """Set a run's end; `status` is MLflow's: FINISHED, FAILED or KILLED."""
+        store = self._store
         from mlflow.entities import RunStatus
 
         end = int(time.time() * 1000)
-        self._store.update_run_info(name, RunStatus.from_string(status), end, None)
+        store.update_run_info(name, RunStatus.from_string(status), end, None)
 
 
 def uri(local: cloud.Cloud) -> str:
@@ -130,33 +149,18 @@ def uri(local: cloud.Cloud) -> str:
     return f"{local.origin}{PREFIX}"
 
 
-class Guard:
-    """Lets MLflow's web page read without a token, as a browser does, and asks one of everything else."""
+class Page:
+    """MLflow's web application, which invites no pages of other origins."""
 
-    def __init__(self, runs: Tracking, local: cloud.Cloud):
-        self._runs, self._local = runs, local
+    def __init__(self, runs: Tracking):
+        self._runs = runs
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and not self._is_reading(scope):
-            try:
-                identity.check_token(Request(scope))
-            except AzureError as error:
-                return await answer(error)(scope, receive, send)
+        async def without_invitation(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                kept = [(k, v) for k, v in message["headers"] if not k.startswith(b"access-control-")]
+                message = {**message, "headers": kept}
+            await send(message)
+
         app, _ = await run_in_threadpool(self._runs.load)
-        await app(scope, receive, send)
-
-    def _is_reading(self, scope: Scope) -> bool:
-        path = scope["path"].removeprefix(PREFIX)
-        if path.startswith("/api/"):
-            return False
-        return scope["method"] in ("GET", "HEAD") or path in READING
-
-
-# What the page asks for with POST, and changes nothing.
-READING = (
-    "/graphql",  # a run's page; its one mutation echoes what it is given
-    "/ajax-api/2.0/mlflow/runs/search",
-    "/ajax-api/2.0/mlflow/experiments/search",
-    "/ajax-api/2.0/mlflow/logged-models/search",
-    "/ajax-api/3.0/mlflow/traces/search",
-)
+        await app(scope, receive, without_invitation)

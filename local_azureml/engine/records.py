@@ -2,7 +2,7 @@
 
 from local_azureml import cloud
 from local_azureml.control_plane import jobs
-from local_azureml.data_plane import tracking
+from local_azureml.data_plane import tracking, visitors
 
 MLFLOW_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLED"}
 
@@ -30,13 +30,12 @@ class Records:
             tags["mlflow.parentRunId"] = parent
         tags |= {key: value or "" for key, value in (properties.get("tags") or {}).items()}
         self._runs.start_run(name, experiment, title, tags)
-        page = f"{self._local.origin}/runs/{name}?wsid={cloud.WORKSPACE}"  # the SDK appends &tid=…
         services = {
             "Tracking": {
                 "jobServiceType": "Tracking",
                 "endpoint": f"azureml://{tracking.uri(self._local)[8:]}?",
             },
-            "Studio": {"jobServiceType": "Studio", "endpoint": page},
+            "Studio": {"jobServiceType": "Studio", "endpoint": visitors.link(self._local, name)},
         }
         shown = {**properties, "experimentName": experiment, "displayName": title}
         shown |= {"status": "NotStarted", "services": services}

@@ -4,9 +4,11 @@ import asyncio
 import logging
 import socket
 import struct
+import uuid
 
-from fastapi import FastAPI
+from fastapi import Depends, FastAPI
 from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -14,6 +16,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from local_azureml import errors, storage
 from local_azureml.cloud import PROVIDER, SEEDS, Cloud
 from local_azureml.control_plane import (
+    api_versions,
     assets,
     computes,
     datastores,
@@ -46,6 +49,7 @@ CONTROL_PLANE = (
 )
 OWN_KEYS = (identity, blobs, scoring, hub)  # services whose requests carry another credential, or none
 PUBLIC = (workspace, history)  # services of the control plane that answer some requests without a token
+CORRELATION = "x-ms-correlation-request-id"
 HUB = ("/api/datasets/", "/datasets/")
 METADATA = "/metadata/"  # nobody asks for it in the public cloud, and the SDK asks only once
 BLOBS = f"/{storage.ACCOUNT}.blob."
@@ -73,7 +77,7 @@ def create_app(local: Cloud) -> FastAPI:
     app.state.jobs = Jobs(local, app.state.tracking)
     app.state.deployments = Deployments(local)
     for service in CONTROL_PLANE:
-        app.include_router(service.router)
+        app.include_router(service.router, dependencies=[Depends(api_versions.check)])
     for service in PUBLIC:
         app.include_router(service.public)
     for service in OWN_KEYS:
@@ -91,14 +95,20 @@ def create_app(local: Cloud) -> FastAPI:
 
 
 class AccessLog:
-    """Logs each answer: method, path without its query, which may hold a signature, and status."""
+    """Logs each answer: method, path without its query, which may hold a signature, and status.
+
+    The answer carries the request's correlation id, or a new one, as all of Azure's do.
+    """
 
     def __init__(self, app: ASGIApp):
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        correlation = Headers(scope=scope).get(CORRELATION) or str(uuid.uuid4())
+
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
+                MutableHeaders(scope=message)[CORRELATION] = correlation
                 log.info("%s %s %d", scope["method"], scope["raw_path"].decode("latin-1"), message["status"])
             await send(message)
 

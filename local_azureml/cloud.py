@@ -24,6 +24,7 @@ GROUP = "local"
 WORKSPACE = "local"
 LOCATION = "eastus"
 LIFETIME = 24 * 3600  # seconds that a token and a storage signature are valid
+TENANT = "00000000-0000-0000-0000-000000000001"
 PROVIDER = "Microsoft.MachineLearningServices"
 SEEDS = Path(__file__).parent / "seeds"
 SMALL_MODEL = SEEDS / "base_model"  # what stands in for the registry's models unless a checkpoint is given
@@ -46,6 +47,8 @@ class Cloud:
     def __post_init__(self):
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         self.state = State(self.folder)
+        if self.state.get(WORKSPACE_ID) is None:
+            self.state.put(WORKSPACE_ID, {"systemData": system_data()})
         self.meter = Meter(self.state)
         self.certificates = Certificates(self.folder / "tls")
         self._secrets_file = self.folder / "secrets.json"
@@ -138,6 +141,13 @@ def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="microseconds")
 
 
+def identity(asked: dict | None) -> dict | None:
+    """Return the identity of a resource with the ids that Azure gives it."""
+    if asked is None or "SystemAssigned" not in asked["type"]:
+        return asked
+    return {**asked, "principalId": "00000000-0000-0000-0000-000000000004", "tenantId": TENANT}
+
+
 def system_data(created: str | None = None) -> dict:
     """Return who made and changed a resource, and when."""
     return {
@@ -145,4 +155,6 @@ def system_data(created: str | None = None) -> dict:
         "createdBy": "you",
         "createdByType": "User",
         "lastModifiedAt": now(),
+        "lastModifiedBy": "you",
+        "lastModifiedByType": "User",
     }

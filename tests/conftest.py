@@ -17,9 +17,11 @@ from types import SimpleNamespace
 import httpx
 import psutil
 import pytest
+import recorded
 import uvicorn
+import witness
 
-from benchmarks.notebook_runs import ROOT, STAND_IN, stop
+from benchmarks.notebook_runs import ROOT, stop
 from local_azureml import surroundings
 
 DEAD = "http://127.0.0.1:9"  # nobody listens there
@@ -33,6 +35,7 @@ ELSEWHERE = {  # what a stand-in must not let lead its children astray
     **dict.fromkeys(("HF_HOME", "HF_HUB_CACHE", "PYTHONSTARTUP"), "/nonexistent"),
     **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
 }
+API_VERSION = {"api-version": "2025-12-01"}
 QUICK = {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"}  # the SDK's stream then looks every 10 ms at first
 
 
@@ -48,13 +51,15 @@ class StandIn:
 
     def __init__(self, folder: Path, *options: str):
         self.folder = folder
-        command = [*STAND_IN, "serve", "--poll", "0.1", "--data-dir", folder]
+        self.answers = folder.with_name(f"{folder.name}.answers")  # what its clients were answered
+        WITNESS.files.setdefault(self.answers, 0)
+        command = [*recorded.STAND_IN, "serve", "--poll", "0.1", "--data-dir", folder]
         self._log = folder.with_name(f"{folder.name}.log")
         with self._log.open("a") as log:
             self.process = subprocess.Popen(
                 [*command, *options],
                 cwd=ROOT,
-                env=os.environ | ELSEWHERE,
+                env=os.environ | ELSEWHERE | recorded.variables(self.answers),
                 stdout=subprocess.PIPE,
                 stderr=log,
                 text=True,
@@ -87,6 +92,32 @@ def processes_in(folder: Path) -> list[int]:
             if any(opened.path.startswith(str(folder)) for opened in process.open_files()):
                 found.append(process.pid)
     return found
+
+
+class Witness:
+    """Reads what was answered since it last did, and holds it against Microsoft's description."""
+
+    def __init__(self):
+        self.files: dict[Path, int] = {}  # how many answers of each recording are read
+
+    def departures(self) -> list[str]:
+        """Return what in the answers since the last call differs from the description."""
+        fresh = []
+        for file, seen in self.files.items():
+            exchanges = witness.read(file)
+            fresh += exchanges[seen:]
+            self.files[file] = len(exchanges)
+        return witness.departures(fresh)
+
+
+WITNESS = Witness()
+
+
+@pytest.fixture(autouse=True)
+def answers_are_azures() -> Iterator[None]:
+    """Let a test fail whose answers from the stand-in are not as Microsoft describes them."""
+    yield
+    assert WITNESS.departures() == []
 
 
 @pytest.fixture(scope="session")
@@ -147,9 +178,12 @@ def variables_kept(monkeypatch) -> None:
 @pytest.fixture
 def stand_in_with(tmp_path: Path, monkeypatch) -> Iterator:
     """A function that serves a stand-in with faults or options and points this process's clients at it."""
+    from local_azureml import app
     from local_azureml.__main__ import Server, parse
 
-    running = []
+    running, answers = [], tmp_path / "answers"
+    WITNESS.files[answers] = 0
+    monkeypatch.setattr(app, "create_app", recorded.recording(app.create_app, answers))
 
     def start(*faults: str, options: tuple = ()) -> Server:
         options = parse(["serve", "--poll", "0.1", *options, *[f"--fault={fault}" for fault in faults]])
@@ -209,7 +243,19 @@ def raw_client(variables: dict[str, str], token: bool = True) -> httpx.Client:
     """Return an HTTP client of a stand-in, with a token or without."""
     context = ssl.create_default_context(cafile=variables["REQUESTS_CA_BUNDLE"])
     headers = {"Authorization": f"Bearer {token_of(variables)}"} if token else {}
-    return httpx.Client(base_url=variables["HF_ENDPOINT"], verify=context, headers=headers, timeout=60)
+    options = {
+        "verify": context,
+        "headers": headers,
+        "event_hooks": {"request": [name_version]},
+        "timeout": 60,
+    }
+    return httpx.Client(base_url=variables["HF_ENDPOINT"], **options)
+
+
+def name_version(request: httpx.Request) -> None:
+    """Name a version of the API where the address names none; params of a client would replace a signature."""
+    if "api-version" not in request.url.params:
+        request.url = request.url.copy_merge_params(API_VERSION)
 
 
 @pytest.fixture(scope="session")

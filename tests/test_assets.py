@@ -165,7 +165,10 @@ def test_a_model_that_leads_to_no_files_is_not_deployed(http, arm, uris):
     for name, of in uris.items():
         properties = {"modelUri": f"{arm.workspace}/models/{of}/versions/1"} if of else {}
         http.put(f"{arm.workspace}/models/{name}/versions/1", json={"properties": properties})
-    http.put(f"{arm.workspace}/onlineEndpoints/fileless", json={"properties": {"authMode": "Key"}})
+    http.put(
+        f"{arm.workspace}/onlineEndpoints/fileless",
+        json={"location": "eastus", "properties": {"authMode": "Key"}},
+    )
     wanted = {"model": f"{arm.workspace}/models/{name}/versions/1", "instanceType": "Standard_DS3_v2"}
     path = f"{arm.workspace}/onlineEndpoints/fileless/deployments/demo"
     answer = http.put(path, json={"properties": wanted})
@@ -174,7 +177,10 @@ def test_a_model_that_leads_to_no_files_is_not_deployed(http, arm, uris):
 
 
 def test_a_kind_is_read_in_any_capitals(http, arm):
-    http.put(f"{arm.workspace}/onlineEndpoints/shouted", json={"properties": {"authMode": "Key"}})
+    http.put(
+        f"{arm.workspace}/onlineEndpoints/shouted",
+        json={"location": "eastus", "properties": {"authMode": "Key"}},
+    )
     wanted = {"model": f"{arm.workspace}/MODELS/ghost/versions/1", "instanceType": "Standard_DS3_v2"}
     path = f"{arm.workspace}/onlineEndpoints/shouted/deployments/demo"
     answer = http.put(path, json={"properties": wanted})

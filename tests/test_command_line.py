@@ -35,8 +35,10 @@ token = json.loads(send("GET", asked, **{"X-IDENTITY-HEADER": os.environ["IDENTI
 headers = {"Authorization": f"Bearer {token}", "Content-Type": "application/json"}
 scale = {"minNodeCount": 1, "maxNodeCount": 1}
 cluster = {"computeType": "AmlCompute", "properties": {"vmSize": "Standard_DS3_v2", "scaleSettings": scale}}
-send("PUT", f"{workspace}/computes/kept", {"properties": cluster}, **headers)
-send("PUT", f"{workspace}/onlineEndpoints/forgotten", {"properties": {"authMode": "Key"}}, **headers)
+version = "?api-version=2025-12-01"
+send("PUT", f"{workspace}/computes/kept{version}", {"properties": cluster}, **headers)
+endpoint = {"location": "eastus", "properties": {"authMode": "Key"}}
+send("PUT", f"{workspace}/onlineEndpoints/forgotten{version}", endpoint, **headers)
 print(os.environ["HF_ENDPOINT"])
 sys.exit(3)
 """

@@ -83,7 +83,10 @@ def test_the_endpoints_are_listed(client, empty):
 
 @pytest.mark.parametrize("name", ["ab", "a" * 33, "1abc", "a--b", "a_b", "abc-"])
 def test_an_illegal_endpoint_name_is_refused(http, arm, name):
-    answer = http.put(f"{arm.workspace}/onlineEndpoints/{name}", json={"properties": {"authMode": "Key"}})
+    answer = http.put(
+        f"{arm.workspace}/onlineEndpoints/{name}",
+        json={"location": "eastus", "properties": {"authMode": "Key"}},
+    )
     assert (answer.status_code, answer.json()["error"]["details"][0]["code"]) == (400, "InvalidName")
 
 
@@ -96,7 +99,10 @@ def test_an_illegal_deployment_name_is_refused(http, arm, empty, name):
 
 def test_the_name_of_the_tutorial_is_legal(http, arm):
     path = f"{arm.workspace}/onlineEndpoints/ultrachat-completion-1234567890"
-    answers = (http.put(path, json={"properties": {"authMode": "Key"}}), http.delete(path))
+    answers = (
+        http.put(path, json={"location": "eastus", "properties": {"authMode": "Key"}}),
+        http.delete(path),
+    )
     assert [answer.status_code for answer in answers] == [201, 202]
 
 
@@ -284,7 +290,7 @@ def test_a_deleted_endpoint_leaves_nothing_running_whatever_the_capitals(
     client, http, arm, stand_in, still_billed
 ):
     folder = stand_in.folder / "deployments" / "capitals"
-    body = {"properties": {"authMode": "Key"}}
+    body = {"location": "eastus", "properties": {"authMode": "Key"}}
     http.put(f"{arm.workspace}/onlineEndpoints/Capitals", json=body)  # the SDK would write it small
     client.online_deployments.begin_create_or_update(deployment("capitals", "demo")).result()
     before = (len(processes_in(folder)), still_billed("Capitals"))

@@ -7,6 +7,7 @@ import time
 from urllib.parse import parse_qsl, quote
 
 import pytest
+from conftest import API_VERSION
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from starlette.testclient import TestClient
@@ -105,6 +106,7 @@ OPERATIONS = sorted(
 def sender(app):
     token = identity.make_token(app.state.cloud, cloud.AUDIENCE, int(time.time()) + 3600)
     with TestClient(app, "https://localhost") as opened:
+        opened.params = API_VERSION
         opened.headers.update({"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
         yield opened
 
@@ -231,7 +233,10 @@ def test_no_body_makes_it_fail_then_or_later(sender, place, data):
     path = f"{cloud.WORKSPACE_ID}/{place}"
     if not place.endswith(("Keys", "Logs")):
         path += str(next(NUMBERS))  # a resource of its own
-    sender.put(f"{cloud.WORKSPACE_ID}/onlineEndpoints/kept", json={"properties": {"authMode": "Key"}})
+    sender.put(
+        f"{cloud.WORKSPACE_ID}/onlineEndpoints/kept",
+        json={"location": "eastus", "properties": {"authMode": "Key"}},
+    )
     method = "POST" if place.endswith(("Keys", "Logs")) else "PUT"
     check(sender, method, path, content=json.dumps(changed(data.draw, BODIES[place])).encode())
     for following in (path, path.rpartition("/")[0]):

@@ -164,7 +164,10 @@ outside = pytest.mark.parametrize(
 @outside
 def test_a_deployment_serves_no_model_from_outside_the_storage(http, arm, address):
     body = {"properties": {"model": address, "instanceType": "Standard_DS3_v2"}}
-    http.put(f"{arm.workspace}/onlineEndpoints/curious", json={"properties": {"authMode": "Key"}})
+    http.put(
+        f"{arm.workspace}/onlineEndpoints/curious",
+        json={"location": "eastus", "properties": {"authMode": "Key"}},
+    )
     answer = http.put(f"{arm.workspace}/onlineEndpoints/curious/deployments/demo", json=body)
     assert answer.status_code in (400, 404)
 

@@ -216,7 +216,7 @@ def stopped(tmp_path_factory) -> SimpleNamespace:
     first = StandIn(folder)
     path = f"{WORKSPACE_ID}/onlineEndpoints/one"
     with raw_client(first.environment) as http:
-        http.put(path, json={"properties": {"authMode": "Key"}})
+        http.put(path, json={"location": "eastus", "properties": {"authMode": "Key"}})
     operation = being_made(first, "one", "demo")
     time.sleep(0.5)  # its process is being forked
     said = first.end()

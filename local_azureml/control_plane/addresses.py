@@ -28,12 +28,12 @@ def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
     raise user_error(f"{address!r} is not an address that the stand-in can read", "InvalidUri")
 
 
-def _in_datastore(local: cloud.Cloud, datastore: str, path: str) -> Path:
-    return datastores.folder_of(local, datastore, unquote(path))
+def _in_datastore(local: cloud.Cloud, address: str) -> Path:
+    return datastores.folder_at(local, address)
 
 
 def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> Path:
-    return datastores.folder_of(local, datastores.DEFAULT, outputs.path(local, job, output) + (below or ""))
+    return datastores.folder_at(local, outputs.address(local, job, output) + (below or ""))
 
 
 def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
@@ -60,7 +60,7 @@ def _in_blob(local: cloud.Cloud, address: str) -> Path:
 KIND_PATTERN = "(models|data|codes)"
 READERS = (
     (r"azureml://registries/azureml/models/([^/]+)/versions/([^/]+)", _in_registry),
-    (r"azureml://(?:.*/)?datastores/([^/]+)/paths/(.*)", _in_datastore),
+    (r"(azureml://(?:.*/)?datastores/[^/]+/paths/.*)", _in_datastore),
     (r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths)?(/.*)?", _in_output),
     (rf"(?:azureml:/)?/subscriptions/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
     (rf"azureml://locations/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),

@@ -18,6 +18,7 @@ KINDS = {
     "components": "Component",
 }
 PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
+SHARED = ("description", "isArchived", "tags", "properties")  # by all versions of an asset
 PATH = f"{cloud.WORKSPACE_PATH}/{{kind}}"
 NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,254}")
 NAME_RULE = "letters, digits, dashes, dots, underscores; at most 255"
@@ -65,16 +66,30 @@ def find_container(local: cloud.Cloud, kind: str, name: str) -> dict:
 
 def _counted(local: cloud.Cloud, document: dict) -> dict:
     """Return the document of an asset with its newest version and the one to follow its highest."""
-    versions = [version["name"] for version in local.state.children(f"{document['id']}/versions")]
-    highest = max((int(version) for version in versions if version.isdecimal()), default=0)
-    properties = {
-        "latestVersion": versions[-1],
-        "nextVersion": str(highest + 1),
-        "isArchived": False,
-        "tags": {},
-        "properties": {},
-    }
-    return {**document, "properties": properties}
+    versions = local.state.children(f"{document['id']}/versions")
+    numbers = [int(version["name"]) for version in versions if version["name"].isdecimal()]
+    counted = {"latestVersion": versions[-1]["name"], "nextVersion": str(max(numbers, default=0) + 1)}
+    if data_type := versions[-1]["properties"].get("dataType"):
+        counted["dataType"] = data_type
+    return {**document, "properties": {**document["properties"], **counted}}
+
+
+@router.put(f"{PATH}/{{name}}")
+def change_container(
+    request: Request,
+    name: str,
+    body: shapes.Asset,
+    kind: str = Depends(_kind),
+    identifier: str = Depends(cloud.workspace_id),
+) -> dict:
+    """Archive or restore an asset with all its versions, or change its tags and description."""
+    local = cloud.current(request)
+    with local.state.locked():
+        document = find_container(local, kind, name)
+        asked = {key: value for key, value in body["properties"].items() if key in SHARED}
+        document["properties"] = {**document["properties"], **asked}
+        document["systemData"] = cloud.system_data(document["systemData"]["createdAt"])
+        return local.state.put(document["id"], document)
 
 
 @router.get(f"{PATH}/{{name}}/versions")
@@ -144,7 +159,7 @@ def create(
             "Forbidden",
             "you may not register models in this workspace: ask for the role AzureML Data Scientist",
         )
-    properties = body.get("properties") or {}
+    properties = body["properties"]
     if properties.get("modelUri"):
         properties["modelUri"] = outputs.lasting_uri(local, properties["modelUri"])
     with local.state.locked():
@@ -154,9 +169,18 @@ def create(
         document = _document(kind, name, version, properties, before)
         local.state.put(document["id"], document)
         if local.state.get(_base(kind, name)) is None:
-            container = {"id": _base(kind, name), "name": name, "systemData": cloud.system_data()}
-            local.state.put(container["id"], container)
+            local.state.put(_base(kind, name), _new_container(kind, name))
     return JSONResponse(document, 200 if before else 201)
+
+
+def _new_container(kind: str, name: str) -> dict:
+    return {
+        "id": _base(kind, name),
+        "name": name,
+        "type": f"{cloud.PROVIDER}/workspaces/{kind}",
+        "systemData": cloud.system_data(),
+        "properties": {"description": None, "isArchived": False, "tags": {}, "properties": {}},
+    }
 
 
 def _document(kind: str, name: str, version: str, properties: dict, before: dict | None) -> dict:
@@ -169,11 +193,13 @@ def _document(kind: str, name: str, version: str, properties: dict, before: dict
         }  # the SDK wants flavors to be there
     if kind == "environments":
         defaults |= {"environmentType": "UserCreated", "osType": "Linux"}
+    if kind != "data":
+        properties = {**properties, "provisioningState": "Succeeded"}
     return {
         "id": f"{_base(kind, name)}/versions/{version}",
         "name": version,
         "type": f"{cloud.PROVIDER}/workspaces/{kind}/versions",
-        "properties": {**defaults, **properties, "provisioningState": "Succeeded"},
+        "properties": {**defaults, **properties},
         "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
     }
 
@@ -186,11 +212,11 @@ def delete(
     kind: str = Depends(_kind),
     identifier: str = Depends(cloud.workspace_id),
 ) -> Response:
-    """Forget a version, and the asset with its last one; the files stay where they are."""
+    """Forget a version, and the asset with its last one; its files stay, and one not there is no error."""
     local = cloud.current(request)
     with local.state.locked():
-        find(local, kind, name, version)
-        local.state.delete(f"{_base(kind, name)}/versions/{version}")
+        if not local.state.delete(f"{_base(kind, name)}/versions/{version}"):
+            return Response(status_code=204)
         if not local.state.children(f"{_base(kind, name)}/versions"):
             local.state.delete(_base(kind, name))
     return Response(status_code=200)

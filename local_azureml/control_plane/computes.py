@@ -17,13 +17,29 @@ NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{0,30}[a-zA-Z0-9]")  # 2 to 32 c
 @router.get(PATH)
 def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return the workspace's clusters."""
-    return {"value": cloud.current(request).state.children(f"{identifier}/computes")}
+    local = cloud.current(request)
+    return {"value": [_shown(local, found) for found in local.state.children(f"{identifier}/computes")]}
+
+
+def _shown(local: cloud.Cloud, document: dict) -> dict:
+    """Return a cluster's document with its nodes as they are counted now."""
+    kept = [
+        entry for entry in local.meter.open_intervals() if entry["resource"] == f"cluster {document['name']}"
+    ]
+    running = sum(entry["nodes"] for entry in kept if not entry["spare"])
+    nodes = max(running, sum(entry["nodes"] for entry in kept if entry["spare"]))
+    states = dict.fromkeys(("preparing", "unusable", "leaving", "preempted"), 0)
+    states |= {"idle": nodes - running, "running": running}
+    counts = {f"{state}NodeCount": number for state, number in states.items()}
+    counted = {"currentNodeCount": nodes, "targetNodeCount": nodes, "nodeStateCounts": counts}
+    return shapes.merged(document, {"properties": {"properties": counted}})
 
 
 @router.get(f"{PATH}/{{name}}")
 def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return one cluster."""
-    return find(cloud.current(request), name)
+    local = cloud.current(request)
+    return _shown(local, find(local, name))
 
 
 def find(local: cloud.Cloud, name: str) -> dict:
@@ -57,9 +73,12 @@ def create(
     if before is None and request.method == "PATCH":
         find(local, name)
     name = before["name"] if before else name
+    if request.method == "PATCH":
+        body = shapes.merged(before, body)
     document = _document(local, f"{identifier}/computes/{name}", name, body, before)
     local.state.put(document["id"], document)
-    return operations.start(local, 200 if before else 201, document, lambda: _provision(local, document))
+    answer = _shown(local, document)
+    return operations.start(local, 200 if before else 201, answer, lambda: _provision(local, document))
 
 
 def _document(local: cloud.Cloud, identifier: str, name: str, body: dict, before: dict | None) -> dict:
@@ -73,10 +92,12 @@ def _document(local: cloud.Cloud, identifier: str, name: str, body: dict, before
     properties = asked.get("properties") or {}
     if before:
         properties = {**before["properties"]["properties"], **properties}
+    system_data = cloud.system_data((before or {}).get("systemData", {}).get("createdAt"))
     size = quota.size_named(local, properties.get("vmSize") or "")
     scale = {"minNodeCount": 0, "maxNodeCount": 1, "nodeIdleTimeBeforeScaleDown": "PT2M"}
     properties = {
         "osType": "Linux",
+        "remoteLoginPortPublicAccess": "NotSpecified",
         "vmPriority": "Dedicated",
         "isolatedNetwork": False,
         "enableNodePublicIp": True,
@@ -84,26 +105,31 @@ def _document(local: cloud.Cloud, identifier: str, name: str, body: dict, before
         "vmSize": size["name"].upper(),  # the real service gives the size back in capitals
         "scaleSettings": {**scale, **(properties.get("scaleSettings") or {})},
         "allocationState": "Steady",
-        "currentNodeCount": 0,
-        "targetNodeCount": 0,
+        "allocationStateTransitionTime": system_data["lastModifiedAt"],
         "errors": None,
     }
+    if credentials := properties.get("userAccountCredentials"):
+        properties["userAccountCredentials"] = {**credentials, "adminUserPassword": None}  # told to nobody
     return {
+        **{key: body[key] for key in ("sku",) if key in body},
         "id": identifier,
         "name": name,
         "type": f"{cloud.PROVIDER}/workspaces/computes",
         "location": body.get("location") or cloud.LOCATION,
         "tags": body.get("tags") or (before or {}).get("tags") or {},
-        "identity": body.get("identity"),
-        "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "identity": cloud.identity(body.get("identity")),
+        "systemData": system_data,
         "properties": {
-            "computeType": "AmlCompute",
             "computeLocation": body.get("location") or cloud.LOCATION,
-            "description": asked.get("description"),
+            "description": None,
+            "disableLocalAuth": True,
+            **asked,
+            "computeType": "AmlCompute",
+            "createdOn": system_data["createdAt"],
+            "modifiedOn": system_data["lastModifiedAt"],
             "provisioningState": "Creating",
             "provisioningErrors": None,
             "isAttachedCompute": False,
-            "disableLocalAuth": asked.get("disableLocalAuth", True),
             "properties": properties,
         },
     }

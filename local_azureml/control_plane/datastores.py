@@ -1,6 +1,8 @@
 """The workspace's datastores and the credential for their storage."""
 
+import re
 from pathlib import Path
+from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Query, Request
 
@@ -10,6 +12,7 @@ from local_azureml.errors import not_found
 router = APIRouter()
 PATH = f"{cloud.WORKSPACE_PATH}/datastores"
 DEFAULT = "workspaceblobstore"
+ADDRESS = re.compile(r"azureml://(?:.*/)?datastores/([^/]+)/paths/(.*)", re.IGNORECASE)
 CONTAINERS = storage.CONTAINERS
 
 
@@ -21,7 +24,7 @@ def _document(local: cloud.Cloud, name: str) -> dict:
         "id": f"{cloud.WORKSPACE_ID}/datastores/{name}",
         "name": name,
         "type": f"{cloud.PROVIDER}/workspaces/datastores",
-        "systemData": cloud.system_data(),
+        "systemData": local.state.get(cloud.WORKSPACE_ID)["systemData"],
         "properties": {
             "datastoreType": "AzureBlob",
             "accountName": f"{host}/{storage.ACCOUNT}",  # makes the SDK's blob addresses path-style
@@ -66,6 +69,11 @@ def folder_of(local: cloud.Cloud, name: str, path: str = "") -> Path:
     """Return the folder or file behind `path` of a datastore."""
     _document(local, name)
     return storage.place(local, CONTAINERS[name], path.rstrip("/"))
+
+
+def folder_at(local: cloud.Cloud, address: str) -> Path:
+    """Return the folder or file at a datastore's address."""
+    return folder_of(local, *map(unquote, ADDRESS.fullmatch(address).groups()))
 
 
 def uri(name: str, path: str) -> str:

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import addresses, endpoints, operations, quota, shapes
+from local_azureml.control_plane import addresses, endpoints, environments, operations, quota, shapes
 from local_azureml.errors import AzureError, user_error
 
 router = APIRouter()
@@ -81,14 +81,16 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     if shapes.seconds(settings["requestTimeout"]) > LONGEST_TIMEOUT:
         raise user_error(f"the request timeout is at most {LONGEST_TIMEOUT * 1000:.0f} ms")
     addresses.resolve(local, asked.get("model") or "")
+    if asked.get("environmentId"):
+        environments.check(local, asked["environmentId"])
     return {
         "id": f"{endpoints.BASE}/{endpoint}/deployments/{name}",
         "name": name,
         "type": f"{cloud.PROVIDER}/workspaces/onlineEndpoints/deployments",
         "location": body.get("location") or cloud.LOCATION,
         "tags": body.get("tags") or {},
-        "kind": "Managed",
-        "identity": body.get("identity"),
+        "kind": body.get("kind") or "Managed",
+        "identity": cloud.identity(body.get("identity")),
         "sku": {"name": "Default", **(body.get("sku") or {}), "capacity": instances},
         "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
         "properties": {

@@ -68,7 +68,8 @@ def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) ->
 def _of_others(local: cloud.Cloud) -> list[dict]:
     """Return the endpoint that the fault endpoint-taken lets somebody else have."""
     name = local.faults.value("endpoint-taken")
-    return [_endpoint(local, name, {}, {"keys": {}})] if name else []
+    unlike_ours = {"keys": {}, "properties": {"scoringUri": None, "swaggerUri": None}}
+    return [_endpoint(local, name, {}, unlike_ours)] if name else []
 
 
 @router.get(f"{PATH}/{{endpoint}}")
@@ -95,8 +96,13 @@ def create(
         local,
         200 if before else 201,
         _shown(document),
-        lambda: set_properties(local, document, provisioningState="Succeeded"),
+        lambda: set_properties(local, document, provisioningState="Succeeded", **_addresses(local, document)),
     )
+
+
+def _addresses(local: cloud.Cloud, document: dict) -> dict[str, str]:
+    here = f"{local.origin}/endpoints/{document['name']}"
+    return {"scoringUri": f"{here}/score", "swaggerUri": f"{here}/swagger.json"}
 
 
 def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) -> dict:
@@ -116,8 +122,9 @@ def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) ->
         "type": f"{cloud.PROVIDER}/workspaces/onlineEndpoints",
         "location": body.get("location") or cloud.LOCATION,
         "tags": body.get("tags") or {},
-        "kind": "Managed",
-        "identity": body.get("identity") or {"type": "SystemAssigned"},
+        "kind": body.get("kind") or "Managed",
+        "identity": cloud.identity(body.get("identity") or {"type": "SystemAssigned"}),
+        **{key: body[key] for key in ("sku",) if key in body},
         "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
         "properties": {
             "description": asked.get("description"),
@@ -127,8 +134,7 @@ def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) ->
             "mirrorTraffic": asked.get("mirrorTraffic") or {},
             "publicNetworkAccess": asked.get("publicNetworkAccess") or "Enabled",
             "compute": None,
-            "scoringUri": f"{local.origin}/endpoints/{name}/score",
-            "swaggerUri": f"{local.origin}/endpoints/{name}/swagger.json",
+            **{key: before and before["properties"][key] for key in ("scoringUri", "swaggerUri")},
             "provisioningState": "Updating" if before else "Creating",
         },
         "keys": before["keys"] if before else keys,

@@ -6,10 +6,12 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import operations, shapes
+from local_azureml.control_plane import environments, operations, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
+CHANGEABLE = ("tags", "displayName", "description", "isArchived")  # of a job that is there
+SERVICES = ("Tracking", "Studio")  # that every job has
 FINAL = ("Completed", "Failed", "Canceled")
 PATH = f"{cloud.WORKSPACE_PATH}/jobs"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}")
@@ -40,17 +42,29 @@ def submit(
     local, jobs = cloud.current(request), request.app.state.jobs
     if not NAME.fullmatch(name):
         raise user_error(f"job name {name!r}: letters, digits, dashes and underscores, at most 255")
-    properties = body.get("properties") or {}
+    properties = body["properties"]
     with local.state.locked():
         before = local.state.get(f"{identifier}/jobs/{name}")
         if before:
             return JSONResponse(_shown(_rename(local, before, properties)), 200)
+        _check(local, properties)
         document = jobs.submit(name, properties)
     return JSONResponse(_shown(document), 201)
 
 
+def _check(local: cloud.Cloud, properties: dict) -> None:
+    """Refuse a new job that lacks what its kind needs, or that asks for what is not played."""
+    if properties["jobType"] == "Command":
+        if missing := [name for name in ("command", "environmentId") if not properties.get(name)]:
+            raise user_error(f"a command job needs properties.{' and properties.'.join(missing)}")
+        environments.check(local, properties["environmentId"])
+    if asked := sorted(set(properties.get("services") or {}) - set(SERVICES)):
+        message = f"the job service {asked[0]} is not part of the stand-in; there is: {', '.join(SERVICES)}"
+        raise AzureError(501, "NotImplemented", message)
+
+
 def _rename(local: cloud.Cloud, document: dict, properties: dict) -> dict:
-    changed = {key: properties[key] for key in ("tags", "displayName", "description") if key in properties}
+    changed = {key: properties[key] for key in CHANGEABLE if key in properties}
     return local.state.merge(document["id"], properties={**document["properties"], **changed})
 
 

@@ -6,7 +6,7 @@ import uuid
 from collections.abc import Callable
 
 from fastapi import APIRouter, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
 from local_azureml.errors import AzureError, not_found
@@ -15,39 +15,51 @@ router = APIRouter()
 PATH = (
     f"/subscriptions/{{subscription}}/providers/{cloud.PROVIDER}/locations/{{location}}/mfeOperationsStatus"
 )
+RESULTS_PATH = PATH.replace("mfeOperationsStatus", "mfeOperationResults")
 HERE = PATH.format(subscription=cloud.SUBSCRIPTION, location=cloud.LOCATION)
+RESULTS = RESULTS_PATH.format(subscription=cloud.SUBSCRIPTION, location=cloud.LOCATION)
+VERSION = "2023-04-01"  # of the API, in the addresses that clients poll
+LONGEST = "PT1H"  # how long Azure lets a client wait for an operation
 log = logging.getLogger(__name__)
 
 
-def start(local: cloud.Cloud, status: int, body: dict | None, work: Callable[[], None]) -> JSONResponse:
+def start(local: cloud.Cloud, status: int, body: dict | None, work: Callable[[], None]) -> Response:
     """Return the answer to a request whose `work` goes on in a thread; an AzureError there fails it."""
-    operation = f"{HERE}/{uuid.uuid4()}"
-    local.state.put(operation, {"id": operation, "status": "InProgress"})
-    threading.Thread(target=_run, args=(local, operation, work), daemon=True).start()
-    return JSONResponse(body, status, headers=_headers(local, operation))
+    name = str(uuid.uuid4())
+    begun = {"id": f"{HERE}/{name}", "name": name, "status": "InProgress", "startTime": cloud.now()}
+    local.state.put(begun["id"], {**begun, "percentComplete": 0.0})
+    threading.Thread(target=_run, args=(local, begun["id"], work), daemon=True).start()
+    headers = _headers(local, name)
+    if status == 202:
+        headers["Location"] = f"{local.origin}{RESULTS}/{name}?api-version={VERSION}"
+    if body is None:
+        return Response(status_code=status, headers=headers)
+    return JSONResponse(body, status, headers)
 
 
-def _headers(local: cloud.Cloud, operation: str) -> dict[str, str]:
-    address = f"{local.origin}{operation}?api-version=2023-04-01"
-    retry_after = str(max(1, round(local.polling_seconds)))
+def _headers(local: cloud.Cloud, name: str) -> dict[str, str]:
     return {
-        "Azure-AsyncOperation": address,
-        "Location": address,
-        "Retry-After": retry_after,
+        "Azure-AsyncOperation": f"{local.origin}{HERE}/{name}?api-version={VERSION}",
+        "Retry-After": str(max(1, round(local.polling_seconds))),
         "x-ms-retry-after-ms": str(round(local.polling_seconds * 1000)),
+        "x-ms-async-operation-timeout": LONGEST,
     }
 
 
 def _run(local: cloud.Cloud, operation: str, work: Callable[[], None]) -> None:
     try:
         work()
-        local.state.merge(operation, status="Succeeded")
+        _end(local, operation, status="Succeeded")
     except AzureError as error:
-        local.state.merge(operation, status="Failed", error=error.body()["error"])
+        _end(local, operation, status="Failed", **error.body())
     except Exception as error:
         log.exception("operation %s", operation)
         failure = AzureError(500, "InternalServerError", f"{type(error).__name__}: {error}")
-        local.state.merge(operation, status="Failed", error=failure.body()["error"])
+        _end(local, operation, status="Failed", **failure.body())
+
+
+def _end(local: cloud.Cloud, operation: str, **how) -> None:
+    local.state.merge(operation, endTime=cloud.now(), percentComplete=100.0, **how)
 
 
 def stopped() -> AzureError:
@@ -64,7 +76,7 @@ def recover(local: cloud.Cloud) -> None:
     error = stopped().body()
     for operation in local.state.children(HERE):
         if operation["status"] == "InProgress":
-            local.state.merge(operation["id"], status="Failed", error=error["error"])
+            _end(local, operation["id"], status="Failed", **error)
     failed = {"provisioningState": "Failed"}
     _settle(local, "computes", {**failed, "provisioningErrors": [error]})
     _settle(local, "onlineEndpoints", failed)
@@ -88,8 +100,26 @@ def _settle(local: cloud.Cloud, kind: str, failed: dict) -> None:
 def status(request: Request, operation: str) -> JSONResponse:
     """Return how far an operation is: InProgress, Succeeded, or Failed with its error."""
     local = cloud.current(request)
+    found = _find(local, operation)
+    headers = _headers(local, operation) if found["status"] == "InProgress" else {}
+    return JSONResponse(found, headers=headers)
+
+
+@router.get(f"{RESULTS_PATH}/{{operation}}")
+def result(request: Request, operation: str) -> Response:
+    """Return 202 until an operation has ended, then 204, or its error."""
+    local = cloud.current(request)
+    found = _find(local, operation)
+    if found["status"] == "InProgress":
+        location = f"{local.origin}{request.url.path}?api-version={VERSION}"
+        return Response(status_code=202, headers={**_headers(local, operation), "Location": location})
+    if found["status"] == "Failed":
+        raise AzureError(400, found["error"]["code"], found["error"]["message"])
+    return Response(status_code=204)
+
+
+def _find(local: cloud.Cloud, operation: str) -> dict:
     found = local.state.get(f"{HERE}/{operation}")
     if found is None:
         raise not_found("operation", operation, [])
-    headers = _headers(local, f"{HERE}/{operation}") if found["status"] == "InProgress" else {}
-    return JSONResponse(found, headers=headers)
+    return found

@@ -1,10 +1,20 @@
-"""What jobs wrote: where in the default datastore an output of a job lies."""
+"""What jobs write: where an output of a job lies."""
 
 import re
 
 from local_azureml import cloud
 from local_azureml.control_plane import datastores
-from local_azureml.errors import not_found, user_error
+from local_azureml.errors import AzureError, not_found, user_error
+
+
+def placed(job: str, asked: dict[str, dict]) -> dict[str, dict]:
+    """Return a job's outputs, each with the address that it asks for or else has by default."""
+    for name, output in asked.items():
+        if not datastores.ADDRESS.fullmatch(output.get("uri", "azureml://datastores/a/paths/b")):
+            message = f"the output {name!r} to {output['uri']!r}, no datastore's, is not part of the stand-in"
+            raise AzureError(501, "NotImplemented", message)
+    default = {name: datastores.uri(datastores.DEFAULT, f"azureml/{job}/{name}/") for name in asked}
+    return {name: {"uri": default[name], **output} for name, output in asked.items()}
 
 
 def lasting_uri(local: cloud.Cloud, uri: str) -> str:
@@ -13,19 +23,19 @@ def lasting_uri(local: cloud.Cloud, uri: str) -> str:
     if not named:
         return uri
     job, output, below = named.groups()
-    return datastores.uri(datastores.DEFAULT, path(local, job, output) + (below or ""))
+    return address(local, job, output) + (below or "")
 
 
-def path(local: cloud.Cloud, job: str, output: str) -> str:
-    """Return the path in the default datastore of what a job wrote under `output`."""
+def address(local: cloud.Cloud, job: str, output: str) -> str:
+    """Return the datastore address of what a job wrote under `output`."""
     document = local.state.get(f"{cloud.WORKSPACE_ID}/jobs/{job}")
     if document is None:
         raise not_found("job", job, [j["name"] for j in local.state.children(f"{cloud.WORKSPACE_ID}/jobs")])
-    known = list(document["properties"].get("outputs") or {})
-    place = f"azureml/{job}/{output}"
+    known = document["properties"].get("outputs") or {}
     if output not in known:
         raise user_error(f"the job {job!r} has no output {output!r}; it has: {', '.join(known) or 'none'}")
-    if not datastores.folder_of(local, datastores.DEFAULT, place).exists():
+    uri = known[output]["uri"].rstrip("/")
+    if not datastores.folder_at(local, uri).exists():
         state = document["properties"]["status"]
         raise user_error(f"the job {job!r} wrote nothing under {output!r}: it is {state}")
-    return place
+    return uri

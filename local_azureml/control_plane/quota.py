@@ -14,6 +14,7 @@ LOCATION_PATH = f"/subscriptions/{{subscription}}/providers/{cloud.PROVIDER}/loc
 DEDICATED, LOW_PRIORITY = "dedicated", "lowPriority"
 TOTALS = {DEDICATED: "TotalDedicatedCores", LOW_PRIORITY: "TotalLowPriorityCores"}  # of the region, by tier
 FAMILY_LIMIT, REGION_LIMIT = 200, 400  # cores
+CLUSTER_LIMIT = 200  # of the region
 
 
 @cache
@@ -57,19 +58,31 @@ def list_usages(request: Request, subscription: str, location: str) -> dict:
     local = cloud.current(request)
     _check_role(local)
     base = LOCATION_PATH.format(subscription=subscription, location=location)
+    clusters = len(local.state.children(f"{cloud.WORKSPACE_ID}/computes"))
     families = sorted({size["family"] for size in _sizes()})
+    rows = [("totalClusters", "TotalClusters", "Clusters", clusters, CLUSTER_LIMIT)]
+    rows += [
+        (
+            f"{'' if name == TOTALS[tier] else 'vmFamily/'}{tier}Cores",
+            name,
+            _localized(name),
+            cores_used(local, tier, name),
+            core_limit(local, tier, name),
+        )
+        for tier in TOTALS
+        for name in [TOTALS[tier], *families]
+    ]
     return {
         "value": [
             {
                 "id": f"{base}/usages/{name}",
-                "type": f"{cloud.PROVIDER}/{'' if name == TOTALS[tier] else 'vmFamily/'}{tier}Cores/usages",
+                "type": f"{cloud.PROVIDER}/{kind}/usages",
                 "unit": "Count",
-                "currentValue": cores_used(local, tier, name),
-                "limit": core_limit(local, tier, name),
-                "name": {"value": name, "localizedValue": _localized(name)},
+                "currentValue": used,
+                "limit": limit,
+                "name": {"value": name, "localizedValue": localized},
             }
-            for tier in TOTALS
-            for name in [TOTALS[tier], *families]
+            for kind, name, localized, used, limit in rows
         ]
     }
 

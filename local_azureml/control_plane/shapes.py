@@ -2,11 +2,11 @@
 
 import json
 import re
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from fastapi import Body
 from pydantic import BeforeValidator, ConfigDict, Field
-from typing_extensions import TypedDict  # pydantic wants this one below Python 3.12
+from typing_extensions import Required, TypedDict  # pydantic wants this one below Python 3.12
 
 
 def _clean(body):
@@ -26,12 +26,29 @@ def _without_nulls(value, levels: int):
     return [_without_nulls(inner, levels - 1) for inner in value] if isinstance(value, list) else value
 
 
+def merged(document: dict, changes: dict) -> dict:
+    """Return a document with what a PATCH changes of it, at whatever depth."""
+    inner = {
+        key: merged(document[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(document.get(key), dict)
+    }
+    return {**document, **changes, **inner}
+
+
+def spelled(*words: str) -> BeforeValidator:
+    """Return what writes one of `words`, in any capitals, as Azure writes it."""
+    known = {word.lower(): word for word in words}
+    return BeforeValidator(lambda value: known.get(value.lower(), value) if isinstance(value, str) else value)
+
+
 DEEPEST = 100
 CLEAN = BeforeValidator(_clean)
 Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(max_length=255)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 Tags = dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]]
+URI = r"^[A-Za-z][A-Za-z0-9+.-]*:[^\s]"  # a scheme and something after it
 DURATION = r"^P(?=.)(\d{1,6}D)?(T(?=.)(\d{1,6}H)?(\d{1,6}M)?(\d{1,6}(\.\d{1,6})?S)?)?$"
 """ISO 8601, such as PT1M30S."""
 
@@ -46,6 +63,7 @@ class Shape(TypedDict, total=False):
     __pydantic_config__ = ConfigDict(extra="allow", regex_engine="python-re")
 
 
+SWITCH = spelled("Enabled", "Disabled", "NotSpecified")
 Duration = Annotated[str, Field(pattern=DURATION)]
 
 
@@ -57,24 +75,34 @@ class ScaleSettings(Shape, total=False):
 
 class ClusterProperties(Shape, total=False):
     vmSize: Name
-    vmPriority: Annotated[str, Field(pattern=r"(?i)^(dedicated|lowpriority)$")]
+    vmPriority: Annotated[Literal["Dedicated", "LowPriority"], spelled("Dedicated", "LowPriority")]
+    osType: Annotated[Name, spelled("Linux", "Windows")]
+    remoteLoginPortPublicAccess: Annotated[Name, SWITCH]
     scaleSettings: ScaleSettings
 
 
 class ComputeProperties(Shape, total=False):
-    computeType: Name
+    computeType: Annotated[Name, spelled("AmlCompute")]
     description: Text
     properties: ClusterProperties
+
+
+IDENTITIES = ("None", "SystemAssigned", "UserAssigned", "SystemAssigned,UserAssigned")
+
+
+class Identity(Shape, total=False):
+    type: Required[Annotated[Literal[IDENTITIES], spelled(*IDENTITIES)]]
 
 
 class Resource(Shape, total=False):
     location: Name
     tags: Tags
-    identity: dict[str, Any]
+    identity: Identity
+    sku: dict[str, Any]
 
 
 class _Compute(Resource, total=False):
-    properties: ComputeProperties
+    properties: Required[ComputeProperties]
 
 
 class Resources(Shape, total=False):
@@ -93,12 +121,15 @@ class Node(Shape, total=False):
 
 
 class JobProperties(Shape, total=False):
-    jobType: Name
+    jobType: Required[Annotated[Name, spelled("Command", "Pipeline", "Sweep", "AutoML", "Spark")]]
     experimentName: Name
     displayName: Name
+    description: Text
+    isArchived: bool
     tags: Tags
     properties: Tags
     command: Text
+    environmentId: Text
     codeId: Text
     computeId: Text
     inputs: dict[str, dict[str, Any]]
@@ -110,7 +141,15 @@ class JobProperties(Shape, total=False):
 
 
 class _Job(Shape, total=False):
-    properties: JobProperties
+    properties: Required[JobProperties]
+
+
+class _Run(Shape, total=False):
+    displayName: Name
+    description: Text
+    hidden: bool
+    tags: Tags
+    properties: Tags
 
 
 class ComponentSpec(Shape, total=False):
@@ -128,7 +167,7 @@ class AssetProperties(Shape, total=False):
     properties: Tags
     isArchived: bool
     isAnonymous: bool
-    modelUri: Text
+    modelUri: Annotated[str, Field(pattern=URI, max_length=10_000)]
     dataUri: Text
     codeUri: Text
     flavors: dict[str, Any]
@@ -136,20 +175,21 @@ class AssetProperties(Shape, total=False):
 
 
 class _Asset(Shape, total=False):
-    properties: AssetProperties
+    properties: Required[AssetProperties]
 
 
 class EndpointProperties(Shape, total=False):
     description: Text
     properties: Tags
-    authMode: Name
+    authMode: Annotated[Name, spelled("Key", "AMLToken", "AADToken")]
     traffic: dict[str, int]
     mirrorTraffic: dict[str, int]
-    publicNetworkAccess: Name
+    publicNetworkAccess: Annotated[Name, SWITCH]
 
 
 class _Endpoint(Resource, total=False):
-    properties: EndpointProperties
+    location: Required[Name]
+    properties: Required[EndpointProperties]
 
 
 class RequestSettings(Shape, total=False):
@@ -167,6 +207,9 @@ class Probe(Shape, total=False):
 
 class DeploymentProperties(Shape, total=False):
     model: Text
+    environmentId: Text
+    endpointComputeType: Annotated[Name, spelled("Managed", "Kubernetes", "AzureMLCompute")]
+    egressPublicNetworkAccess: Annotated[Name, SWITCH]
     instanceType: Name
     requestSettings: RequestSettings
     livenessProbe: Probe
@@ -179,8 +222,9 @@ class Sku(Shape, total=False):
 
 
 class _Deployment(Resource, total=False):
+    location: Required[Name]
     sku: Sku
-    properties: DeploymentProperties
+    properties: Required[DeploymentProperties]
 
 
 class _NewKey(Shape, total=False):
@@ -194,6 +238,7 @@ class _LogRequest(Shape, total=False):
 
 Compute = Annotated[_Compute, CLEAN, Body()]
 Job = Annotated[_Job, CLEAN, Body()]
+Run = Annotated[_Run, CLEAN, Body()]
 Asset = Annotated[_Asset, CLEAN, Body()]
 Endpoint = Annotated[_Endpoint, CLEAN, Body()]
 Deployment = Annotated[_Deployment, CLEAN, Body()]

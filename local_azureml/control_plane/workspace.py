@@ -6,6 +6,12 @@ from local_azureml import cloud
 
 router = APIRouter(dependencies=[Depends(cloud.check_group)])
 public = APIRouter()  # read without a token
+DEPENDENCIES = {  # what a workspace leans on, named and not played
+    "storageAccount": "Microsoft.Storage/storageAccounts",
+    "keyVault": "Microsoft.KeyVault/vaults",
+    "applicationInsights": "Microsoft.Insights/components",
+    "containerRegistry": "Microsoft.ContainerRegistry/registries",
+}
 
 
 @router.get(cloud.GROUP_PATH)
@@ -21,6 +27,7 @@ def show(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dic
     """Return the workspace, with the address of its tracking server and of its other services."""
     local = cloud.current(request)
     host = local.origin.removeprefix("https://")
+    group = identifier.partition("/providers/")[0]
     return {
         "id": identifier,
         "name": cloud.WORKSPACE,
@@ -28,9 +35,9 @@ def show(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dic
         "location": cloud.LOCATION,
         "kind": "Default",
         "sku": {"name": "Basic", "tier": "Basic"},
-        "identity": {"type": "SystemAssigned"},
+        "identity": cloud.identity({"type": "SystemAssigned"}),
         "tags": {},
-        "systemData": cloud.system_data(),
+        "systemData": local.state.get(identifier)["systemData"],
         "properties": {
             "friendlyName": cloud.WORKSPACE,
             "description": "A local stand-in for an Azure Machine Learning workspace.",
@@ -40,6 +47,8 @@ def show(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dic
             "provisioningState": "Succeeded",
             "publicNetworkAccess": "Enabled",
             "hbiWorkspace": False,
+            "tenantId": cloud.TENANT,
+            **{name: f"{group}/providers/{kind}/{cloud.WORKSPACE}" for name, kind in DEPENDENCIES.items()},
         },
     }
 

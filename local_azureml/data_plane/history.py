@@ -6,11 +6,14 @@ from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import RedirectResponse
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import datastores, jobs
+from local_azureml.control_plane import datastores, jobs, shapes
 from local_azureml.data_plane import tracking, visitors
+from local_azureml.errors import AzureError
 
 router = APIRouter()
 public = APIRouter()  # read by browsers
+CHANGEABLE = {"displayName", "description", "hidden", "tags", "properties"}
+OF_RUN_ALONE = {"createdUtc", "displayName", "description", "experimentId", "hidden", "runType"}
 PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"
 
 
@@ -24,6 +27,8 @@ def _run(local: cloud.Cloud, document: dict) -> dict:
         "runId": document["name"],
         "experimentId": properties["experimentName"],
         "displayName": properties["displayName"],
+        "description": properties.get("description"),
+        "hidden": properties["isArchived"],
         "status": properties["status"],
         "runType": {"Pipeline": "azureml.PipelineRun", "Command": "azureml.scriptrun"}[_kind(properties)],
         "createdUtc": run["start"],
@@ -66,7 +71,27 @@ def details(request: Request, name: str, identifier: str = Depends(cloud.workspa
     """Return a run with its logs."""
     local = cloud.current(request)
     run = _run(local, jobs.find(local, name))
-    return {**run, "target": "local", "logFiles": _logs(local, run["runId"]), "runDefinition": {}}
+    shown = {key: value for key, value in run.items() if key not in OF_RUN_ALONE}
+    created = {"createdTimeUtc": run["createdUtc"]}
+    return {**shown, **created, "target": "local", "logFiles": _logs(local, run["runId"])}
+
+
+@router.patch(f"{PATH}/runs/{{name}}")
+@router.patch(f"{PATH}/experiments/{{experiment}}/runs/{{name}}")
+@router.patch(f"{PATH}/experimentids/{{experiment}}/runs/{{name}}")
+def change(
+    request: Request, name: str, body: shapes.Run, identifier: str = Depends(cloud.workspace_id)
+) -> dict:
+    """Change a run's names and description, add to its tags and properties, archive or restore it."""
+    local = cloud.current(request)
+    with local.state.locked():
+        document = jobs.find(local, name)
+        if unknown := sorted(body.keys() - CHANGEABLE - {"runId"}):
+            message = f"a change of a run's {', '.join(unknown)} is not part of the stand-in"
+            raise AzureError(501, "NotImplemented", message)
+        asked = {"isArchived" if key == "hidden" else key: body[key] for key in body.keys() & CHANGEABLE}
+        properties = shapes.merged(document["properties"], asked)
+        return _run(local, local.state.merge(document["id"], properties=properties))
 
 
 @router.post(f"{PATH}/rundata")

@@ -10,7 +10,6 @@ from local_azureml import cloud
 from local_azureml.errors import AzureError
 
 router = APIRouter()
-TENANT = "00000000-0000-0000-0000-000000000001"
 USER = "00000000-0000-0000-0000-000000000002"
 
 
@@ -67,10 +66,10 @@ def make_token(local: cloud.Cloud, resource: str, expires: int) -> str:
     """Return a signed token whose audience is `resource`."""
     claims = {
         "aud": resource.rstrip("/"),
-        "iss": f"{local.origin}/{TENANT}/",
+        "iss": f"{local.origin}/{cloud.TENANT}/",
         "exp": expires,
         "oid": USER,
-        "tid": TENANT,
+        "tid": cloud.TENANT,
         "name": "you",
     }
     return jwt.encode(claims, local.secret("token_key"), algorithm="HS256")

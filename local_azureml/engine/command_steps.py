@@ -11,8 +11,7 @@ def of_job(local: cloud.Cloud, name: str, properties: dict) -> Step:
     """Return the step of a job that is one command."""
     values = input_values(properties.get("inputs") or {})
     outputs = {
-        key: datastores.folder_of(local, datastores.DEFAULT, f"azureml/{name}/{key}")
-        for key in properties.get("outputs") or {}
+        key: datastores.folder_at(local, output["uri"]) for key, output in properties["outputs"].items()
     }
     spec = {
         "command": properties["command"],

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from local_azureml import cloud
-from local_azureml.control_plane import datastores
+from local_azureml.control_plane import outputs
 from local_azureml.control_plane.jobs import FINAL
 from local_azureml.data_plane import tracking
 from local_azureml.engine import command_steps, records
@@ -50,11 +50,8 @@ class Jobs:
             raise AzureError(
                 409, "Conflict", f"{name!r} was the name of a job that is deleted: choose another"
             )
-        outputs = {
-            key: {**(value or {}), "uri": datastores.uri(datastores.DEFAULT, f"azureml/{name}/{key}/")}
-            for key, value in (properties.get("outputs") or {}).items()
-        }
-        document = self._records.open(name, {**properties, "outputs": outputs}, parent=None, root=None)
+        placed = outputs.placed(name, properties.get("outputs") or {})
+        document = self._records.open(name, {**properties, "outputs": placed}, parent=None, root=None)
         thread = threading.Thread(target=self._supervise, args=(name, run), daemon=True)
         self._threads[name] = thread
         thread.start()

@@ -43,7 +43,7 @@ class Pipelines:
             )
             with self._steps.ending(child, key, words, journal):
                 inputs = {k: self._value(v, values, name) for k, v in (node.get("inputs") or {}).items()}
-                outputs = self._outputs(name, child, spec, node)
+                outputs = self._outputs(name, properties["outputs"], spec, node)
                 if spec["name"] == FINE_TUNING:
                     self._fine_tune(name, child, inputs, spec, outputs, journal)
                 else:
@@ -60,13 +60,14 @@ class Pipelines:
             return datastores.uri(datastores.DEFAULT, f"azureml/{root}/{bound[1]}/{bound[2]}")
         return text
 
-    def _outputs(self, root: str, child: str, spec: dict, node: dict) -> dict[str, Path]:
+    def _outputs(self, root: str, shared: dict, spec: dict, node: dict) -> dict[str, Path]:
         """Return the folder of each of a node's outputs: the pipeline's where it is bound to one."""
         folders = {}
         for output in spec.get("outputs") or {}:
             bound = BINDING.fullmatch(str(((node.get("outputs") or {}).get(output) or {}).get("value")))
-            path = f"azureml/{root}/{bound[2]}" if bound else f"azureml/{root}/{node['name']}/{output}"
-            folders[output] = datastores.folder_of(self._local, datastores.DEFAULT, path)
+            own = datastores.uri(datastores.DEFAULT, f"azureml/{root}/{node['name']}/{output}")
+            uri = shared[bound[2]]["uri"] if bound and bound[2] in shared else own
+            folders[output] = datastores.folder_at(self._local, uri)
         return folders
 
     def _fine_tune(

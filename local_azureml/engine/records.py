@@ -38,7 +38,11 @@ class Records:
             "Studio": {"jobServiceType": "Studio", "endpoint": visitors.link(self._local, name)},
         }
         shown = {**properties, "experimentName": experiment, "displayName": title}
-        shown |= {"status": "NotStarted", "services": services}
+        shown |= {
+            "status": "NotStarted",
+            "services": services,
+            "isArchived": bool(properties.get("isArchived")),
+        }
         shown["tags"], shown["properties"] = properties.get("tags") or {}, properties.get("properties") or {}
         document = {
             "id": job_id(name),

@@ -33,18 +33,16 @@ class BadRequestError(Exception):
 
 
 def flat_or_nested(given: list) -> list[list[dict]]:
+    """Return the conversations of a list of messages or of a list of such lists."""
+    return [check_conversation(messages) for messages in (given if isinstance(given[0], list) else [given])]
+
+
+def one_conversation(given: list) -> list[list[dict]]:
     """Return the one conversation of a list of messages or of a list of such lists."""
-    conversations = given if isinstance(given[0], list) else [given]
+    conversations = flat_or_nested(given)
     if len(conversations) > 1:
         raise BadRequestError("this server answers one conversation a request")
-    return [check_conversation(conversations[0])]
-
-
-def nested(given: list) -> list[list[dict]]:
-    """Return the conversations of a list of lists of messages."""
-    if not isinstance(given[0], list):
-        raise BadRequestError("this server takes a list of conversations, each a list of messages")
-    return [check_conversation(messages) for messages in given]
+    return conversations
 
 
 def flat(given: list) -> list[list[dict]]:
@@ -82,8 +80,8 @@ def openai_answer(answers: list[Answer]) -> dict:
 
 
 SHAPES = {  # server -> (what it takes, what it answers)
-    "vllm": (flat_or_nested, vllm_answer),
-    "mlflow": (nested, mlflow_answer),
+    "vllm": (one_conversation, vllm_answer),
+    "mlflow": (flat_or_nested, mlflow_answer),  # the model card asks in the flat form, the tutorial nests
     "openai": (flat, openai_answer),
 }
 

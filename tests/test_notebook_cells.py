@@ -163,8 +163,8 @@ def test_step_4_says_why_the_data_cannot_be_had(steps):
             "parameter job_limit_minutes is nan: it takes a number above 0",
         ),
         (
-            {"endpoint_name": 123},
-            "parameter endpoint_name is 123: it takes text, which papermill takes by -r",
+            {"workspace_name": 123},
+            "parameter workspace_name is 123: it takes text, which papermill takes by -r",
         ),
         ({"score_seed": "x"}, "parameter score_seed is 'x': it takes a whole number"),
         ({"keep_endpoint": "false"}, "parameter keep_endpoint is 'false': it takes True or False"),

@@ -23,7 +23,7 @@ from local_azureml.meter import Meter
 from local_azureml.state import State
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK, SCRIPT = "finetune_phi3_ultrachat.ipynb", "download-dataset.py"
+NOTEBOOK, MODULE, SCRIPT = "finetune_phi3_ultrachat.ipynb", "safeguards.py", "download-dataset.py"
 DATA = "cloud"  # the stand-in's data folder, in a case's own folder
 MARK = "NOTEBOOK_RUN"  # an environment variable that tells what a case started
 SHORT = {  # the notebook's parameters for the shortest run that still trains
@@ -55,7 +55,7 @@ def prepare(folder: Path) -> Path:
     """Return an empty folder with the published notebook and its script."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for file in (NOTEBOOK, SCRIPT):
+    for file in (NOTEBOOK, MODULE, SCRIPT):
         shutil.copy(ROOT / file, folder)
     return folder
 
@@ -227,5 +227,5 @@ def resources(folder: Path, kind: str) -> list[dict]:
 
 
 def submitted(folder: Path) -> str:
-    """Return the job that the notebook noted for a later run."""
-    return next(folder.rglob("last_job_*.txt")).read_text().strip()
+    """Return the newest job: the one that the notebook names for a later run."""
+    return jobs(folder)[-1]["name"]

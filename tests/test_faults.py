@@ -17,14 +17,32 @@ from local_azureml.faults import FAULTS
 
 @pytest.fixture(scope="module")
 def table(tmp_path_factory):
-    """The rows of a fault that can be known beforehand, and of one that can't."""
+    """The rows of two faults that can be known beforehand, of one that can't, and of two answer forms."""
     folder = tmp_path_factory.mktemp("faults")
-    return {row.what: row for row in try_all(["quota-short", "scoring-status=500"], 2, folder)}
+    names = [
+        "quota-short",
+        "hub-unreachable",
+        "scoring-status=500",
+        "answer-shape=vllm",
+        "answer-shape=openai",
+    ]
+    return {row.what: row for row in try_all(names, 2, folder)}
 
 
 def test_a_shortage_of_quota_is_found_before_anything_is_created_or_billed(table):
     row = table["quota-short"]
     assert (row.step, row.node_seconds, row.left, row.deviations) == ("3. Get a compute cluster", 0, [], [])
+
+
+def test_a_hub_out_of_reach_is_found_before_anything_is_billed(table):
+    row = table["hub-unreachable"]
+    assert (row.step, row.node_seconds, row.left, row.deviations) == ("4. Look at the data", 0, [], [])
+
+
+@pytest.mark.parametrize("form", ["vllm", "openai"])  # mlflow's is that of each run without a fault
+def test_the_notebook_reads_another_servers_form_of_answers(table, form):
+    row = table[f"answer-shape={form}"]
+    assert (row.step, row.reads, row.deviations) == ("-", "Nothing left running.", [])
 
 
 def test_a_refused_question_leaves_no_endpoint_and_the_run_without_the_fault_pays_for_no_second_training(
@@ -51,11 +69,27 @@ def test_each_fault_has_a_row_in_the_table():
     assert {name.partition("=")[0] for name in CASES} == set(FAULTS)
 
 
-def test_the_kept_table_has_a_line_for_each_fault_and_each_interruption():
-    kept = (ROOT / "docs" / "faults.md").read_text()
-    assert [name for name in CASES if f"| {name} |" not in kept] == []
-    cuts = [f"{way}, step {step}" for way in WAYS for step in STEPS_OF.get(way, STEPS)]
-    assert [cut for cut in cuts if f"| {cut} |" not in kept] == []
+def kept_rows() -> dict[str, list[str]]:
+    """Return the cells of each row of the kept table, by what happens."""
+    lines = (ROOT / "docs" / "faults.md").read_text().splitlines()
+    rows = [[cell.strip() for cell in line.split(" | ")] for line in lines if line.startswith("| ")]
+    return {cells[0].removeprefix("| "): cells for cells in rows}
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=list(CASES))
+def test_the_kept_table_shows_of_each_fault_what_it_has_to_come_to(case):
+    _, step, _, node_seconds, left, reads = kept_rows()[case.fault]
+    assert case.step is None or step.partition(".")[0] == str(case.step or "-")
+    assert (left != "nothing") == bool(case.leaves) and (case.spends or node_seconds == "0")
+    assert step == "-" or "Error" in reads
+
+
+def test_the_kept_table_shows_of_each_interruption_its_step_and_no_endpoint():
+    rows = kept_rows()
+    cuts = [(way, step) for way in WAYS for step in STEPS_OF.get(way, STEPS)]
+    assert [cut for cut in cuts if rows["{}, step {}".format(*cut)][1].partition(".")[0] != cut[1]] == []
+    endpoints = [name for name, cells in rows.items() if "endpoint" in cells[4]]
+    assert sorted(endpoints) == ["all killed, step 8", "delete-failed=1000", "the next run"]
 
 
 @pytest.mark.parametrize(

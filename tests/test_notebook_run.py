@@ -37,7 +37,7 @@ class Run:
 def folder(tmp_path_factory) -> Path:
     """A folder with what the notebook needs beside it."""
     place = tmp_path_factory.mktemp("notebook")
-    for name in (NOTEBOOK, "download-dataset.py"):
+    for name in (NOTEBOOK, "safeguards.py", "download-dataset.py"):
         shutil.copy(ROOT / name, place)
     return place
 

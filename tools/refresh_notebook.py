@@ -23,8 +23,8 @@ STANDS_FOR = [  # what a run prints, and what is stored in its place
     (r"\d[\d.,]* tokens/s +\S+ left", "… tokens/s  … left"),
     (r"\d[\d.]* GiB free", "… GiB free"),
     (r"\d[\d,]* bytes fetched", "… bytes fetched"),
-    (r"(in|written,) \d[\d.]* s\b", r"\1 … s"),
-    (r"(_runtime|_per_second)(</th>\s*<td>)[\d.e+-]+", r"\1\2…"),
+    (r"(in|bytes,) \d[\d.]* s\b", r"\1 … s"),
+    (r"(_runtime|_per_second)(</th>\s*<td[^>]*>)[\d.e+-]+", r"\1\2…"),
     (r"(_runtime|_per_second) +[\d.e+-]+", r"\1  …"),
     (r"[^\s'\"]*/site-packages/", "site-packages/"),
 ]

@@ -42,7 +42,7 @@ def answers() -> list[list[str]]:
     heads, *rows = BeautifulSoup(stored("score", "text/html"), "html.parser").find_all("tr")
     texts = [row.find_all("td") for row in rows]
     texts.insert(0, heads.find_all("th")[-len(texts[0]) :])  # without the row's number
-    return [[cell.get_text(" ", strip=True).replace("|", "\\|") for cell in row] for row in texts]
+    return [[cell.get_text().replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in texts]
 
 
 def parameters() -> Iterator[tuple[str, str, str]]:

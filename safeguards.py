@@ -1,0 +1,602 @@
+"""What keeps a run of finetune_phi3_ultrachat.ipynb from costing more than it should.
+
+Checks before anything is billed, the reading of failures, the watcher that deletes the endpoint, and tables
+that read well. Nothing in here is needed to learn the SDK: its calls stand in the notebook's cells.
+"""
+
+import ast
+import atexit
+import hashlib
+import itertools
+import json
+import logging
+import math
+import re
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from datetime import date
+from pathlib import Path
+from types import SimpleNamespace
+from typing import NamedTuple
+
+import pandas as pd
+from azure.ai.ml import MLClient
+from azure.ai.ml.exceptions import JobException, MlException
+from azure.core.exceptions import (
+    AzureError,
+    ClientAuthenticationError,
+    HttpResponseError,
+    ResourceNotFoundError,
+)
+from azure.identity import DefaultAzureCredential, InteractiveBrowserCredential
+from IPython.core.error import StdinNotImplementedError
+from IPython.display import display
+
+MADE_BY = "finetune_phi3_ultrachat"  # a tag of all that the notebook creates
+RESULTS = ("workspace", "component", "cluster", "files", "job", "registered", "address")  # of steps 1 to 7
+ENDED = ("Completed", "Failed", "Canceled")
+RETIRED = {  # fine-tuning ended on; what to take instead. Source: Azure/azureml-assets, read 2026-07-23
+    "Phi-3-mini-4k-instruct": ("2025-08-30", "Phi-4"),  # no public call tells it of version 15
+}
+ROOMY = re.compile("a100|h100|h200|mi300x|nd40rs_v2")  # sizes with 32 GB or more on each GPU
+TOO_OLD = ("standard_nc6", "standard_nc12", "standard_nc24", "standard_nc24r")  # K80
+UNRESERVED = re.compile("a100|h100|nd40rs")  # to all other deployments Azure adds a fifth in reserve
+
+NAME = "(?=.{%d,32}$)[A-Za-z](-?[A-Za-z0-9])*"
+LEGAL = "letters, digits and single dashes, a letter first"
+TEXT = (str, "text, which papermill takes by -r", lambda text: True)
+PARAMETERS = {  # names -> type, what it takes, what is legal
+    "compute_nodes compute_idle_seconds": (int, "a whole number above 0", lambda n: n > 0),
+    "instance_count score_samples": (int, "a whole number above 0", lambda n: n > 0),
+    "score_seed": (int, "a whole number", lambda n: True),
+    "job_limit_minutes": ((int, float), "a number above 0", lambda n: 0 < n < math.inf),
+    "dataset_split_pc": ((int, float), "a number above 0, at most 100", lambda n: 0 < n <= 100),
+    "compare_with_base keep_endpoint delete_cluster": (
+        bool,
+        "True or False, with a capital",
+        lambda flag: True,
+    ),
+    "finetune_parameters score_parameters": (dict, "a dictionary", lambda given: True),
+    "compute_tier": (str, "dedicated or low_priority", lambda tier: tier in ("dedicated", "low_priority")),
+    "compute_cluster": (str, f"2 to 32 {LEGAL}", lambda name: re.fullmatch(NAME % 2, name)),
+    "endpoint_name": (str, f'3 to 32 {LEGAL}, or ""', lambda name: not name or re.fullmatch(NAME % 3, name)),
+    "subscription_id resource_group workspace_name registry_name model_name compute_size": TEXT,
+    "dataset_name download_dir resume_job_name instance_type": TEXT,
+}
+KINDS = {
+    "integer": (int, "a whole number"),
+    "number": ((int, float), "a number"),
+    "boolean": (bool, "True or False"),
+    "string": ((str, int), "text"),
+}
+ANSWERS = {"temperature": "number", "top_p": "number", "do_sample": "boolean", "max_new_tokens": "integer"}
+ONE = ("1 or more", lambda n: n >= 1)
+ALL_OR_ONE = ("-1, or 1 or more", lambda n: n == -1 or n >= 1)
+LIMITS = {  # of inputs for which the component declares none, and of the parameters of an answer
+    "learning_rate": ("above 0, below 1", lambda n: 0 < n < 1),
+    "adam_epsilon": ("above 0", lambda n: n > 0),
+    **dict.fromkeys(("max_seq_length", "max_steps"), ALL_OR_ONE),
+    **dict.fromkeys(
+        ("lora_alpha", "lora_r", "gradient_accumulation_steps", "logging_steps", "eval_steps"), ONE
+    ),
+    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm"), ("0 or more", lambda n: n >= 0)),
+    **dict.fromkeys(
+        ("lora_dropout", "adam_beta1", "adam_beta2"), ("0 or more, below 1", lambda n: 0 <= n < 1)
+    ),
+    "temperature": ("0 to 10", lambda n: 0 <= n <= 10),
+    "top_p": ("above 0, at most 1", lambda n: 0 < n <= 1),
+    "max_new_tokens": ONE,
+}
+
+logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)  # hides which of its classes are experimental
+told_failures: set[str] = set()  # jobs of which this kernel has said that they failed
+watchers: dict[str, subprocess.Popen] = {}  # endpoint -> the process that deletes it when this kernel ends
+
+
+class Check(NamedTuple):
+    """A line of step 3's table."""
+
+    what: str
+    found: object
+    needed: str
+    fine: bool
+    advice: str
+
+
+def say_retry(request) -> None:
+    """Say, once for each request, that the SDK tries it again."""
+    if request.context.get("retry_count") == 1:
+        print("Azure is busy or out of reach: trying again, for up to a minute.")
+
+
+QUIET = {"show_progress": False, "enable_telemetry": False, "retry_connect": 6, "raw_request_hook": say_retry}
+
+
+def check_parameters(given: dict) -> None:
+    """Raise ValueError for the parameters that are missing, of the wrong type or out of range."""
+    wrong = []
+    for names, (kind, needed, legal) in PARAMETERS.items():
+        for name in names.split():
+            if name not in given:
+                raise ValueError(f"parameter {name} is missing: run the cell of parameters first")
+            value = given[name]
+            fine = isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and legal(value)
+            if not fine:
+                wrong.append(f"parameter {name} is {value!r}: it takes {needed}")
+    if wrong:
+        raise ValueError("; ".join(wrong))
+
+
+def after_step(number: int, given: dict) -> None:
+    """Raise RuntimeError with the first of the steps up to `number` whose result this kernel lacks."""
+    missing = [step for step, name in enumerate(RESULTS[:number], 1) if given.get(name) is None]
+    if missing:
+        raise RuntimeError(f"run step {missing[0]} first: this kernel has no result of it")
+
+
+def masked(text: str) -> str:
+    """Return a text without the ids of subscriptions."""
+    return re.sub(r"(?i)(subscriptions?\W{1,3})[0-9a-f]{8}-[0-9a-f-]{27}", r"\1...", text)
+
+
+def why(error: Exception) -> str:
+    """Return the first line of what Azure says, without colours, Python's classes and subscription ids."""
+    said = re.sub(r"\x1b\[\d+m", "", getattr(error, "message", None) or str(error))
+    if "Details:" in said:  # of an upload: between two headings, over many lines
+        said = " ".join(said.partition("Details:")[2].partition("Resol")[0].split()).rpartition("Met ")[2]
+    said = re.sub(r"<class '[\w.]+'>:? ?", "", said).strip()
+    return masked(said.splitlines()[0]) if said else type(error).__name__
+
+
+@contextmanager
+def explained(failure: str, advice: str) -> Iterator[None]:
+    """Turn an error of Azure into one sentence: what failed, why, and what to do."""
+    stderr = sys.stderr
+    plain = SimpleNamespace(flush=stderr.flush)  # colour codes alone would show as an empty box
+    plain.write = lambda text: re.sub(r"\x1b\[\d*m|\s", "", text) and stderr.write(text)
+    try:
+        with redirect_stderr(plain):
+            yield
+    except (AzureError, MlException) as error:
+        raise RuntimeError(f"{failure}: {why(error)}; {advice}") from None
+
+
+def log_in(credential):
+    """Return the credential if it gives a token, else one that asks somebody in a browser."""
+    try:
+        credential.get_token("https://management.azure.com/.default")
+        return credential
+    except ClientAuthenticationError:
+        with suppress(StdinNotImplementedError):
+            input("No Azure login was found. Press Enter to log in with a browser: ")
+            return InteractiveBrowserCredential()
+    advice = "run `az login`, or set AZURE_CLIENT_ID, AZURE_TENANT_ID and AZURE_CLIENT_SECRET"
+    raise RuntimeError(f"no Azure login was found and nobody is here to log in: {advice}")
+
+
+def existing(get: Callable, *place: str):
+    """Return what `get` finds, once it is made or changed; None where there is nothing, or it failed."""
+    while True:
+        try:
+            found = get(*place)
+        except ResourceNotFoundError:
+            return None
+        state = getattr(found, "provisioning_state", None)
+        if state not in ("Creating", "Updating", "Deleting"):
+            return None if state in ("Failed", "Canceled") else found
+        time.sleep(2)
+
+
+def show_table(frame: pd.DataFrame) -> None:
+    """Show a table with its texts on the left and their line breaks; nothing where it has no rows."""
+    if frame.empty:
+        return
+    style = "text-align: left; white-space: pre-wrap; vertical-align: top"
+    styler = frame.map(str).style.format(escape="html").format_index(escape="html").set_uuid("table")
+    styler = styler.set_table_styles([{"selector": "th, td", "props": style}])
+    html = styler.set_table_attributes('class="dataframe"').to_html().replace("&nbsp;", "")
+    with pd.option_context("display.max_colwidth", None, "display.width", 250):
+        display({"text/html": html, "text/plain": str(frame)}, raw=True)
+
+
+def tag(thing, name: str) -> str | None:
+    """Return a tag of something that may have none."""
+    return (thing.tags or {}).get(name)
+
+
+def what_runs(workspace: MLClient, cluster: str) -> pd.DataFrame:
+    """Return what is billed of the notebook's runs: unfinished jobs, endpoints, machines of the cluster."""
+    rows = []
+    with explained("what still runs can't be listed", "look at Jobs, Endpoints and Compute in Studio"):
+        for job in workspace.jobs.list(tag="made_by"):  # None stands for one that the SDK can't read
+            if job and tag(job, "made_by") == MADE_BY and job.status not in ENDED:
+                rows.append((job.name, f"job, {job.status}", f'to watch it: resume_job_name = "{job.name}"'))
+        for found in workspace.online_endpoints.list():
+            if tag(found, "made_by") == MADE_BY:
+                meter = f"billed until: {by_hand(workspace, found.name)}"
+                rows.append((found.name, f"endpoint of run {tag(found, 'run_id')}", meter))
+        if there := existing(workspace.compute.get, cluster):
+            leaves = f"gone after {there.idle_time_before_scale_down} s without work"
+            nodes = workspace.compute.list_nodes(cluster)
+            rows += [(cluster, f"machine, {node.node_state}", leaves) for node in nodes]
+    return pd.DataFrame(rows, columns=["name", "what", "meter"]).set_index("name")
+
+
+def told(model) -> tuple[list[str], list[str], str]:
+    """Return the sizes that a model trains and answers on, and the day of its retirement, where told.
+
+    Tags told it until 2026. The block `system_metadata`, which took their place, has no public name in the
+    SDK, and is None there as of azure-ai-ml 1.35.
+    """
+    metadata = getattr(model, "_system_metadata", None) or {}
+    computes, days = metadata.get("supportedComputes") or {}, metadata.get("deprecation") or {}
+    sizes = []
+    for what in ("finetune", "inference"):
+        names = tag(model, f"{what}_compute_allow_list") or computes.get(f"{what}Computes") or []
+        names = ast.literal_eval(names) if isinstance(names, str) else names
+        sizes.append([name.lower() for name in names])
+    return *sizes, (tag(model, "FinetuneRetirementDate") or days.get("finetuneRetirementDate") or "")[:10]
+
+
+def check_model(workspace: MLClient, model, resume_job_name: str) -> None:
+    """Say where a model is retired, and what is not told of it; raise where a job to resume had another."""
+    training, answering, retired = told(model)
+    known, successor = RETIRED.get(model.name, ("", ""))
+    retired = retired or known
+    if "" < retired < date.today().isoformat():
+        others = "see https://ml.azure.com/models for others"
+        choose = f"its successor is {successor}" if successor else others
+        print(f"Warning: fine-tuning of {model.name} was retired on {retired}; {choose}.")
+    untold = [] if training and answering else ["which machine sizes it fits (GPU memory and region decide)"]
+    untold += [] if retired else ["whether its fine-tuning is retired"]
+    if untold:
+        print(f"The registry does not tell of {model.name} {model.version} {', nor '.join(untold)}.")
+    if resume_job_name:
+        with explained(f"no job {resume_job_name!r} in {workspace.workspace_name}", "see Jobs in Studio"):
+            trained = tag(workspace.jobs.get(resume_job_name), "base_model") or model.id
+        if trained != model.id:
+            advice = f"set model_name and model_version to what it trained: {trained}"
+            raise RuntimeError(f"job {resume_job_name} did not train {model.id}: {advice}")
+
+
+def accepted(component, recommended: dict) -> dict:
+    """Return the recommended inputs that the component has; name the others in a warning."""
+    for name in sorted(recommended.keys() - component.inputs.keys()):
+        print(f"Warning: the component has no input {name}; the recommended {recommended[name]} is dropped.")
+    return {name: value for name, value in recommended.items() if name in component.inputs}
+
+
+def region(workspace: MLClient) -> tuple[dict, dict]:
+    """Return the region's sizes by name in small letters, and the cores left by tier and family."""
+    left, unread = {}, "nothing was created. sizes and quota can't be read"
+    with explained(unread, "ask for the role Reader on the subscription"):
+        sizes = {size.name.lower(): size for size in workspace.compute.list_sizes()}
+        for size in sizes.values():
+            size.cores = vars(size).get("vCPUs", size.v_cp_us)  # newer answers of the service have the first
+        for usage in workspace.compute.list_usage():
+            tier = "low_priority" if "lowpriority" in f"{usage.type} {usage.name}".lower() else "dedicated"
+            if usage.limit != -1 and "/workspaces/" not in usage.id:  # no limit; a workspace's share of one
+                used = vars(usage).get("currentValue", usage.current_value) or 0
+                left[tier, usage.name["value"].lower()] = usage.limit - used
+    return sizes, left
+
+
+def usable(sizes: dict, allowed: list[str]) -> list[str]:
+    """Return the region's sizes that fit: those of the model's list or, without one, of enough memory."""
+    if not allowed:
+        allowed = sorted(filter(ROOMY.search, sizes), key=lambda name: sizes[name].cores)
+    return [name for name in allowed if name in sizes and sizes[name].gpus and name not in TOO_OLD]
+
+
+def first_fit(workspace: MLClient, model) -> str:
+    """Return the first size of the model's list, or the smallest that fits; "none" where none does."""
+    sizes, _ = region(workspace)
+    return next((sizes[name].name for name in usable(sizes, told(model)[0])), "none")
+
+
+def check_machines(
+    workspace: MLClient, model, cluster, settings: dict, answering: tuple[str, int, int]
+) -> list[Check]:
+    """Compare sizes, nodes, GPUs and quota with what training asks for, and deployments of `answering`.
+
+    That is their size, the instances of each, and how many deployments.
+    """
+    sizes, left = region(workspace)
+    there = cluster.provisioning_state is not None
+    held = len(list(workspace.compute.list_nodes(cluster.name))) if there else 0  # by a job that goes on
+    nodes = settings.get("num_nodes_finetune", 1)
+    grown = nodes if there and isinstance(nodes, int) else cluster.max_instances
+    instance_type, instances, deployments = answering
+    reserve = 1 if UNRESERVED.search(instance_type.lower()) else 1.2
+    deployed, trained = deployments * math.ceil(instances * reserve), max(grown - held, 0)  # machines
+    train_list, answer_list, _ = told(model)
+    checks, asked = [], {}
+    for what, size, tier, machines, allowed in [
+        ("instance_type", instance_type, "dedicated", deployed, answer_list),
+        ("compute_size", cluster.size, cluster.tier.lower(), trained, train_list),
+    ]:
+        fitting = usable(sizes, allowed)
+        others = ", ".join(sizes[name].name for name in fitting) or "another region: here is none"
+        chosen = sizes[size.lower()] if size.lower() in fitting else None
+        needed = "a GPU size for this model, in this region"
+        checks.append(Check(what, size or "none", needed, chosen is not None, f"choose one of {others}"))
+        if chosen:  # training and answering draw on the same quotas: of the family, and of the region
+            for family in (chosen.family, f"Total{tier.title().replace('_', '')}Cores"):
+                asked[tier, family] = machines * chosen.cores + asked.get((tier, family), 0)
+    for (tier, family), cores in asked.items():
+        free = left.get((tier, family.lower()), math.inf)
+        more = f"ask in Studio, Quota, for more of {family}, or choose a smaller size"
+        checks.append(Check(f"quota of {family}", f"{free} cores", f"{cores} cores", free >= cores, more))
+    gpus = chosen.gpus if chosen else 1
+    for what, default, most in [
+        ("num_nodes_finetune", 1, cluster.max_instances),
+        ("number_of_gpu_to_use_finetuning", gpus, gpus),
+    ]:
+        found = settings.get(what, default)
+        fine, lower = found in range(1, most + 1), "lower it, or choose a larger cluster"
+        checks.append(Check(f"{what} here", found, f"1 to {most}", fine, lower))
+    return checks
+
+
+def check_value(name: str, value, kind: str, choices=None, least=None) -> Check:
+    """Check a value against its type, its choices and its limits."""
+    types, needed = KINDS.get(kind, KINDS["string"])
+    advice = f"mend {'score' if name in ANSWERS else 'finetune'}_parameters"
+    fine = isinstance(value, types) and isinstance(value, bool) == (kind == "boolean")
+    fine = fine and value == value  # not NaN
+    limits, legal = LIMITS.get(name, ("", lambda n: True))
+    if least is not None:
+        limits, legal = f"{least} or more", lambda n: n >= float(least)
+    if choices:
+        needed, legal = " or ".join(map(repr, choices)), lambda text: str(text) in choices
+    elif limits:
+        needed += f", {limits}"
+    if isinstance(value, str) and kind in ("integer", "number"):
+        with suppress(ValueError):  # YAML reads 5e-6 as a text, and 5.0e-6 as a number
+            number = int(value) if kind == "integer" else float(value)
+            advice = "write " + re.sub("^([0-9-]+)e", r"\1.0e", str(number))
+    return Check(name, repr(value), needed, bool(fine and legal(value)), advice)
+
+
+def check_inputs(component, settings: dict, given: dict, answering: dict) -> list[Check]:
+    """Check the training inputs and the parameters of an answer that were given, and known conflicts."""
+    checks, advice = [], "mend finetune_parameters"
+    for name, value in given.items():
+        known = component.inputs.get(name)
+        if known is None or re.match("compute_|mlflow_model_path|train_file_path|test_file_path", name):
+            words = "an input of the component, and not of this notebook"
+            checks.append(Check(name, repr(value), words, False, advice))
+        else:
+            checks.append(check_value(name, value, known.type, known.enum, known.min))
+    for name, value in answering.items():
+        unknown = Check(name, repr(value), f"one of {', '.join(ANSWERS)}", False, "mend score_parameters")
+        checks.append(check_value(name, value, ANSWERS[name]) if name in ANSWERS else unknown)
+    final = {name: declared.default for name, declared in component.inputs.items()} | settings
+    for name, other, value in [
+        ("auto_find_batch_size", "apply_deepspeed", "true"),
+        ("apply_early_stopping", "evaluation_strategy", "disable"),
+    ]:
+        if final[name] == "true" and final[other] == value:
+            checks.append(Check(name, "'true'", f"'false' where {other} is {value!r}", False, advice))
+    return checks
+
+
+def is_ours(workspace: MLClient, endpoint: str, run_id: str) -> bool:
+    """Say whether there is an endpoint of that name, and whether this run made it."""
+    try:
+        return tag(workspace.online_endpoints.get(endpoint), "run_id") == run_id
+    except ResourceNotFoundError:
+        return False
+
+
+def check_endpoint(workspace: MLClient, endpoint: str, run_id: str) -> Check:
+    """Check that the endpoint's name is free, or this run's own."""
+    runs = {found.name: tag(found, "run_id") for found in workspace.online_endpoints.list()}
+    advice = f"choose another endpoint_name, or delete this one: {by_hand(workspace, endpoint)}"
+    fine = runs.get(endpoint, run_id) == run_id
+    return Check("endpoint", endpoint, "a free name, or this run's own", fine, advice)
+
+
+def stop_unless_fine(*checks: Check) -> None:
+    """Show the checks as a table; raise RuntimeError with those that are not fine."""
+    lines = [(*check[:3], "ok" if check.fine else check.advice) for check in checks]
+    show_table(pd.DataFrame(lines, columns=["what", "found", "needed", "verdict"]).set_index("what"))
+    stops = [
+        f"{check.what}: {check.found}, needed {check.needed}; {check.advice}"
+        for check in checks
+        if not check.fine
+    ]
+    if stops:
+        raise RuntimeError("nothing was created. " + " / ".join(stops))
+
+
+def run_script(*words: str) -> str:
+    """Return what a Python script printed; raise RuntimeError with its last line where it fails."""
+    ended = subprocess.run([sys.executable, *words], capture_output=True, text=True)
+    if ended.returncode:
+        raise RuntimeError(f"nothing was billed. {ended.stderr.strip().splitlines()[-1]}")
+    return ended.stdout.rstrip()
+
+
+def check_rows(files: dict[str, Path]) -> None:
+    """Raise RuntimeError where the files hold too few conversations to train on and to evaluate with."""
+    for split, least in (("train_sft", 13), ("test_sft", 1)):  # of 13, three are held out, and 10 trained on
+        with files[split].open("rb") as lines:
+            rows = sum(1 for _ in lines)
+        if rows < least:
+            needed = f"rows of {split}: {rows}, needed {least} or more; raise dataset_split_pc"
+            raise RuntimeError(f"nothing was billed. {needed}")
+
+
+def next_try(name: str) -> str:
+    """Return a job's name or, where this kernel has told of its failure, the name of another try."""
+    tries = itertools.chain([name], (f"{name}-{number}" for number in itertools.count(2)))
+    return next(one for one in tries if one not in told_failures)
+
+
+def fingerprint(*order: object) -> str:
+    """Return eight characters that differ where anything in the order of a job differs."""
+    return hashlib.sha256(json.dumps(order, sort_keys=True, default=str).encode()).hexdigest()[:8]
+
+
+def cancel(workspace: MLClient, name: str) -> None:
+    """Cancel a job, and try again for half an hour where Azure refuses."""
+    for _ in range(180):
+        try:
+            return workspace.jobs.begin_cancel(name)
+        except AzureError:
+            time.sleep(10)
+
+
+@contextmanager
+def watched(workspace: MLClient, job, minutes: float) -> Iterator[None]:
+    """Cancel the job after so long; at the end raise RuntimeError with the step that failed, and why."""
+    limit = threading.Timer(60 * minutes, cancel, [workspace, job.name])
+    limit.daemon = True
+    limit.start()
+    goes_on = f"job {job.name} goes on, but nobody watches it: run this cell again to do so"
+    stdout = sys.stdout
+    behind_mask = SimpleNamespace(write=lambda text: stdout.write(masked(text)), flush=stdout.flush)
+    try:
+        with redirect_stdout(behind_mask), suppress(JobException):  # of a failure or an interrupt, told below
+            yield
+        while (job := workspace.jobs.get(job.name)).status in ("CancelRequested", "Finalizing"):
+            time.sleep(1)  # the stream does not wait for these
+    except AzureError as error:
+        raise RuntimeError(f"{goes_on} ({why(error)})") from None
+    finally:
+        limit.cancel()
+    if job.status not in ENDED:
+        raise RuntimeError(goes_on)
+    if job.status != "Completed":
+        told_failures.add(job.name)
+        raise RuntimeError(failure(workspace, job, minutes))
+
+
+def failure(workspace: MLClient, job, minutes: float) -> str:
+    """Return a sentence with the step of the job that failed, its reason, and where its log is."""
+    step, name = job, "the job"
+    while failed := [one for one in workspace.jobs.list(parent_job_name=step.name) if one.status == "Failed"]:
+        step, name = failed[0], failed[0].display_name
+    error = workspace.jobs._runs_operations.get_run_details(step.name).error  # no public call tells it
+    reason = masked(error.error.message) if error else f"{job.status.lower()}, within {minutes} minutes"
+    log = "its log is in Studio: Jobs, this name, the step, Outputs + logs"
+    return f"job {job.name} did not complete. {name}: {reason} ({log}). Run this cell again for another try"
+
+
+def note_parameters(tracking, job, ordered: str, inputs: dict) -> None:
+    """Put a job's inputs on its page in MLflow; say so where it had others, or none are taken."""
+    from mlflow.entities import Param  # takes seconds to import, which the watcher can save
+    from mlflow.exceptions import MlflowException
+
+    if tag(job, "ordered") != ordered:
+        return print(f"Job {job.name} was submitted with other settings or data than those above.")
+    try:
+        tracking.log_batch(job.name, params=[Param(name, str(value)) for name, value in inputs.items()])
+    except MlflowException as error:
+        print(f"The inputs are not on the job's page in MLflow: {why(error)}")
+
+
+def judge(training: list, evaluation: list) -> None:
+    """Say what the last point of the loss means; warn where it is no number, or well above the first."""
+    if training:
+        first, last = training[0].value, (evaluation or training)[-1].value
+        print(f"The loss ended at {last:.3f}: perplexity {math.exp(min(last, 700)):.2f}.")
+        if not last < 1.1 * first:
+            print(f"Warning: it began at {first:.3f}, so nothing was learned: lower learning_rate.")
+
+
+def by_hand(workspace: MLClient, endpoint: str) -> str:
+    """Return the command that deletes an endpoint."""
+    place = f"-g {workspace.resource_group_name} -w {workspace.workspace_name}"
+    return f"az ml online-endpoint delete --yes {place} --name {endpoint}"
+
+
+def insist(delete: Callable, workspace: MLClient, endpoint: str, run_id: str, tries=3, pause=0) -> None:
+    """Delete the endpoint if this run made it; say how to do it by hand where Azure goes on to refuse."""
+    for _ in range(tries):
+        try:
+            if is_ours(workspace, endpoint, run_id):
+                delete()
+            return keep(endpoint)
+        except AzureError as error:  # it refuses while a deployment is being made
+            reason = why(error)
+            time.sleep(pause)
+    command = by_hand(workspace, endpoint)
+    print(f"Still running and billed, because Azure refused to delete it ({reason}): {command}")
+
+
+def keep(endpoint: str) -> None:
+    """Let nothing delete the endpoint when the kernel ends."""
+    if endpoint in watchers:
+        with watchers.pop(endpoint) as process:
+            process.kill()
+
+
+def delete_when_kernel_ends(workspace: MLClient, endpoint: str, run_id: str, unless: bool) -> None:
+    """Start, once, what deletes this run's endpoint when the kernel ends, however it ends."""
+    name = check_endpoint(workspace, endpoint, run_id)
+    if not name.fine:
+        raise RuntimeError(f"endpoint {endpoint} is another run's: {name.advice}")
+    if unless:
+        keep(endpoint)
+    elif endpoint not in watchers:
+        program = "import sys; sys.stdin.read(); import safeguards as s; s.delete_from_outside(*sys.argv[1:])"
+        place = [workspace.subscription_id, workspace.resource_group_name, workspace.workspace_name]
+        watchers[endpoint] = subprocess.Popen(  # it reads for as long as the kernel lives
+            [sys.executable, "-c", program, endpoint, run_id, *place],
+            cwd=Path(__file__).parent,
+            stdin=subprocess.PIPE,
+            start_new_session=True,
+        )
+        atexit.register(delete_from_inside, workspace, endpoint, run_id)
+
+
+def delete_from_inside(workspace: MLClient, endpoint: str, run_id: str) -> None:
+    """Delete this run's endpoint as its kernel ends, unless it is to be kept."""
+    if endpoint in watchers:
+        delete = workspace.online_endpoints.begin_delete
+        insist(lambda: delete(endpoint).result(), workspace, endpoint, run_id)
+
+
+def delete_from_outside(endpoint: str, run_id: str, *place: str) -> None:
+    """Delete a run's endpoint after its kernel, and try for half an hour."""
+    ends = MLClient(DefaultAzureCredential(), *place)
+    insist(lambda: ends.online_endpoints.begin_delete(endpoint).result(), ends, endpoint, run_id, 180, 10)
+
+
+@contextmanager
+def log_on_failure(workspace: MLClient, deployment) -> Iterator[None]:
+    """Where the deployment fails, print its container's last lines, and raise RuntimeError with why."""
+    endpoint = deployment.endpoint_name
+    try:
+        yield
+    except (AzureError, MlException) as error:
+        with suppress(AzureError):  # refused before there was anything to log
+            print(workspace.online_deployments.get_logs(deployment.name, endpoint, lines=50))
+        stays = f"; {endpoint} is billed, until: {by_hand(workspace, endpoint)}"
+        stays = "" if endpoint in watchers else stays
+        raise RuntimeError(f"the deployment failed: {why(error)}{stays}") from None
+
+
+def answer(ask: Callable, deployment: str, messages: list[dict]) -> str:
+    """Ask in the nested form, then in the flat one; return the text of any of the three forms of answers."""
+    for conversation in ([messages], messages):
+        try:
+            reply = json.loads(ask(deployment, conversation))
+            reply = reply[0] if isinstance(reply, list) else reply  # [{"0": ...}], or {"output": ...}
+            return reply.get("output", reply.get("0"))
+        except ResourceNotFoundError:
+            raise RuntimeError("the endpoint is not there, or no longer: run step 7 first") from None
+        except (HttpResponseError, MlException) as error:  # the latter: a plain text, its status lost
+            status = getattr(error, "status_code", None)
+            if conversation is messages or status not in (None, 400, 422, 424):
+                reason = f"{status} {error.reason}, {why(error)}" if status else why(error)
+                log = f"the log of deployment {deployment} in Studio says more"
+                raise RuntimeError(f"the endpoint refused: {reason}; {log}") from None
+        except TypeError:  # the SDK trips over status 408
+            raise RuntimeError("the endpoint took over 90 s (408): lower max_new_tokens") from None

@@ -1,8 +1,7 @@
 """Fetch the first N percent of a dataset's splits from the Hugging Face hub as JSON Lines, and check them.
 
   python download-dataset.py --dataset HuggingFaceH4/ultrachat_200k --dataset_split_pc 5
-  python download-dataset.py --dataset HuggingFaceH4/ultrachat_200k --splits train_sft test_sft
-  python download-dataset.py --dataset my/chats --revision v2 --dataset_split_pc 0.5 --drop_bad_rows
+  python download-dataset.py --dataset my/chats --revision v2 --splits train --drop_bad_rows
   python download-dataset.py --check my-conversations.jsonl
 
 The rows are those of `load_dataset(split="<split>[0%:N%]")`. A parquet file says in its footer where its row
@@ -152,8 +151,9 @@ def show(found: dict[str, dict], advice: str = "") -> None:
     """Print rows, turns and lengths, a line for each file; with advice, stop where rows failed the check."""
     width = max(map(len, found))
     print(" " * width, *map("{:>10}".format, TITLES))
-    for name, of in found.items():
-        counts = of["rows"], sum(of["bad_rows"].values()), *of["turns"].values(), *of["characters"].values()
+    for name, entry in found.items():
+        counts = [entry["rows"], sum(entry["bad_rows"].values())]
+        counts += [*entry["turns"].values(), *entry["characters"].values()]
         print(name.ljust(width), *map("{:>10,}".format, counts))
     bad = sum((Counter(entry["bad_rows"]) for entry in found.values()), Counter())
     if bad and advice:
@@ -262,13 +262,11 @@ def plan(options: argparse.Namespace, files: dict[str, list[str]], features: dic
         footers = dict(zip(opened, pool.map(pyarrow.parquet.read_metadata, opened.values()), strict=True))
     schema = (features or Features.from_arrow_schema(footers[first].schema.to_arrow_schema())).arrow_schema
     if "messages" not in schema.names and not options.no_check:
-        raise RuntimeError(
-            f"no column 'messages', only {', '.join(schema.names)}; --no_check takes it anyway"
-        )
+        raise RuntimeError(f"no column 'messages', only {', '.join(schema.names)} (see --no_check)")
     for split, paths in splits.items():
-        of = sum(footers[path].num_rows for path in paths)
-        rows = ReadInstruction(split, to=options.dataset_split_pc, unit="%").to_absolute({split: of})[0].to
-        yield split, of, list(needed_groups(hub, {path: footers[path] for path in paths}, rows, schema))
+        held = sum(footers[path].num_rows for path in paths)
+        rows = ReadInstruction(split, to=options.dataset_split_pc, unit="%").to_absolute({split: held})[0].to
+        yield split, held, list(needed_groups(hub, {path: footers[path] for path in paths}, rows, schema))
 
 
 def download(options: argparse.Namespace) -> None:
@@ -279,19 +277,19 @@ def download(options: argparse.Namespace) -> None:
     asked = {name: value for name, value in vars(options).items() if name not in ("download_dir", "retries")}
     asked["hub"] = constants.ENDPOINT
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # none, or not one of ours
-        held = json.loads(manifest.read_text("utf-8"))
-        entries = held["splits"].values()
-        whole = all((folder / of["file"]).stat().st_size == of["bytes"] for of in entries)
-        if whole and held["request"] == asked:
-            show(held["splits"])
-            return print(f"Nothing to do: {folder} holds these {sum(of['rows'] for of in entries):,} rows.")
+        known = json.loads(manifest.read_text("utf-8"))
+        entries = known["splits"].values()
+        whole = all((folder / entry["file"]).stat().st_size == entry["bytes"] for entry in entries)
+        if whole and known["request"] == asked:
+            show(known["splits"])
+            return print(f"Nothing to do: {folder} holds these {sum(one['rows'] for one in entries):,} rows.")
     commit, files, features = find_dataset(options)
     work = hidden / f"{commit}-{options.dataset_subset}-{options.dataset_split_pc}-{options.no_check}"
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".download-dataset.lock", timeout=0):
         found = {}
-        for split, of, groups in plan(options, files, features):
-            found[split] = {"of": of} | save_split(work / f"{split}.jsonl", groups, options.no_check)
+        for split, held, groups in plan(options, files, features):
+            found[split] = {"of": held} | save_split(work / f"{split}.jsonl", groups, options.no_check)
         show(found, "" if options.drop_bad_rows else "nothing is written; --drop_bad_rows leaves them out")
         manifest.unlink(missing_ok=True)
         for entry in found.values():

@@ -133,6 +133,18 @@ def test_a_stop_does_not_wait_for_an_import(tmp_path):
     assert (served.returncode, said) == (0, "billed: nothing\nstill running: nothing\n")
 
 
+def test_ctrl_c_while_the_stand_in_starts_is_one_sentence(tmp_path):
+    (tmp_path / "uvicorn.py").write_text("import time; print('importing', flush=True); time.sleep(600)")
+    command = [*PROGRAM, "run", "--data-dir", tmp_path / "cloud", "--", "true"]
+    search = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, env=search, **pipes) as starting:
+        assert starting.stdout.readline() == "importing\n"
+        starting.send_signal(signal.SIGINT)
+        said = starting.communicate(timeout=60)[1]
+    assert (starting.returncode, said) == (130, "local_azureml: interrupted\n")
+
+
 def test_help_names_both_commands_and_shows_examples(capsys):
     with pytest.raises(SystemExit) as ended:
         main(["--help"])

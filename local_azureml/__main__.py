@@ -6,6 +6,7 @@ import os
 import shutil
 import signal
 import socket
+import sqlite3
 import sys
 import tempfile
 import threading
@@ -20,6 +21,7 @@ from local_azureml import faults as failures
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import checkpoint
 from local_azureml.engine.processes import UserError
+from local_azureml.errors import full_disk
 from local_azureml.faults import Faults
 
 log = logging.getLogger("local_azureml")
@@ -261,6 +263,14 @@ def main(arguments: list[str] | None = None) -> int:
     except (UsageError, ValueError) as error:
         print(f"local_azureml: {error}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print("local_azureml: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except (OSError, sqlite3.Error) as error:
+        if not (sentence := full_disk(error)):
+            raise
+        print(f"local_azureml: {sentence}", file=sys.stderr)
+        return 1
 
 
 if __name__ == "__main__":

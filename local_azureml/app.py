@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import sqlite3
 import struct
 import uuid
 
@@ -84,6 +85,8 @@ def create_app(local: Cloud) -> FastAPI:
         app.include_router(service.router)
     app.mount(tracking.PREFIX, tracking.Page(app.state.tracking))
     app.add_exception_handler(errors.AzureError, errors.on_azure_error)
+    for storing in (OSError, sqlite3.Error):
+        app.add_exception_handler(storing, errors.on_any_error)
     app.add_exception_handler(RequestValidationError, errors.on_bad_request)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_middleware(Doors)

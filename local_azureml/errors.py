@@ -1,5 +1,7 @@
 """Errors as Azure Resource Manager writes them on the wire."""
 
+import errno
+
 from fastapi import Request
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
@@ -55,6 +57,24 @@ def answer(error: AzureError) -> JSONResponse:
 def on_azure_error(request: Request, error: AzureError) -> JSONResponse:
     """Turn a raised AzureError into its response."""
     return answer(error)
+
+
+def full_disk(error: BaseException) -> str | None:
+    """Return the sentence for an error that says in any words that the disk is full; None for others."""
+    words = ("No space left on device", "Disk quota exceeded", "disk is full")  # of C, and of SQLite
+    told = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
+    if not told and not any(word in str(error) for word in words):
+        return None
+    return (
+        "No space left on device: free some, or keep the stand-in's data elsewhere with --data-dir or TMPDIR"
+    )
+
+
+def on_any_error(request: Request, error: Exception) -> JSONResponse:
+    """Turn a full disk into a 507, which clients do not try again; raise what is a defect."""
+    if sentence := full_disk(error):
+        return answer(AzureError(507, "InsufficientStorage", sentence))
+    raise error
 
 
 def on_bad_request(request: Request, error: RequestValidationError) -> JSONResponse:

@@ -43,7 +43,7 @@ def leave() -> None:
         del os.environ[name]
 
 
-def of_child(cloud: Cloud, **own: str) -> dict[str, str]:
+def of_child(cloud: Cloud, /, **own: str) -> dict[str, str]:
     """Return the variables of a child: those that lead to `cloud`, and on top its own."""
     return clean() | cloud.environment() | own
 

@@ -13,7 +13,7 @@ from local_azureml.engine import command_steps, records
 from local_azureml.engine.journal import Journal
 from local_azureml.engine.pipelines import Pipelines, check_pipeline
 from local_azureml.engine.steps import STEP_LOG, CancelledError, StepError, Steps
-from local_azureml.errors import AzureError
+from local_azureml.errors import AzureError, full_disk
 
 log = logging.getLogger(__name__)
 
@@ -102,6 +102,9 @@ class Jobs:
         except AzureError as error:
             self._records.end(name, "Failed", records.error("UserError", error.message))
         except Exception as error:
+            if sentence := full_disk(error):
+                self._records.end(name, "Failed", records.error("UserError", sentence))
+                return
             log.exception("job %s", name)
             message = f"{type(error).__name__}: {error}"
             self._records.end(name, "Failed", records.error("SystemError", message))

@@ -1,5 +1,6 @@
 """Child processes that start warm: forked from a server that has already imported the libraries."""
 
+import errno
 import importlib
 import json
 import multiprocessing
@@ -15,6 +16,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 
 from local_azureml import surroundings
+from local_azureml.errors import full_disk
 
 CONTEXT = multiprocessing.get_context("forkserver")
 PRELOADED = [  # importing these costs seconds; no child pays for it again
@@ -104,6 +106,8 @@ class Process:
 
     def error(self) -> dict:
         """Return why the child failed: {"code": "UserError" or "SystemError", "message": one sentence}."""
+        if self._exit_code == errno.ENOSPC:
+            return {"code": "UserError", "message": full_disk(OSError(errno.ENOSPC, ""))}
         written = self.folder / ERROR
         if written.exists():
             return json.loads(written.read_text())
@@ -175,6 +179,8 @@ def _run(entry: str, specification: dict, place: Place) -> None:
     except UserError as error:
         _fail("UserError", str(error))
     except Exception as error:
+        if full_disk(error):
+            sys.exit(errno.ENOSPC)  # there is no room to say more
         traceback.print_exc()
         first = (str(error).strip() or "no message").splitlines()[0]
         _fail("SystemError", f"{type(error).__name__}: {first}")

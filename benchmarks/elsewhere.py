@@ -125,7 +125,7 @@ exec "$@"
 """
 FULL_DISK = """\
 mkdir -p runs after
-mount -t tmpfs -o size=48m tmpfs runs
+mount -t tmpfs -o size=24m tmpfs runs
 mkdir runs/tmp
 status=0
 TMPDIR=$PWD/runs/tmp "$@" || status=$?

@@ -95,7 +95,7 @@ def test_a_job_logs_its_metric_as_another_user_under_the_variables_of_all_surrou
 
 
 def test_a_full_disk_ends_the_run_with_one_sentence(folder):
-    full = replace(BY_NAME["a full disk"], shell=FULL_DISK.replace("size=48m", "size=100k"))
+    full = replace(BY_NAME["a full disk"], shell=FULL_DISK.replace("size=24m", "size=100k"))
     status, said, left = run_short(full, folder, [*RUN_COMMAND, "true"])
     assert status and left == [] and "No space left on device" in said.splitlines()[-1], said
     assert len(said.splitlines()) == 2  # the other one says that it began

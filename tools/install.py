@@ -17,7 +17,8 @@ from pathlib import Path
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
 SOURCES = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
 VARIABLES = {"cert": "SSL_CERT_FILE", "default-timeout": "UV_HTTP_TIMEOUT", "no-cache-dir": "UV_NO_CACHE"}
-NOT_NEEDED = {"disable-pip-version-check", "cache-dir", "progress-bar", "no-input", "root-user-action"}
+NOT_NEEDED = {"cache-dir", "config-file", "disable-pip-version-check", "no-input", "progress-bar", "retries"}
+NOT_NEEDED |= {"require-virtualenv", "root-user-action"}
 
 
 def read_settings() -> dict[str, str]:

@@ -9,6 +9,7 @@ table is kept in docs/elsewhere.md.
 import argparse
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -223,7 +224,7 @@ SURROUNDINGS = [
         shell="mkdir ../python; echo 'raise ImportError(\"of another Python\")' | "
         'tee ../python/yaml.py ../python/psutil.py ../python/pandas.py > /dev/null; exec "$@"',
     ),
-    Surrounding("a full disk", shell=FULL_DISK, mounts=True, refuses="No space left on device"),
+    Surrounding("a full disk", shell=FULL_DISK, mounts=True, refuses="No space left on device|disk is full"),
     Surrounding(
         "Ctrl-C at the terminal",
         columns=80,
@@ -418,7 +419,7 @@ def compare(surrounding: Surrounding, row: Row, lines: list[str]) -> list[str]:
     """Return where a row is not what its surrounding has to come to."""
     wrong = []
     if surrounding.refuses:
-        row.reads = next((line for line in lines if surrounding.refuses in line), "")
+        row.reads = next((line for line in lines if re.search(surrounding.refuses, line)), "")
         wrong += [] if row.reads else [f"{surrounding.refuses!r} is not said: {lines[-1]}"]
     elif row.right is None or row.right < RIGHT:
         wrong.append(f"{row.right} questions are answered right")

@@ -296,7 +296,8 @@ def follow(surrounding: Surrounding, folder: Path) -> Row:
 def copy_of_project(project: Path, git: bool) -> Path:
     """Return a copy of this project's files as they are, with this project's environment."""
     if git:
-        subprocess.run(["git", "clone", "--quiet", ROOT, project], check=True)
+        quiet = ["-c", "advice.detachedHead=false", "clone", "--quiet"]
+        subprocess.run(["git", *quiet, ROOT, project], check=True)
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
     for name in filter(None, tracked.stdout.split("\0")):
         (project / name).parent.mkdir(parents=True, exist_ok=True)

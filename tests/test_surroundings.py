@@ -102,7 +102,7 @@ def test_a_full_disk_ends_the_run_with_one_sentence(folder):
 
 
 def test_ctrl_c_at_the_terminal_ends_what_runs_in_a_folder_with_a_space_and_an_umlaut(folder):
-    waiting = ["sh", "-c", "echo waiting; exec sleep 60"]
+    waiting = ["sh", "-c", "sleep 2; echo waiting; exec sleep 60"]
     pressed = replace(BY_NAME["Ctrl-C at the terminal"], interrupt="waiting", project="Grüne Wiese")
     status, said, left = run_short(pressed, folder, [*RUN_COMMAND, *waiting])
     assert (status, left) == (130, []) and "still running: nothing" in said and "Traceback" not in said, said

@@ -15,14 +15,14 @@ PRESENT = "pip"  # a package that is there, so that pip has nothing to fetch
 def install(tmp_path):
     """A function that installs with settings for pip, and returns how it ended and what uv was asked."""
     (tmp_path / "pip.conf").write_text(
-        "[global]\nindex-url = https://one.invalid/simple\nextra-index-url = /more /most\n"
-        "[install]\nfind-links = /wheels\n"
+        "[global]\nindex-url = https://one.invalid/simple\nextra-index-url =\n  /more\n  /most\n"
+        "[install]\nfind-links =\n  /wheels\n  /wheelhouse\n"
     )
     asked = tmp_path / "asked"
     uv = tmp_path / "uv"
 
     def run(uv_status: int = 0, **settings: str) -> tuple[subprocess.CompletedProcess, str]:
-        uv.write_text(f'#!/bin/sh\necho "$@" > {asked}\nexit {uv_status}\n')
+        uv.write_text(f'#!/bin/sh\n(echo "$@"; env) > {asked}\nexit {uv_status}\n')
         uv.chmod(0o755)
         own = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
         own |= {"PATH": f"{tmp_path}{os.pathsep}{own['PATH']}", "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
@@ -35,13 +35,17 @@ def install(tmp_path):
 
 def test_uv_is_given_the_indexes_and_folders_that_pip_is_set_to(install):
     ended, asked = install()
-    sources = "--default-index https://one.invalid/simple --index /more --index /most --find-links /wheels"
-    assert ended.returncode == 0 and f"--index-strategy unsafe-best-match {sources} " in asked
-    assert asked.endswith(f" {PRESENT}\n")
+    assert ended.returncode == 0 and asked.splitlines()[0].endswith(f" {PRESENT}")
+    assert set(asked.splitlines()) >= {
+        "UV_DEFAULT_INDEX=https://one.invalid/simple",
+        "UV_INDEX=/more /most",
+        "UV_FIND_LINKS=/wheels,/wheelhouse",
+    }
 
 
 def test_an_environment_variable_wins_over_pips_file_as_it_does_for_pip(install):
-    assert "--index https://two.invalid --find-links" in install(PIP_EXTRA_INDEX_URL="https://two.invalid")[1]
+    asked = install(PIP_EXTRA_INDEX_URL="https://two.invalid")[1]
+    assert "UV_INDEX=https://two.invalid" in asked.splitlines()
 
 
 def test_a_setting_that_uv_has_no_counterpart_for_leaves_the_work_to_pip(install):

@@ -9,7 +9,9 @@ table is kept in docs/elsewhere.md.
 import argparse
 import json
 import os
+import re
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -97,7 +99,7 @@ echo $$ > "$group/cgroup.procs"
 status=0
 "$@" || status=$?
 echo $$ > "$parent/cgroup.procs"
-rmdir "$group"
+for _ in {1..50}; do rmdir "$group" 2> /dev/null && break; sleep 0.1; done  # its last process is still ending
 exit $status
 """
 NOBODY = """\
@@ -116,9 +118,15 @@ chown -R 65534:65534 .
 umask 077
 exec setpriv --reuid 65534 --regid 65534 --clear-groups "$@"
 """
+ANOTHER_PYTHON = """\
+mkdir ../python
+echo 'raise ImportError("of another Python")' |
+    tee ../python/{psutil,yaml,pandas,azure}.py > /dev/null
+exec "$@"
+"""
 FULL_DISK = """\
 mkdir -p runs after
-mount -t tmpfs -o size=48m tmpfs runs
+mount -t tmpfs -o size=24m tmpfs runs
 mkdir runs/tmp
 status=0
 TMPDIR=$PWD/runs/tmp "$@" || status=$?
@@ -216,12 +224,12 @@ SURROUNDINGS = [
         shell="mkdir ../python; echo 'raise ImportError(\"of another Python\")' | "
         'tee ../python/yaml.py ../python/psutil.py ../python/pandas.py > /dev/null; exec "$@"',
     ),
-    Surrounding("a full disk", shell=FULL_DISK, mounts=True, refuses="No space left on device"),
+    Surrounding("a full disk", shell=FULL_DISK, mounts=True, refuses="No space left on device|disk is full"),
     Surrounding(
         "Ctrl-C at the terminal",
         columns=80,
         interrupt="step 20/",
-        refuses="Interrupted in step",
+        refuses="was interrupted",
     ),
 ]
 
@@ -250,13 +258,16 @@ def main() -> int:
     return 1 if deviations else 0
 
 
-def try_in(surrounding: Surrounding, kept: Path | None = None, job: list[str] = JOB) -> Row:
+def try_in(surrounding: Surrounding, kept: Path | None = None) -> Row:
     """Return the row of a surrounding, and say how it went."""
-    folder = Path(tempfile.mkdtemp(prefix="elsewhere-", dir=kept))
+    if kept:
+        kept.mkdir(parents=True, exist_ok=True)
+    folder = Path(tempfile.mkdtemp(prefix="elsewhere-", dir=kept and kept.resolve()))
     folder.chmod(0o755)  # another user reads it too
     try:
-        row = follow(surrounding, folder, job)
+        row = follow(surrounding, folder)
     finally:
+        end(folder)
         if not kept:
             shutil.rmtree(folder)
     verdict = "; ".join(row.deviations) or ("not tried" if row.status is None else "as it should be")
@@ -264,11 +275,11 @@ def try_in(surrounding: Surrounding, kept: Path | None = None, job: list[str] = 
     return row
 
 
-def follow(surrounding: Surrounding, folder: Path, job: list[str]) -> Row:
-    """Return the row of a job in its surrounding."""
+def follow(surrounding: Surrounding, folder: Path) -> Row:
+    """Return the row of the main job in a surrounding."""
     project, row = copy_of_project(folder / surrounding.project, surrounding.git), Row(surrounding.name)
     began = time.monotonic()
-    status = execute(surrounding, project, folder / "log.txt", job)
+    status = execute(surrounding, project, folder / "log.txt", JOB)
     row.seconds = time.monotonic() - began
     row.left = survivors(folder)
     said = (folder / "log.txt").read_text(errors="replace")
@@ -285,7 +296,8 @@ def follow(surrounding: Surrounding, folder: Path, job: list[str]) -> Row:
 def copy_of_project(project: Path, git: bool) -> Path:
     """Return a copy of this project's files as they are, with this project's environment."""
     if git:
-        subprocess.run(["git", "clone", "--quiet", ROOT, project], check=True)
+        quiet = ["-c", "advice.detachedHead=false", "clone", "--quiet"]
+        subprocess.run(["git", *quiet, ROOT, project], check=True)
     tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True)
     for name in filter(None, tracked.stdout.split("\0")):
         (project / name).parent.mkdir(parents=True, exist_ok=True)
@@ -311,10 +323,7 @@ def execute(surrounding: Surrounding, project: Path, log: Path, job: list[str]) 
                 command, cwd=project, env=environment, timeout=PATIENCE, start_new_session=True, **plain
             ).returncode
     except (subprocess.TimeoutExpired, pexpect.TIMEOUT):
-        for process in started_by(log.parent):
-            with suppress(psutil.Error):
-                process.kill()
-        return -9
+        return -signal.SIGKILL
 
 
 def at_terminal(surrounding: Surrounding, command: list[str], project: Path, environment: dict, log) -> int:
@@ -339,7 +348,7 @@ def at_terminal(surrounding: Surrounding, command: list[str], project: Path, env
 
 
 def survivors(folder: Path, seconds: float = 10) -> list[str]:
-    """Return a line for each process of a row that lives on for `seconds`, and end it."""
+    """Return a line for each process of a row that lives on for `seconds`."""
     until = time.monotonic() + seconds
     while (alive := started_by(folder)) and time.monotonic() < until:
         time.sleep(0.2)
@@ -349,7 +358,6 @@ def survivors(folder: Path, seconds: float = 10) -> list[str]:
             ports = [c.laddr.port for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
             listens = f", listening at {', '.join(map(str, ports))}" if ports else ""
             lines.append(" ".join(process.cmdline())[:100] + listens)
-            process.kill()
     return lines
 
 
@@ -361,6 +369,13 @@ def started_by(folder: Path) -> list[psutil.Process]:
             if process.environ().get(MARK) == str(folder):
                 found.append(process)
     return found
+
+
+def end(folder: Path) -> None:
+    """Kill what a row has left."""
+    for process in started_by(folder):
+        with suppress(psutil.Error):
+            process.kill()
 
 
 def answered_right(project: Path) -> int | None:
@@ -405,7 +420,7 @@ def compare(surrounding: Surrounding, row: Row, lines: list[str]) -> list[str]:
     """Return where a row is not what its surrounding has to come to."""
     wrong = []
     if surrounding.refuses:
-        row.reads = next((line for line in lines if surrounding.refuses in line), "")
+        row.reads = next((line for line in lines if re.search(surrounding.refuses, line)), "")
         wrong += [] if row.reads else [f"{surrounding.refuses!r} is not said: {lines[-1]}"]
     elif row.right is None or row.right < RIGHT:
         wrong.append(f"{row.right} questions are answered right")

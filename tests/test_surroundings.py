@@ -1,6 +1,6 @@
 """The surroundings of `make elsewhere`, each with a job of seconds in place of the main one."""
 
-import sys
+import os
 import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
@@ -9,11 +9,25 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from benchmarks.elsewhere import BEGINS, KEPT, SURROUNDINGS, Surrounding, copy_of_project, execute, survivors
+from benchmarks.elsewhere import (
+    ANOTHER_PYTHON,
+    BEGINS,
+    FULL_DISK,
+    KEPT,
+    NOBODY,
+    PLAIN,
+    SURROUNDINGS,
+    Surrounding,
+    copy_of_project,
+    end,
+    execute,
+    survivors,
+)
 
 BY_NAME = {surrounding.name: surrounding for surrounding in SURROUNDINGS}
 SHORT = "short.ipynb"
-RUN = ["make", "--old-file=.venv/installed", "run", f"notebook={SHORT}", "PARAMETERS="]
+RUN_COMMAND = [".venv/bin/python", "-m", "local_azureml", "run", "--"]
+MAKE_RUN = ["make", "--old-file=.venv/installed", "run", f"notebook={SHORT}", "PARAMETERS="]
 CELL = """\
 import os
 import subprocess
@@ -41,7 +55,9 @@ print(subprocess.run([sys.executable, "download-dataset.py", *options], check=Tr
 """
 
 
-def run_short(surrounding: Surrounding, folder: Path, job: list[str] = RUN) -> tuple[int, str, list[str]]:
+def run_short(
+    surrounding: Surrounding, folder: Path, job: list[str] = MAKE_RUN
+) -> tuple[int, str, list[str]]:
     """Return a short job's exit status in a surrounding, what it said, and what it left running."""
     project = copy_of_project(folder / surrounding.project, surrounding.git)
     cell = nbformat.v4.new_code_cell(CELL)
@@ -59,49 +75,37 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="elsewhere-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
+        end(Path(name))
 
 
 def metadata() -> dict:
     return {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
 
 
-@pytest.fixture(scope="module")
-def variables() -> dict[str, str]:
-    """The variables of every surrounding at once, another TMPDIR left out, which C can't spell."""
-    return {
+def test_a_job_logs_its_metric_as_another_user_under_the_variables_of_all_surroundings(folder):
+    variables = {
         name: value
         for surrounding in SURROUNDINGS
         for name, value in surrounding.variables.items()
-        if name not in ("TMPDIR", "HOME")
+        if name != "TMPDIR"  # its umlaut can't be spelt in C
     }
-
-
-def test_a_job_logs_its_metric_under_all_variables_at_once(variables, folder):
-    crowded = replace(BY_NAME["variables of another Python"], variables=variables)
-    status, said, left = run_short(crowded, folder)
+    shell = ANOTHER_PYTHON.replace(PLAIN, PLAIN if os.geteuid() else NOBODY)
+    status, said, left = run_short(Surrounding("all", variables, shell, mounts=not os.geteuid()), folder)
     assert (status, "{'answer': 42.0}\n" in said, "Traceback" in said, left) == (0, True, False, []), said
 
 
-def test_a_job_logs_its_metric_as_another_user_without_a_home_in_a_folder_with_an_umlaut(folder):
-    elsewhere = replace(
-        BY_NAME["another user than root, umask 077, HOME can't be written"], project="Grüne Wiese"
-    )
-    status, said, left = run_short(elsewhere, folder)
-    assert (status, "{'answer': 42.0}\n" in said, "Traceback" in said, left) == (0, True, False, []), said
+def test_a_full_disk_ends_the_run_with_one_sentence(folder):
+    full = replace(BY_NAME["a full disk"], shell=FULL_DISK.replace("size=24m", "size=100k"))
+    status, said, left = run_short(full, folder, [*RUN_COMMAND, "true"])
+    assert status and left == [] and "No space left on device" in said.splitlines()[-1], said
+    assert len(said.splitlines()) == 2  # the other one says that it began
 
 
-def test_a_full_disk_ends_the_job_with_one_sentence(folder):
-    shell = BY_NAME["a full disk"].shell.replace("size=48m", "size=1m")
-    status, said, left = run_short(replace(BY_NAME["a full disk"], shell=shell), folder)
-    assert status and "No space left on device" in said and "Traceback" not in said and left == [], said
-
-
-def test_ctrl_c_at_the_terminal_ends_what_runs_with_one_sentence(folder):
-    pressed = replace(BY_NAME["Ctrl-C at the terminal"], interrupt="waiting")
-    waiting = [sys.executable, "-c", "import time; print('waiting', flush=True); time.sleep(60)"]
-    job = [".venv/bin/python", "-m", "local_azureml", "run", "--", *waiting]
-    status, said, left = run_short(pressed, folder, job)
-    assert (status, left) == (130, []) and "still running: nothing" in said, said
+def test_ctrl_c_at_the_terminal_ends_what_runs_in_a_folder_with_a_space_and_an_umlaut(folder):
+    waiting = ["sh", "-c", "sleep 2; echo waiting; exec sleep 60"]
+    pressed = replace(BY_NAME["Ctrl-C at the terminal"], interrupt="waiting", project="Grüne Wiese")
+    status, said, left = run_short(pressed, folder, [*RUN_COMMAND, *waiting])
+    assert (status, left) == (130, []) and "still running: nothing" in said and "Traceback" not in said, said
 
 
 def test_the_kept_table_has_a_line_for_each_surrounding():

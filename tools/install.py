@@ -15,9 +15,16 @@ import sys
 from pathlib import Path
 
 PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
-SOURCES = {"index-url": "--default-index", "extra-index-url": "--index", "find-links": "--find-links"}
-VARIABLES = {"cert": "SSL_CERT_FILE", "default-timeout": "UV_HTTP_TIMEOUT", "no-cache-dir": "UV_NO_CACHE"}
-NOT_NEEDED = {"disable-pip-version-check", "cache-dir", "progress-bar", "no-input", "root-user-action"}
+COUNTERPARTS = {  # variables, since an address may hold a password, and a command line can be seen by others
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "cert": "SSL_CERT_FILE",
+    "default-timeout": "UV_HTTP_TIMEOUT",
+    "no-cache-dir": "UV_NO_CACHE",
+}
+NOT_NEEDED = {"cache-dir", "config-file", "disable-pip-version-check", "no-input", "progress-bar", "retries"}
+NOT_NEEDED |= {"require-virtualenv", "root-user-action"}
 
 
 def read_settings() -> dict[str, str]:
@@ -45,19 +52,19 @@ def find_uv() -> str | None:
 def install_with_uv(uv: str, settings: dict[str, str], arguments: list[str]) -> int:
     """Return uv's exit status; it takes its packages from where pip would, and of each what pip would."""
     command = [uv, "pip", "install", "--python", sys.executable, "--index-strategy", "unsafe-best-match"]
-    for name, option in SOURCES.items():
-        for place in settings.get(name, "").split():
-            command += [option, place]
     if sys.dont_write_bytecode:  # else each module is compiled when it is first imported, few of them
         command += ["--compile-bytecode"]
-    variables = {variable: settings[name] for name, variable in VARIABLES.items() if name in settings}
+    variables = {COUNTERPARTS[name]: value for name, value in settings.items() if name in COUNTERPARTS}
+    for name, between in (("UV_INDEX", " "), ("UV_FIND_LINKS", ",")):  # pip's may stand on lines of their own
+        if name in variables:
+            variables[name] = between.join(variables[name].split())
     return subprocess.run([*command, *arguments], env={**os.environ, **variables}).returncode
 
 
 def main(arguments: list[str]) -> int:
     """Return the exit status of the installer."""
     settings = read_settings()
-    if settings.keys() <= SOURCES.keys() | VARIABLES.keys() | NOT_NEEDED and (uv := find_uv()):
+    if settings.keys() <= COUNTERPARTS.keys() | NOT_NEEDED and (uv := find_uv()):
         if install_with_uv(uv, settings, arguments) == 0:
             return 0
         print("uv did not succeed: pip tries the same", file=sys.stderr)

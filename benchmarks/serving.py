@@ -6,7 +6,6 @@ and those over HTTP take turns, so that both meet the same machine. Prints a Mar
 
 import argparse
 import os
-import socket
 import statistics
 import tempfile
 import time
@@ -38,13 +37,14 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=40, help="of each kind")
     options = parser.parse_args()
     questions = pyarrow.parquet.read_table(SAMPLE)["prompt"].to_pylist()[: options.requests]
-    with tempfile.TemporaryDirectory() as folder, httpx.Client(timeout=300, trust_env=False) as client:
-        port = free_port()
-        specification = {"model": str(options.model), "port": port, "shape": "openai", "request_timeout": 300}
-        specification["max_concurrent_requests"] = CLIENTS
+    with tempfile.TemporaryDirectory() as folder:
+        socket = f"{folder}/socket"
+        client = httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=300)
+        specification = {"model": str(options.model), "socket": socket, "shape": "openai"}
+        specification |= {"request_timeout": 300, "max_concurrent_requests": CLIENTS}
         entry, log = "local_azureml.engine.serving:run", Path(folder) / "log.txt"
         server = processes.start(entry, specification, Path(folder), log, {})
-        url = f"http://127.0.0.1:{port}"
+        url = "http://deployment"
         wait_for(server, client, url)
 
         def ask(question: str) -> int:
@@ -55,12 +55,7 @@ def main() -> None:
         measure(options, questions, server, ask)
         server.kill()
         server.wait()
-
-
-def free_port() -> int:
-    """Return a port that is free now."""
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        return free.getsockname()[1]
+        client.close()
 
 
 def wait_for(server: processes.Process, client: httpx.Client, url: str) -> None:

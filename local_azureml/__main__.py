@@ -106,11 +106,19 @@ def base_model(folder: Path | None) -> Path:
 
 
 def data_folder(folder: Path) -> Path:
-    """Return the folder for the state, which is made where it is not there."""
+    """Return the folder for the state, made where it is not there and closed to others where it is ours."""
     try:
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (folder / "state.sqlite").exists() or not any(folder.iterdir()):
+            folder.chmod(0o700)
+        found = folder.stat()
     except OSError as error:
         raise UsageError(f"--data-dir {folder} cannot be used: {error.strerror}") from None
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UsageError(
+            f"--data-dir {folder} is open to other users, who could read tokens and data there: "
+            "chmod 700 it, or give a folder of your own"
+        )
     return folder.resolve()
 
 

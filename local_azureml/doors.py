@@ -123,7 +123,7 @@ class Body:
 
     def check_length(self, declared: str) -> None:
         """Refuse a body that says that it will be too long."""
-        if declared.isdecimal() and int(declared) > self._most:
+        if len(declared) > 18 or (declared.isdecimal() and int(declared) > self._most):
             raise self._too_long()
 
     def _too_long(self) -> AzureError:

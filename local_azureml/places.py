@@ -31,7 +31,7 @@ def inside(root: Path, name: str) -> Path:
     try:
         if place.resolve() == root.resolve().joinpath(*parts):
             return place
-    except (OSError, RuntimeError):  # links in a circle
+    except (OSError, RuntimeError, ValueError):  # links in a circle; letters that this locale lacks
         pass
     raise OutsideError(name)
 

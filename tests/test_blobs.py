@@ -140,7 +140,7 @@ def test_a_name_that_leaves_its_container_is_refused(anonymous, signature, name)
 def test_a_container_that_leaves_the_storage_is_refused(anonymous, signature):
     container = quote("..", safe="")
     answer = anonymous.get(f"/store.blob.storage.local/{container}/secrets.json?{signature}")
-    assert answer.status_code == 403
+    assert answer.status_code in (401, 403)
 
 
 @pytest.mark.parametrize("character", ["%00", "%01", "%09", "%0D", "%1F", "%EF%BF%BE"])

@@ -1,5 +1,6 @@
 """Clusters, sizes and quota, through the SDK."""
 
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
@@ -250,3 +251,11 @@ def test_a_node_is_billed_once_while_it_works_and_while_it_waits(tmp_path, stret
             entry |= {"tier": "dedicated", "spare": False}
             state.put(f"{LEDGER}/{number}", entry | {"start": start, "ended": ended, "stop": ended + idle})
         assert [bill.node_seconds for bill in Meter(state).bills()] == [node_seconds]
+
+
+def test_many_requests_for_one_new_cluster_create_it_once(http, arm):
+    properties = {"computeType": "AmlCompute", "properties": {"vmSize": "Standard_DS3_v2"}}
+    path = f"{arm.workspace}/computes/raced"
+    with ThreadPoolExecutor(16) as threads:
+        answers = list(threads.map(lambda _: http.put(path, json={"properties": properties}), range(50)))
+    assert sorted(answer.status_code for answer in answers) == [*[200] * 49, 201]

@@ -229,6 +229,16 @@ def test_the_trained_model_is_an_mlflow_folder(client, trained, tmp_path):
     assert [path.name for path in tmp_path.rglob("MLmodel")] == ["MLmodel"]
 
 
+@pytest.mark.parametrize(("length", "expected"), [(232, 201), (233, 501), (255, 501), (256, 400)])
+def test_a_job_whose_name_is_too_long_for_its_folders_is_refused(http, arm, length, expected):
+    path = f"{arm.workspace}/jobs/{'n' * length}"
+    body = {"jobType": "Command", "command": "true", "computeId": "serverless"}
+    assert http.put(path, json={"properties": body}).status_code == expected
+    while expected == 201 and (job := http.get(path).json())["properties"]["status"] != "Completed":
+        assert job["properties"]["status"] != "Failed"
+        time.sleep(0.1)
+
+
 def test_an_input_that_the_component_does_not_have_is_refused(http, arm):
     from local_azureml.control_plane.registry import NAME
 

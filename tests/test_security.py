@@ -32,11 +32,16 @@ def secrets(folder) -> dict[str, str]:
     return json.loads((folder / "secrets.json").read_text())
 
 
-def test_only_loopback_is_listened_on(stand_in):
+def test_one_port_of_loopback_is_listened_on_and_none_by_a_deployment(stand_in, client):
+    from test_endpoints import deployment, endpoint
+
+    client.online_endpoints.begin_create_or_update(endpoint("quiet")).result()
+    client.online_deployments.begin_create_or_update(deployment("quiet", "demo")).result()
     process = psutil.Process(stand_in.process.pid)
     family = [process, *process.children(recursive=True)]
     listening = [c for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
-    assert {connection.laddr.ip for connection in listening} == {"127.0.0.1"}
+    client.online_endpoints.begin_delete("quiet").result()
+    assert [connection.laddr.ip for connection in listening] == ["127.0.0.1"]
 
 
 @pytest.mark.parametrize("host", ["example.com", "localhost.example.com", "169.254.169.254", ""])
@@ -64,6 +69,31 @@ def test_secrets_and_keys_can_be_read_by_their_owner_only(folder):
     files = [folder / "secrets.json", folder / "tls" / "server.pem", folder / "state.sqlite"]
     modes = {file.name: stat.filemode(file.stat().st_mode) for file in files}
     assert modes == dict.fromkeys(modes, "-rw-------")
+
+
+@pytest.mark.parametrize("was", ["empty", "a stand-in's"])
+def test_a_data_folder_that_was_open_to_others_is_closed(tmp_path, was):
+    place = tmp_path / "open"
+    place.mkdir()
+    if was != "empty":
+        StandIn(place).end()
+    place.chmod(0o755)
+    started = StandIn(place)
+    mode = stat.filemode(place.stat().st_mode)
+    started.end()
+    assert mode == "drwx------"
+
+
+def test_an_open_folder_with_other_things_in_it_is_refused_and_stays_as_it_is(tmp_path):
+    place = tmp_path / "shared"
+    place.mkdir()
+    place.chmod(0o755)
+    (place / "thesis.txt").touch()
+    command = [sys.executable, "-m", "local_azureml", "serve", "--data-dir", place]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert ended.returncode == 2 and "is open to other users" in ended.stderr
+    assert [file.name for file in place.iterdir()] == ["thesis.txt"]
+    assert stat.filemode(place.stat().st_mode) == "drwxr-xr-x"
 
 
 @pytest.mark.parametrize("name", ["secrets.json", "bundle.pem"])

@@ -1,7 +1,7 @@
 """The process behind a deployment, over HTTP."""
 
 import json
-import socket
+import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -34,18 +34,20 @@ def model(tmp_path_factory) -> Path:
 
 
 class Server:
-    """A serving process on a port of its own."""
+    """A serving process on a socket of its own."""
 
     def __init__(self, model: Path, folder: Path, **settings):
-        with socket.create_server(("127.0.0.1", 0)) as free:
-            self.port = free.getsockname()[1]
+        self.place = tempfile.TemporaryDirectory()  # a test's own may have too long a name
+        socket = f"{self.place.name}/socket"
         self.log = folder / "log.txt"
         defaults = {"max_concurrent_requests": 8, "request_timeout": 60, "faults": {}}
-        specification = {"model": str(model), "port": self.port, **defaults, **settings}
+        specification = {"model": str(model), "socket": socket, **defaults, **settings}
         self.process = processes.start(
             "local_azureml.engine.serving:run", specification, folder, self.log, {}
         )
-        self.client = httpx.Client(base_url=f"http://127.0.0.1:{self.port}", timeout=60, trust_env=False)
+        self.client = httpx.Client(
+            base_url="http://deployment", transport=httpx.HTTPTransport(uds=socket), timeout=60
+        )
         while self.process.alive and not self._healthy():
             time.sleep(0.02)
 
@@ -66,6 +68,7 @@ class Server:
         self.client.close()
         self.process.kill()
         self.process.wait()
+        self.place.cleanup()
 
 
 def user(text: str) -> dict:

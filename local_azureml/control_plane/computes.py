@@ -69,14 +69,15 @@ def create(
 ) -> JSONResponse:
     """Create or change a cluster; a size that is not here or quota that is short ends it as Failed."""
     local = cloud.current(request)
-    before = local.state.get(f"{identifier}/computes/{name}")
-    if before is None and request.method == "PATCH":
-        find(local, name)
-    name = before["name"] if before else name
-    if request.method == "PATCH":
-        body = shapes.merged(before, body)
-    document = _document(local, f"{identifier}/computes/{name}", name, body, before)
-    local.state.put(document["id"], document)
+    with local.state.locked():
+        before = local.state.get(f"{identifier}/computes/{name}")
+        if before is None and request.method == "PATCH":
+            find(local, name)
+        name = before["name"] if before else name
+        if request.method == "PATCH":
+            body = shapes.merged(before, body)
+        document = _document(local, f"{identifier}/computes/{name}", name, body, before)
+        local.state.put(document["id"], document)
     answer = _shown(local, document)
     return operations.start(local, 200 if before else 201, answer, lambda: _provision(local, document))
 

@@ -15,6 +15,7 @@ SERVICES = ("Tracking", "Studio")  # that every job has
 FINAL = ("Completed", "Failed", "Canceled")
 PATH = f"{cloud.WORKSPACE_PATH}/jobs"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}")
+LONGEST = 255 - len("dcid.") - 2 * len("_01234567")  # a folder is named after it, and after its children
 
 
 def find(local: cloud.Cloud, name: str) -> dict:
@@ -42,6 +43,9 @@ def submit(
     local, jobs = cloud.current(request), request.app.state.jobs
     if not NAME.fullmatch(name):
         raise user_error(f"job name {name!r}: letters, digits, dashes and underscores, at most 255")
+    if len(name) > LONGEST:
+        message = f"a job name of more than {LONGEST} characters is not part of the stand-in"
+        raise AzureError(501, "NotImplemented", message)
     properties = body["properties"]
     with local.state.locked():
         before = local.state.get(f"{identifier}/jobs/{name}")

@@ -30,16 +30,17 @@ async def score(request: Request, endpoint: str) -> Response:
     if local.faults.value("scoring-status") == 500:
         raise AzureError(500, "InternalServerError", "the service failed (the fault scoring-status is on)")
     deployment = _pick(local, document, request.headers.get("azureml-model-deployment"))
-    port = request.app.state.deployments.port(deployment)
-    if port is None:
+    socket = request.app.state.deployments.socket(deployment)
+    if socket is None:
         message = f"the container of {endpoints.label(deployment)} does not run"
         raise AzureError(424, "ModelFailed", message)
     body = await request.body()
     started = time.perf_counter()
-    async with httpx.AsyncClient(timeout=deployments.LONGEST_TIMEOUT + 10, trust_env=False) as client:
+    transport, longest = httpx.AsyncHTTPTransport(uds=str(socket)), deployments.LONGEST_TIMEOUT + 10
+    async with httpx.AsyncClient(transport=transport, timeout=longest) as client:
         headers = {"content-type": "application/json"}
         try:
-            answer = await client.post(f"http://127.0.0.1:{port}/score", content=body, headers=headers)
+            answer = await client.post("http://deployment/score", content=body, headers=headers)
         except httpx.TransportError as error:
             name = endpoints.label(deployment)
             message = f"the container of {name} does not answer: {error or type(error)}"

@@ -1,10 +1,12 @@
 """The processes behind the deployments: started, watched until healthy, billed, stopped."""
 
 import math
-import socket
+import secrets
+import tempfile
 import threading
 import time
 from contextlib import suppress
+from pathlib import Path
 from typing import NamedTuple
 
 import httpx
@@ -21,10 +23,10 @@ HASTY = {  # what a deployment runs with so that it really refuses, as the fault
 
 
 class Container(NamedTuple):
-    """What serves a deployment: a process, and the port it listens at."""
+    """What serves a deployment: a process, and the Unix socket that it listens at."""
 
     process: processes.Process
-    port: int
+    socket: Path
 
 
 def _interval(deployment: dict) -> str:
@@ -38,6 +40,8 @@ class Deployments:
         self._local = local
         self._lock = threading.Lock()  # makes a look at a document and what follows for its process one act
         self._stopped = False
+        with processes.short_names():
+            self._sockets = tempfile.TemporaryDirectory(prefix="local_azureml-")  # 0700
         self._containers: dict[str, Container] = {}  # by the id of the deployment
         again = []
         for document in self._documents():
@@ -106,12 +110,10 @@ class Deployments:
         settings = document["properties"]["requestSettings"]
         per_instance = settings["maxConcurrentRequestsPerInstance"]
         log = deployments.log_of(self._local, document)
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        socket = Path(self._sockets.name, secrets.token_hex(8))
         specification = {
             "model": str(addresses.resolve(self._local, document["properties"]["model"])),
-            "port": port,
+            "socket": str(socket),
             "max_concurrent_requests": per_instance * document["sku"]["capacity"],
             "request_timeout": shapes.seconds(settings["requestTimeout"]),
             "shape": self._local.faults.value("answer-shape") or "mlflow",
@@ -120,12 +122,12 @@ class Deployments:
         specification |= HASTY.get(self._local.faults.value("scoring-status"), {})
         variables = surroundings.of_child(self._local, **document["properties"]["environmentVariables"])
         entry = "local_azureml.engine.serving:run"
-        return Container(processes.start(entry, specification, log.parent, log, variables), port)
+        return Container(processes.start(entry, specification, log.parent, log, variables), socket)
 
-    def port(self, document: dict) -> int | None:
-        """Return the port of a deployment's process, or None where it does not run."""
+    def socket(self, document: dict) -> Path | None:
+        """Return the socket of a deployment's process, or None where it does not run."""
         container = self._containers.get(document["id"])
-        return container.port if container and container.process.alive else None
+        return container.socket if container and container.process.alive else None
 
     def _kill(self, identifier: str) -> None:
         if container := self._containers.pop(identifier, None):
@@ -146,6 +148,7 @@ class Deployments:
                 self._kill(identifier)
             for document in self._documents():
                 self._local.meter.stop(_interval(document))
+        self._sockets.cleanup()
 
     def running(self) -> list[str]:
         """Return a line for each endpoint that is there, with its deployments."""
@@ -165,9 +168,10 @@ def _wait_for_health(container: Container, document: dict) -> None:
     until = time.time() + max(allowed, 60.0)
     while time.time() < until and process.wait(0.1) is None:
         try:
-            address = f"http://127.0.0.1:{container.port}/"
-            if httpx.get(address, timeout=2, trust_env=False).status_code == 200:
-                return
+            transport = httpx.HTTPTransport(uds=str(container.socket))
+            with httpx.Client(transport=transport, timeout=2) as client:
+                if client.get("http://deployment/").status_code == 200:
+                    return
         except httpx.TransportError:
             continue  # not up yet
     reason = "ended" if not process.alive else "did not answer its probe"

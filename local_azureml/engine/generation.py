@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM, AutoTokenizer, DynamicCache, GenerationConfig
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
 
 from .chat_completion.checkpoint import find, weight_files
-from .processes import UserError
+from .prompts import Prompts, load_tokenizer
 
 SMALL = 50_000_000  # parameters; below, waking a second thread for each product costs more than it saves
 
@@ -60,7 +60,8 @@ class Generator:
     """A model, and the thread that lets it answer up to `most` conversations at once."""
 
     def __init__(self, folder: Path, most: int):
-        self.tokenizer, self.model = load(folder)
+        self.prompts = Prompts(folder)
+        self.tokenizer, self.model = load_tokenizer(folder), load_model(folder)
         if self.model.num_parameters() < SMALL:
             torch.set_num_threads(1)
         self.context = self.model.config.max_position_embeddings
@@ -69,10 +70,8 @@ class Generator:
         self.waiting: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="generator", daemon=True).start()
 
-    def ask(self, messages: list[dict], parameters: Parameters) -> Ticket:
-        """Queue a conversation; its answer comes in the ticket's future."""
-        encoded = self.tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-        prompt = encoded["input_ids"]
+    def ask(self, prompt: list[int], parameters: Parameters) -> Ticket:
+        """Queue a conversation's prompt; its answer comes in the ticket's future."""
         room = self.context - len(prompt)
         if room < 1:
             raise TooLongError(
@@ -114,18 +113,14 @@ class Generator:
         return ticket.dropped
 
 
-def load(folder: Path) -> tuple:
-    """Return the tokenizer and model of a folder, from safetensors and without any code that lies in it."""
+def load_model(folder: Path) -> PreTrainedModel:
+    """Return the model of a folder, from safetensors and without any code that lies in it."""
     checkpoint = find(folder)
     weight_files(checkpoint)  # safetensors or nothing: a pickle can run code
-    beside = next(folder.rglob("tokenizer_config.json"), None)
-    if beside is None:
-        raise UserError(f"the model folder {folder.name} has no tokenizer_config.json")
-    tokenizer = AutoTokenizer.from_pretrained(beside.parent, trust_remote_code=False)
     model = AutoModelForCausalLM.from_pretrained(
         checkpoint, dtype="auto", use_safetensors=True, trust_remote_code=False
     )
-    return tokenizer, model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
 
 
 def end_tokens(config: GenerationConfig, tokenizer) -> set[int]:

@@ -5,6 +5,7 @@ import importlib
 import json
 import multiprocessing
 import os
+import secrets
 import signal
 import sys
 import tempfile
@@ -16,6 +17,7 @@ from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 
 from local_azureml import surroundings
+from local_azureml.engine import descendants
 from local_azureml.errors import full_disk
 
 CONTEXT = multiprocessing.get_context("forkserver")
@@ -44,7 +46,7 @@ def warm() -> None:
         CONTEXT.set_forkserver_preload(PRELOADED if sys.platform == "linux" else [])
         resource_tracker.ensure_running()  # which unblocks interrupts when it starts
         found_by = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        with _environment(surroundings.LIBRARIES | found_by), _interrupts_blocked(), _short_names():
+        with _environment(surroundings.LIBRARIES | found_by), _interrupts_blocked(), short_names():
             forkserver.ensure_running()
 
 
@@ -70,6 +72,8 @@ class Process:
 
     def __init__(self, entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]):
         self.folder, self.log = folder, log
+        self._mark = secrets.token_hex(16)
+        environment = {**environment, descendants.MARK: self._mark}
         self._child = CONTEXT.Process(
             target=_run,
             args=(entry, specification, Place(0, str(log), str(folder), environment)),
@@ -102,7 +106,7 @@ class Process:
             self._exit_code = -signal.SIGKILL
             self._ended.set()
         elif self.alive:
-            _kill_group(self._child.pid)
+            self._kill()
 
     def error(self) -> dict:
         """Return why the child failed: {"code": "UserError" or "SystemError", "message": one sentence}."""
@@ -129,14 +133,21 @@ class Process:
         else:
             self._started.set()
             if self._killed:
-                _kill_group(self._child.pid)
+                self._kill()
             connection.wait([self._child.sentinel])
             with STARTING:
                 self._child.join()
             self._exit_code = self._child.exitcode
             _kill_group(self._child.pid, leader=False)
+            descendants.end(self._mark)  # where it could not do that itself
         self._started.set()
         self._ended.set()
+
+    def _kill(self) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(self._child.pid, signal.SIGSTOP)  # it still adopts, and starts no more
+            descendants.end(self._mark, self._child.pid)
+        _kill_group(self._child.pid)
 
 
 @dataclass(frozen=True)
@@ -164,6 +175,8 @@ class Place:
         surroundings.leave()
         os.environ.update(surroundings.LIBRARIES | self.environment)
         here = replace(self, group=os.getpgid(0))
+        if self.group == 0:
+            descendants.adopt()
         threading.Thread(target=_die_with_parent, name="parent watch", daemon=True).start()
 
 
@@ -184,6 +197,8 @@ def _run(entry: str, specification: dict, place: Place) -> None:
         traceback.print_exc()
         first = (str(error).strip() or "no message").splitlines()[0]
         _fail("SystemError", f"{type(error).__name__}: {first}")
+    finally:
+        descendants.end(place.environment[descendants.MARK], os.getpid())
 
 
 def _allow_children() -> None:
@@ -203,6 +218,7 @@ def _fail(code: str, message: str) -> None:
 def _die_with_parent() -> None:
     multiprocessing.parent_process().join()
     if os.getpgid(0) == os.getpid():
+        descendants.end(here.environment[descendants.MARK], os.getpid())
         os.killpg(0, signal.SIGKILL)
     os.kill(os.getpid(), signal.SIGKILL)
 
@@ -228,8 +244,8 @@ def _interrupts_blocked():
 
 
 @contextmanager
-def _short_names():
-    """Let the server's socket, whose name has a hundred bytes at most, lie in /tmp where TMPDIR is longer."""
+def short_names():
+    """Let a server's socket, whose name has a hundred bytes at most, lie in /tmp where TMPDIR is longer."""
     before = tempfile.tempdir
     if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
         tempfile.tempdir = "/tmp"

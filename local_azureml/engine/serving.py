@@ -5,6 +5,7 @@ import json
 import time
 import traceback
 import uuid
+from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -12,7 +13,7 @@ import uvicorn
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
-from .generation import Answer, Generator, Parameters, TooLongError
+from .generation import Answer, Generator, Parameters, Ticket, TooLongError
 from .processes import UserError
 
 EXPECTED = (
@@ -98,13 +99,15 @@ def run(specification: dict) -> None:
     shape = faults.get("answer-shape") or specification.get("shape", "mlflow")
     app = create_app(generator, shape, most, specification.get("request_timeout", 5.0), faults)
     print(f"loaded in {time.monotonic() - begun:.1f} s, {most} conversations at once", flush=True)
-    uvicorn.run(app, host="127.0.0.1", port=specification["port"], log_level="warning", access_log=False)
+    # a socket in a folder of the owner's, which no other user of the machine reaches
+    uvicorn.run(app, uds=specification["socket"], log_level="warning", access_log=False)
 
 
 def create_app(generator: Generator, shape: str, most: int, timeout: float, faults: dict) -> FastAPI:
     """Return the scoring server, answering in the shape of one of Azure's three."""
     app = FastAPI(openapi_url=None)
     app.state.running = 0
+    threads = ThreadPoolExecutor(max(1, QUEUED * most))
 
     @app.get("/")
     async def health() -> dict:
@@ -117,7 +120,7 @@ def create_app(generator: Generator, shape: str, most: int, timeout: float, faul
             return _said(refusal(429, f"more than {QUEUED * most} requests at once; try again later"), begun)
         app.state.running += 1
         try:
-            answer = await _score(await request.body(), generator, shape, timeout, faults)
+            answer = await _score(await request.body(), generator, threads, shape, timeout, faults)
         finally:
             app.state.running -= 1
         return _said(answer, begun)
@@ -125,19 +128,27 @@ def create_app(generator: Generator, shape: str, most: int, timeout: float, faul
     return app
 
 
-async def _score(body: bytes, generator: Generator, shape: str, timeout: float, faults: dict) -> Response:
-    tickets = []
+async def _score(
+    body: bytes, generator: Generator, threads: Executor, shape: str, timeout: float, faults: dict
+) -> Response:
+    tickets: list[Ticket] = []
+    until = time.monotonic() + timeout
+
+    def prompts(conversations: list[list[dict]]) -> list[list[int]]:
+        return [generator.prompts.make(talk, until - time.monotonic()) for talk in conversations]
+
     try:
         if faults.get("scoring-status") == 424:
             raise RuntimeError("the fault scoring-status is on")
         given, parameters = parse(body)
         conversations, answered = SHAPES[shape][0](given), SHAPES[shape][1]
-        tickets = [generator.ask(messages, parameters) for messages in conversations]
+        made = await asyncio.get_running_loop().run_in_executor(threads, prompts, conversations)
+        tickets += [generator.ask(prompt, parameters) for prompt in made]
         answers = asyncio.gather(*(asyncio.wrap_future(ticket.answer) for ticket in tickets))
-        return JSONResponse(answered(await asyncio.wait_for(answers, timeout)))
+        return JSONResponse(answered(await asyncio.wait_for(answers, until - time.monotonic())))
     except (BadRequestError, TooLongError) as error:
         return refusal(400, f"{error}; expected is {EXPECTED}")
-    except asyncio.TimeoutError:
+    except (TimeoutError, asyncio.TimeoutError):  # two, below Python 3.11
         return refusal(408, f"no answer within the deployment's request timeout of {timeout:g} s")
     except Exception as error:
         traceback.print_tb(error.__traceback__)  # without the message, which could quote a prompt

@@ -1,0 +1,83 @@
+"""What a job starts ends with it, however it was detached, and with the stand-in, however that ended."""
+
+import signal
+import sys
+import time
+from collections.abc import Callable
+
+import psutil
+import pytest
+from conftest import StandIn, raw_client
+
+LONGEST = 60.0  # seconds
+DETACHED = {
+    "by its session": "setsid -f sleep {}",
+    "by its parent": "(sleep {} &)",
+    "without variables": "env -i $(command -v setsid) -f $(command -v sleep) {}",
+    "twice": "setsid -f bash -c 'setsid -f sleep {}; sleep 1000'",
+}
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="setsid, and adopting, are Linux's")
+
+
+@pytest.fixture
+def sleeping():
+    """A number of seconds that nobody else sleeps, and a function that returns who does."""
+    seconds = str(time.time_ns() % 10**9 + 10**9)
+
+    def found() -> list[psutil.Process]:
+        return [p for p in psutil.process_iter(["cmdline"]) if (p.info["cmdline"] or [])[1:] == [seconds]]
+
+    yield seconds, found
+    for process in found():
+        process.kill()
+
+
+def wait_for(happens: Callable[[], object]) -> bool:
+    until = time.monotonic() + LONGEST
+    while not (done := happens()) and time.monotonic() < until:
+        time.sleep(0.1)
+    return bool(done)
+
+
+def submit(http, arm, command: str) -> str:
+    """Return the path of a job that runs the command."""
+    path = f"{arm.workspace}/jobs/detaching-{time.time_ns()}"
+    body = {"jobType": "Command", "command": command, "computeId": "serverless"}
+    answer = http.put(path, json={"properties": body}, timeout=300)  # the first waits for MLflow
+    assert answer.status_code == 201
+    return path
+
+
+def status(http, path: str) -> str:
+    return http.get(path).json()["properties"]["status"]
+
+
+@pytest.mark.parametrize("way", DETACHED)
+def test_a_job_that_completes_leaves_nothing_behind(http, arm, sleeping, way):
+    seconds, found = sleeping
+    path = submit(http, arm, f"{DETACHED[way].format(seconds)}; sleep 2")
+    assert wait_for(found)
+    assert wait_for(lambda: status(http, path) == "Completed")
+    assert not found()
+
+
+@pytest.mark.parametrize("way", DETACHED)
+def test_a_job_that_is_cancelled_leaves_nothing_behind(http, arm, sleeping, way):
+    seconds, found = sleeping
+    path = submit(http, arm, f"{DETACHED[way].format(seconds)}; sleep 1000")
+    assert wait_for(found)
+    http.post(f"{path}/cancel")
+    assert wait_for(lambda: status(http, path) == "Canceled")
+    assert not found()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_end_of_the_stand_in_leaves_nothing_behind(tmp_path, arm, sleeping, number):
+    seconds, found = sleeping
+    served = StandIn(tmp_path / "data")
+    with raw_client(served.environment) as http:
+        http.timeout = 300
+        submit(http, arm, "; ".join(way.format(seconds) for way in DETACHED.values()) + "; sleep 1000")
+        assert wait_for(lambda: len(found()) == len(DETACHED))
+    served.end(number)
+    assert wait_for(lambda: not found())

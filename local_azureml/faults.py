@@ -19,7 +19,7 @@ FAULTS = {
     "registry-forbidden": ("the registry answers 403", None),
     "model-missing": ("the registry holds no model", None),
     "model-archived": (
-        "the model's newest version is archived: no allow lists, defaults that nobody accepts",
+        "`latest` gives the archived version too: no allow lists, defaults that nobody accepts",
         None,
     ),
     "size-missing": ("the region lacks size VALUE, or every size with a GPU", ""),

@@ -10,6 +10,8 @@ from conftest import client_of
 from local_azureml import cloud
 from local_azureml.__main__ import main
 
+LOCATION = f"/subscriptions/{cloud.SUBSCRIPTION}/providers/{cloud.PROVIDER}/locations/{cloud.LOCATION}"
+
 
 def test_the_label_latest_gives_the_newest_version(registry_client):
     model = registry_client.models.get("Phi-3-mini-4k-instruct", label="latest")
@@ -82,6 +84,37 @@ def test_a_version_is_found_by_its_number(registry_client):
 
 def test_the_versions_of_a_model_are_listed(registry_client):
     assert [model.version for model in registry_client.models.list("Phi-3-mini-4k-instruct")] == ["14"]
+
+
+def test_the_archived_version_is_listed_where_it_is_asked_for(registry_client):
+    from azure.ai.ml.constants import ListViewType
+
+    versions = registry_client.models.list("Phi-3-mini-4k-instruct", list_view_type=ListViewType.ALL)
+    assert [model.version for model in versions] == ["15", "14"]
+
+
+def test_an_archived_version_is_found_by_its_number_and_tells_no_allow_list(registry_client):
+    model = registry_client.models.get("Phi-3-mini-4k-instruct", version="15")
+    assert model.tags.keys() - {"stand_in"} == {"_aml_system_vanity_registry", "model_specific_defaults"}
+
+
+def test_the_sizes_of_todays_models_stand_in_a_block_of_their_own(http, arm):
+    sizes = {size["name"] for size in http.get(LOCATION + "/vmSizes").json()["value"]}
+    told = {}
+    for name, version in (("Phi-3-mini-4k-instruct", "15"), ("Phi-4", "8")):
+        entry = http.get(f"/mferp/managementfrontend{arm.registry}/models/{name}/versions/{version}").json()
+        told[name] = entry["properties"]["system_metadata"]
+    computes = told["Phi-4"]["supportedComputes"]
+    retired = told["Phi-3-mini-4k-instruct"]["deprecation"]["finetuneRetirementDate"]
+    assert (retired, "deprecation" in told["Phi-4"]) == ("2025-08-30T00:00:00.000000Z", False)
+    assert [set(computes[use]) - sizes for use in ("finetuneComputes", "inferenceComputes")] == [set(), set()]
+    assert "Standard_ND96isr_H100_v5" in computes["finetuneComputes"]
+
+
+def test_phi_4_recommends_the_third_stage_and_tells_nothing_else(registry_client):
+    model = registry_client.models.get("Phi-4", label="latest")
+    defaults = json.loads(model.tags["model_specific_defaults"])
+    assert (model.tags.keys() - {"stand_in"}, defaults["deepspeed_stage"]) == ({"model_specific_defaults"}, 3)
 
 
 def test_an_unknown_model_is_answered_with_the_models_there_are(registry_client):

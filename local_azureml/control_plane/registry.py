@@ -14,7 +14,6 @@ FOLDER = cloud.SEEDS / "registry"
 RESOURCE = f"{cloud.GROUP_PATH}/providers/{cloud.PROVIDER}/registries/{{registry}}"
 PATH = f"/mferp/managementfrontend{RESOURCE}/{{kind}}/{{name}}"
 KINDS = {"models": "Model", "components": "Component", "environments": "Environment"}
-ARCHIVED_VERSION = "15"  # the version that the fault model-archived brings
 
 
 @router.get("/registrymanagement/v1.0/registries/{registry}/discovery")
@@ -54,8 +53,6 @@ def entries(local: cloud.Cloud, kind: str, name: str) -> list[dict]:
     found = [json.loads(file.read_text(encoding="utf-8")) for file in (FOLDER / kind / name).glob("*.json")]
     if kind == "models" and local.base_model.samefile(cloud.SMALL_MODEL):
         found = [_small(entry) for entry in found]
-    if kind == "models" and "model-archived" in local.faults:
-        found.append(_archived(found[0]))
     return sorted(found, key=lambda entry: entry["systemData"]["createdAt"], reverse=True)
 
 
@@ -75,22 +72,6 @@ def _small(entry: dict) -> dict:
     return {**entry, "properties": properties}
 
 
-def _archived(entry: dict) -> dict:
-    """Return today's state of a model whose fine-tuning was retired: see the facts of version 15."""
-    archived = copy.deepcopy(entry)
-    archived["id"] = archived["id"].rpartition("/")[0] + f"/{ARCHIVED_VERSION}"
-    archived["name"] = ARCHIVED_VERSION
-    archived["properties"]["isArchived"] = True
-    archived["systemData"]["createdAt"] = "2025-09-01T00:00:00+00:00"
-    tags = archived["properties"]["tags"]
-    del tags["finetune_compute_allow_list"], tags["inference_compute_allow_list"]
-    defaults = json.loads(tags["model_specific_defaults"])
-    tags["model_specific_defaults"] = json.dumps(
-        {**defaults, "learning_rate_min": 1e-6, "learning_rate_max": 1e-4}
-    )
-    return archived
-
-
 def entry(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
     """Return one version of a registry asset."""
     found = entries(local, kind, name)
@@ -108,11 +89,17 @@ def versions(
     registry: str,
     kind: str,
     name: str,
+    view: str = Query("ActiveOnly", alias="listViewType"),
     top: int | None = Query(None, alias="$top", ge=1),
 ) -> dict:
-    """Return the versions, newest first, as many as `$top` says."""
+    """Return the versions that are not archived, or those too, newest first, as many as `$top` says."""
     _check(request, registry)
-    return {"value": entries(cloud.current(request), kind, name)[:top]}
+    local = cloud.current(request)
+    if "model-archived" in local.faults:
+        view = "All"
+    wanted = {"ActiveOnly": (False,), "ArchivedOnly": (True,)}.get(view, (False, True))
+    found = [entry for entry in entries(local, kind, name) if entry["properties"]["isArchived"] in wanted]
+    return {"value": found[:top]}
 
 
 @router.get(f"{PATH}/versions/{{version}}")
@@ -126,7 +113,7 @@ def version(request: Request, registry: str, kind: str, name: str, version: str)
 def show(request: Request, registry: str, kind: str, name: str) -> dict:
     """Return what all versions share, and which is the newest."""
     _check(request, registry)
-    newest = entries(cloud.current(request), kind, name)[0]
+    newest = next(e for e in entries(cloud.current(request), kind, name) if not e["properties"]["isArchived"])
     identifier = newest["id"].partition("/versions/")[0]
     properties = {"latestVersion": newest["name"], "isArchived": False, "tags": {}, "properties": {}}
     return {"id": identifier, "name": name, "properties": properties, "systemData": newest["systemData"]}

@@ -253,7 +253,7 @@ def raw_client(variables: dict[str, str], token: bool = True) -> httpx.Client:
 
 
 def name_version(request: httpx.Request) -> None:
-    """Name a version of the API where the address names none; params of a client would replace a signature."""
+    """Name a version of the API where the address names none; `params` of a client would replace a query."""
     if "api-version" not in request.url.params:
         request.url = request.url.copy_merge_params(API_VERSION)
 

@@ -146,7 +146,7 @@ def masked(text: str) -> str:
 def why(error: Exception) -> str:
     """Return the first line of what Azure says, without colours, Python's classes and subscription ids."""
     said = re.sub(r"\x1b\[\d+m", "", getattr(error, "message", None) or str(error))
-    if "Details:" in said:  # of an upload: between two headings, over many lines
+    if "Resolutions:" in said:  # of an upload: between two headings, over many lines
         said = " ".join(said.partition("Details:")[2].partition("Resol")[0].split()).rpartition("Met ")[2]
     said = re.sub(r"<class '[\w.]+'>:? ?", "", said).strip()
     return masked(said.splitlines()[0]) if said else type(error).__name__

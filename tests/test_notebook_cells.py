@@ -2,7 +2,11 @@
 
 import contextlib
 import io
+import json
+import os
+import re
 import shutil
+import subprocess
 
 import nbformat
 import pytest
@@ -14,11 +18,8 @@ import safeguards
 
 PHI_4 = "azureml://registries/azureml/models/Phi-4/versions/8"
 SHORT = {"dataset_split_pc": 1, "score_samples": 1, "compute_cluster": "short", "compute_idle_seconds": 600}
-CELLS = {
-    cell.id: cell.source
-    for cell in nbformat.read(ROOT / "finetune_phi3_ultrachat.ipynb", as_version=4).cells
-    if cell.cell_type == "code"
-}
+NOTEBOOK = nbformat.read(ROOT / "finetune_phi3_ultrachat.ipynb", as_version=4)
+CELLS = {cell.id: cell.source for cell in NOTEBOOK.cells if cell.cell_type == "code"}
 WRONG = {
     "compute_size": "Standard_NC24",
     "instance_type": "Standard_DS3_v2",
@@ -291,6 +292,19 @@ def test_a_changed_order_is_registered_and_deployed_as_a_version_of_its_own(chan
 def test_the_jobs_page_in_mlflow_has_its_inputs(changed_order):
     run = changed_order[1]["tracking"].get_run(changed_order[1]["job"].name)
     assert run.data.params["max_steps"] == "2" and len(run.data.params) > 10
+
+
+@pytest.mark.skipif(not shutil.which("curl"), reason="needs curl")
+def test_the_curl_command_of_step_8_gets_an_answer(changed_order, environment):
+    variables = again(changed_order[1], "score")
+    [text] = [cell.source for cell in NOTEBOOK.cells if cell.id == "score-text"]
+    command = re.search("^curl .*", text, re.M)[0].replace("ADDRESS", variables["address"].scoring_uri)
+    keys = variables["workspace"].online_endpoints.get_keys(variables["endpoint"])
+    known = {"KEY": keys.primary_key, "CURL_CA_BUNDLE": environment["REQUESTS_CA_BUNDLE"]}
+    ended = subprocess.run(
+        ["bash", "-c", command], env=os.environ | known, capture_output=True, text=True, check=True
+    )
+    assert list(json.loads(ended.stdout)[0]) == ["0"]
 
 
 def test_step_8_without_its_endpoint_says_to_run_step_7(changed_order):

@@ -157,7 +157,10 @@ def test_an_input_that_the_component_lacks_is_dropped_with_a_warning(component, 
 @pytest.mark.parametrize(
     ("said", "reason"),
     [
-        ("(Forbidden) ask for a role\nCode: Forbidden", "(Forbidden) ask for a role"),
+        (
+            "(Forbidden) ask for a role\nCode: Forbidden\nException Details:\t(Forbidden) no",
+            "(Forbidden) ask for a role",
+        ),
         (
             "\x1b[37m\nError:\n\x1b[39mDetails: \x1b[31m\n\n(x) Met <class 'azure.core.exceptions."
             "ServiceResponseError'>: ('Connection\naborted.')\n\n\x1b[39mResolutions: \n1) Try",

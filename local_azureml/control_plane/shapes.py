@@ -76,6 +76,7 @@ class ScaleSettings(Shape, total=False):
 class ClusterProperties(Shape, total=False):
     vmSize: Name
     vmPriority: Annotated[Literal["Dedicated", "LowPriority"], spelled("Dedicated", "LowPriority")]
+    userAccountCredentials: dict[str, Any]
     osType: Annotated[Name, spelled("Linux", "Windows")]
     remoteLoginPortPublicAccess: Annotated[Name, SWITCH]
     scaleSettings: ScaleSettings
@@ -120,6 +121,10 @@ class Node(Shape, total=False):
     environmentVariables: Tags
 
 
+class Output(Shape, total=False):
+    uri: Text
+
+
 class JobProperties(Shape, total=False):
     jobType: Required[Annotated[Name, spelled("Command", "Pipeline", "Sweep", "AutoML", "Spark")]]
     experimentName: Name
@@ -133,7 +138,8 @@ class JobProperties(Shape, total=False):
     codeId: Text
     computeId: Text
     inputs: dict[str, dict[str, Any]]
-    outputs: dict[str, dict[str, Any]]
+    outputs: dict[str, Output]
+    services: dict[str, Any]
     resources: Resources
     environmentVariables: Tags
     jobs: dict[str, Node]

@@ -171,7 +171,7 @@ def test_a_model_that_leads_to_no_files_is_not_deployed(http, arm, uris):
     )
     wanted = {"model": f"{arm.workspace}/models/{name}/versions/1", "instanceType": "Standard_DS3_v2"}
     path = f"{arm.workspace}/onlineEndpoints/fileless/deployments/demo"
-    answer = http.put(path, json={"properties": wanted})
+    answer = http.put(path, json={"location": "eastus", "properties": wanted})
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
     assert "has no files of its own" in answer.json()["error"]["message"]
 
@@ -183,7 +183,7 @@ def test_a_kind_is_read_in_any_capitals(http, arm):
     )
     wanted = {"model": f"{arm.workspace}/MODELS/ghost/versions/1", "instanceType": "Standard_DS3_v2"}
     path = f"{arm.workspace}/onlineEndpoints/shouted/deployments/demo"
-    answer = http.put(path, json={"properties": wanted})
+    answer = http.put(path, json={"location": "eastus", "properties": wanted})
     assert answer.json()["error"]["details"][0]["code"] == "ModelNotFound"
 
 

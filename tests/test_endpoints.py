@@ -92,7 +92,7 @@ def test_an_illegal_endpoint_name_is_refused(http, arm, name):
 
 @pytest.mark.parametrize("name", ["1st", "a--b", "ab"])
 def test_an_illegal_deployment_name_is_refused(http, arm, empty, name):
-    body = {"properties": {"model": MODEL, "instanceType": SIZE}}
+    body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/empty-endpoint/deployments/{name}", json=body)
     assert (answer.status_code, answer.json()["error"]["details"][0]["code"]) == (400, "InvalidName")
 
@@ -107,20 +107,20 @@ def test_the_name_of_the_tutorial_is_legal(http, arm):
 
 
 def test_traffic_cannot_be_set_when_an_endpoint_is_created(http, arm):
-    body = {"properties": {"authMode": "Key", "traffic": {"demo": 100}}}
+    body = {"location": "eastus", "properties": {"authMode": "Key", "traffic": {"demo": 100}}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/too-early", json=body)
     assert answer.json()["error"]["message"].startswith("traffic cannot be set when an endpoint is created")
 
 
 @pytest.mark.parametrize("traffic", [{"demo": 50}, {"demo": 101}, {"demo": -100}, {"other": 100}])
 def test_traffic_sums_to_0_or_100_over_deployments_that_are_there(http, arm, live, traffic):
-    body = {"properties": {"authMode": "Key", "traffic": traffic}}
+    body = {"location": "eastus", "properties": {"authMode": "Key", "traffic": traffic}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/live-endpoint", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
 
 
 def test_an_unknown_auth_mode_is_refused(http, arm):
-    body = {"properties": {"authMode": "Password"}}
+    body = {"location": "eastus", "properties": {"authMode": "Password"}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/with-password", json=body)
     assert "is not one of Key, AMLToken, AADToken" in answer.json()["error"]["message"]
 
@@ -155,7 +155,7 @@ def test_an_endpoint_that_is_not_there_is_answered_with_those_that_are(client, e
 
 
 def test_an_update_in_other_capitals_keeps_the_name(http, arm, empty):
-    body = {"properties": {"authMode": "Key", "description": "changed"}}
+    body = {"location": "eastus", "properties": {"authMode": "Key", "description": "changed"}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/EMPTY-endpoint", json=body).json()
     assert (answer["name"], answer["properties"]["description"]) == ("empty-endpoint", "changed")
 
@@ -255,7 +255,10 @@ def test_a_request_timeout_above_three_minutes_is_refused(client, empty):
 
 
 def test_a_scoring_script_is_not_played(http, arm, empty):
-    body = {"properties": {"codeConfiguration": {"scoringScript": "score.py"}, "instanceType": SIZE}}
+    body = {
+        "location": "eastus",
+        "properties": {"codeConfiguration": {"scoringScript": "score.py"}, "instanceType": SIZE},
+    }
     answer = http.put(f"{arm.workspace}/onlineEndpoints/empty-endpoint/deployments/own-code", json=body)
     assert answer.status_code == 501
 
@@ -320,7 +323,11 @@ def at_once(http):
 
 
 def test_traffic_names_a_deployment_in_any_capitals(http, arm, live):
-    body = {"properties": {"authMode": "Key", "traffic": {"DEMO": 100}}, "tags": {"run": "7"}}
+    body = {
+        "location": "eastus",
+        "properties": {"authMode": "Key", "traffic": {"DEMO": 100}},
+        "tags": {"run": "7"},
+    }
     answer = http.put(f"{arm.workspace}/onlineEndpoints/live-endpoint", json=body)
     assert answer.json()["properties"]["traffic"] == {"demo": 100}
 
@@ -328,7 +335,7 @@ def test_traffic_names_a_deployment_in_any_capitals(http, arm, live):
 def test_a_deployment_asked_for_twice_at_once_has_one_process(client, arm, stand_in, at_once, still_billed):
     client.online_endpoints.begin_create_or_update(endpoint("twice")).result()
     path = f"{arm.workspace}/onlineEndpoints/twice/deployments/demo"
-    body = {"properties": {"model": MODEL, "instanceType": SIZE}}
+    body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
     ends = at_once(*[("PUT", path, body)] * 3)
     running = len(processes_in(stand_in.folder / "deployments" / "twice"))
     shown = client.online_deployments.get("demo", "twice").provisioning_state
@@ -340,7 +347,7 @@ def test_a_deployment_asked_for_twice_at_once_has_one_process(client, arm, stand
 def test_an_endpoint_deleted_while_it_is_deployed_to_leaves_nothing(
     client, http, arm, stand_in, at_once, still_billed
 ):
-    body = {"properties": {"model": MODEL, "instanceType": SIZE}}
+    body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
     for number in range(5):
         name = f"hurried-{number}"
         client.online_endpoints.begin_create_or_update(endpoint(name)).result()

@@ -152,6 +152,7 @@ BODIES = {  # a body that is right, for each route that takes one
             "properties": {
                 "vmSize": "Standard_NC24ads_A100_v4",
                 "vmPriority": "Dedicated",
+                "userAccountCredentials": {"adminUserName": "a", "adminUserPassword": "b"},
                 "scaleSettings": {
                     "minNodeCount": 0,
                     "maxNodeCount": 1,
@@ -164,6 +165,7 @@ BODIES = {  # a body that is right, for each route that takes one
         "properties": {
             "jobType": "Command",
             "command": "true",
+            "environmentId": "azureml://registries/azureml/environments/e/versions/1",
             "computeId": "gpu",
             "codeId": "azureml:x:1",
             "experimentName": "e",
@@ -171,7 +173,8 @@ BODIES = {  # a body that is right, for each route that takes one
             "tags": {},
             "properties": {},
             "inputs": {"a": {"jobInputType": "literal", "value": "1"}},
-            "outputs": {"b": {"jobOutputType": "uri_folder"}},
+            "outputs": {"b": {"jobOutputType": "uri_folder", "uri": STORED}},
+            "services": {"Studio": {"jobServiceType": "Studio"}},
             "resources": {"instanceCount": 1, "instanceType": "x"},
             "environmentVariables": {},
         }
@@ -191,8 +194,10 @@ BODIES = {  # a body that is right, for each route that takes one
         "properties": {"authMode": "Key", "traffic": {}, "mirrorTraffic": {}, "properties": {}},
     },
     "onlineEndpoints/kept/deployments/demo": {
+        "location": "eastus",
         "sku": {"name": "Default", "capacity": 1},
         "properties": {
+            "environmentId": "azureml://registries/azureml/environments/e/versions/1",
             "model": "azureml:nothing:1",
             "instanceType": "Standard_NC24ads_A100_v4",
             "requestSettings": {"requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1},
@@ -200,6 +205,7 @@ BODIES = {  # a body that is right, for each route that takes one
             "environmentVariables": {},
         },
     },
+    "models/m": {"properties": {"description": "d", "isArchived": True, "tags": {}, "properties": {}}},
     "models/m/versions/1": {
         "properties": {"modelUri": STORED, "modelType": "custom_model", "tags": {}, "flavors": {}}
     },

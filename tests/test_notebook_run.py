@@ -12,6 +12,8 @@ from pathlib import Path
 
 import nbformat
 import pytest
+import recorded
+import witness
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = "finetune_phi3_ultrachat.ipynb"
@@ -45,17 +47,17 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Run:
     places = [str(folder / NOTEBOOK), str(folder / "out.ipynb"), "--cwd", str(folder)]
-    ended = on_the_stand_in("papermill", *places, "-y", PARAMETERS)
+    ended = on_the_stand_in(folder / "answers", "papermill", *places, "-y", PARAMETERS)
     cells = nbformat.read(folder / "out.ipynb", as_version=4).cells
     answers = re.findall(r"local_azureml: ([A-Z]+) (\S+) (\d+)$", ended.stderr, re.M)
     requests = {(method, path) for method, path, status in answers if status != "501"}
     return Run(ended, [cell for cell in cells if cell.cell_type == "code"], requests)
 
 
-def on_the_stand_in(*words: str) -> subprocess.CompletedProcess:
+def on_the_stand_in(answers: Path, *words: str) -> subprocess.CompletedProcess:
     """Return how a Python program ended that ran on a stand-in of its own, which logs each request."""
-    command = [sys.executable, "-m", "local_azureml", "run", "--", sys.executable, "-m", *words]
-    environment = {**os.environ, "LOCAL_AZUREML_LOG": "INFO"}
+    command = [*recorded.STAND_IN, "run", "--", sys.executable, "-m", *words]
+    environment = {**os.environ, "LOCAL_AZUREML_LOG": "INFO", **recorded.variables(answers)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
 
 
@@ -76,7 +78,7 @@ def test_every_step_of_the_published_notebook_shows_a_stored_output():
 def test_nbval_passes_every_cell_of_the_published_notebook(folder):
     sanitize = ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
     nbval = ["--nbval-lax", *sanitize, "-x", "-p", "no:cacheprovider", str(folder / NOTEBOOK)]
-    ended = on_the_stand_in("pytest", *nbval)
+    ended = on_the_stand_in(folder / "answers of nbval", "pytest", *nbval)
     cells = nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert f"{len(code)} passed" in ended.stdout, ended.stdout[-3000:]
@@ -106,6 +108,11 @@ def test_the_stand_ins_page_marks_the_operations_that_the_notebook_uses(run):
         taken = (path for method, path, takes in played if method == asked and takes.fullmatch(place))
         used |= {(asked, pages["short"](path)) for path in itertools.islice(taken, 1)}
     assert used == pages["used"](pages["STAND_IN"].read_text(encoding="utf-8"))
+
+
+def test_every_answer_to_the_notebook_is_as_azure_describes_it(run, folder):
+    exchanges = witness.read(folder / "answers")
+    assert (len(exchanges) > 40, witness.departures(exchanges)) == (True, [])
 
 
 def test_the_published_notebook_is_not_changed_by_a_run(run, folder):

@@ -193,7 +193,7 @@ outside = pytest.mark.parametrize(
 
 @outside
 def test_a_deployment_serves_no_model_from_outside_the_storage(http, arm, address):
-    body = {"properties": {"model": address, "instanceType": "Standard_DS3_v2"}}
+    body = {"location": "eastus", "properties": {"model": address, "instanceType": "Standard_DS3_v2"}}
     http.put(
         f"{arm.workspace}/onlineEndpoints/curious",
         json={"location": "eastus", "properties": {"authMode": "Key"}},
@@ -207,6 +207,7 @@ def test_a_job_reads_no_input_from_outside_the_storage(http, arm, address):
     path = f"{arm.workspace}/jobs/curious-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
     inputs = {"secret": {"jobInputType": "uri_file", "uri": address}}
     body = {"jobType": "Command", "command": "cat ${{inputs.secret}}", "computeId": "serverless"}
+    body |= {"environmentId": "azureml://registries/azureml/environments/plain/versions/1"}
     assert http.put(path, json={"properties": body | {"inputs": inputs}}).status_code == 201
     while (status := http.get(path).json()["properties"]["status"]) not in ("Completed", "Failed"):
         time.sleep(0.1)

@@ -112,7 +112,7 @@ def killed(tmp_path_factory):
 
 def being_made(stand_in: StandIn, endpoint: str, name: str) -> str:
     """Return the address of the operation that makes a deployment and has not ended."""
-    body = {"properties": {"model": MODEL, "instanceType": SIZE}}
+    body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
     with raw_client(stand_in.environment) as http:
         answer = http.put(f"{WORKSPACE_ID}/onlineEndpoints/{endpoint}/deployments/{name}", json=body)
     return answer.headers["Azure-AsyncOperation"]

@@ -7,14 +7,16 @@ from local_azureml.control_plane import datastores
 from local_azureml.errors import AzureError, not_found, user_error
 
 
-def placed(job: str, asked: dict[str, dict]) -> dict[str, dict]:
+def placed(local: cloud.Cloud, job: str, asked: dict[str, dict]) -> dict[str, dict]:
     """Return a job's outputs, each with the address that it asks for or else has by default."""
-    for name, output in asked.items():
-        if not datastores.ADDRESS.fullmatch(output.get("uri", "azureml://datastores/a/paths/b")):
+    default = {name: datastores.uri(datastores.DEFAULT, f"azureml/{job}/{name}/") for name in asked}
+    found = {name: {"uri": default[name], **output} for name, output in asked.items()}
+    for name, output in found.items():
+        if not datastores.ADDRESS.fullmatch(output["uri"]):
             message = f"the output {name!r} to {output['uri']!r}, no datastore's, is not part of the stand-in"
             raise AzureError(501, "NotImplemented", message)
-    default = {name: datastores.uri(datastores.DEFAULT, f"azureml/{job}/{name}/") for name in asked}
-    return {name: {"uri": default[name], **output} for name, output in asked.items()}
+        datastores.folder_at(local, output["uri"])
+    return found
 
 
 def lasting_uri(local: cloud.Cloud, uri: str) -> str:

@@ -48,7 +48,7 @@ Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(max_length=255)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
 Tags = dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]]
-URI = r"^[A-Za-z][A-Za-z0-9+.-]*:[^\s]"  # a scheme and something after it
+URI = r"^([A-Za-z][A-Za-z0-9+.-]+:|/subscriptions/)\S"  # a scheme and what follows, or an Azure id
 DURATION = r"^P(?=.)(\d{1,6}D)?(T(?=.)(\d{1,6}H)?(\d{1,6}M)?(\d{1,6}(\.\d{1,6})?S)?)?$"
 """ISO 8601, such as PT1M30S."""
 
@@ -76,6 +76,7 @@ class ScaleSettings(Shape, total=False):
 class ClusterProperties(Shape, total=False):
     vmSize: Name
     vmPriority: Annotated[Literal["Dedicated", "LowPriority"], spelled("Dedicated", "LowPriority")]
+    userAccountCredentials: dict[str, Any]
     osType: Annotated[Name, spelled("Linux", "Windows")]
     remoteLoginPortPublicAccess: Annotated[Name, SWITCH]
     scaleSettings: ScaleSettings
@@ -120,6 +121,10 @@ class Node(Shape, total=False):
     environmentVariables: Tags
 
 
+class Output(Shape, total=False):
+    uri: Text
+
+
 class JobProperties(Shape, total=False):
     jobType: Required[Annotated[Name, spelled("Command", "Pipeline", "Sweep", "AutoML", "Spark")]]
     experimentName: Name
@@ -133,7 +138,8 @@ class JobProperties(Shape, total=False):
     codeId: Text
     computeId: Text
     inputs: dict[str, dict[str, Any]]
-    outputs: dict[str, dict[str, Any]]
+    outputs: dict[str, Output]
+    services: dict[str, Any]
     resources: Resources
     environmentVariables: Tags
     jobs: dict[str, Node]

@@ -50,7 +50,7 @@ class Jobs:
             raise AzureError(
                 409, "Conflict", f"{name!r} was the name of a job that is deleted: choose another"
             )
-        placed = outputs.placed(name, properties.get("outputs") or {})
+        placed = outputs.placed(self._local, name, properties.get("outputs") or {})
         document = self._records.open(name, {**properties, "outputs": placed}, parent=None, root=None)
         thread = threading.Thread(target=self._supervise, args=(name, run), daemon=True)
         self._threads[name] = thread

@@ -95,7 +95,7 @@ def processes_in(folder: Path) -> list[int]:
 
 
 def groups_in(folder: Path) -> set[int]:
-    """Return the process groups of those: each child of the stand-in leads one, with its own children in it."""
+    """Return the process groups of those; each child of the stand-in leads one, with its own in it."""
     return {os.getpgid(process) for process in processes_in(folder)}
 
 

@@ -94,6 +94,11 @@ def processes_in(folder: Path) -> list[int]:
     return found
 
 
+def groups_in(folder: Path) -> set[int]:
+    """Return the process groups of those; each child of the stand-in leads one, with its own in it."""
+    return {os.getpgid(process) for process in processes_in(folder)}
+
+
 class Witness:
     """Reads what was answered since it last did, and holds it against Microsoft's description."""
 

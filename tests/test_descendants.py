@@ -75,9 +75,10 @@ def test_a_job_that_is_cancelled_leaves_nothing_behind(http, arm, sleeping, way)
 def test_the_end_of_the_stand_in_leaves_nothing_behind(tmp_path, arm, sleeping, number):
     seconds, found = sleeping
     served = StandIn(tmp_path / "data")
-    with raw_client(served.environment) as http:
-        http.timeout = 300
-        submit(http, arm, "; ".join(way.format(seconds) for way in DETACHED.values()) + "; sleep 1000")
-        assert wait_for(lambda: len(found()) == len(DETACHED))
-    served.end(number)
+    try:
+        with raw_client(served.environment) as http:
+            submit(http, arm, "; ".join(way.format(seconds) for way in DETACHED.values()) + "; sleep 1000")
+            assert wait_for(lambda: len(found()) == len(DETACHED))
+    finally:
+        served.end(number)
     assert wait_for(lambda: not found())

@@ -176,11 +176,14 @@ class Gauge:
 def own(tmp_path_factory):
     """A stand-in whose memory and log are of interest, after its warming up."""
     served = StandIn(tmp_path_factory.mktemp("doors"))
-    with raw_client(served.environment) as opened:
-        opened.timeout = 300
-        opened.post(f"{doors.tracking.PREFIX}/api/2.0/mlflow/experiments/search", json={"max_results": 1})
-    yield served
-    assert "Traceback" not in served.end()
+    try:
+        with raw_client(served.environment) as opened:
+            opened.timeout = 300
+            opened.post(f"{doors.tracking.PREFIX}/api/2.0/mlflow/experiments/search", json={"max_results": 1})
+        yield served
+    finally:
+        log = served.end()
+    assert "Traceback" not in log
 
 
 @pytest.fixture(scope="module")

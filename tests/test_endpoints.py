@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from conftest import client_of, processes_in
+from conftest import client_of, groups_in, processes_in
 from test_computes import quotas
 
 from local_azureml.meter import Meter
@@ -296,11 +296,11 @@ def test_a_deleted_endpoint_leaves_nothing_running_whatever_the_capitals(
     body = {"location": "eastus", "properties": {"authMode": "Key"}}
     http.put(f"{arm.workspace}/onlineEndpoints/Capitals", json=body)  # the SDK would write it small
     client.online_deployments.begin_create_or_update(deployment("capitals", "demo")).result()
-    before = (len(processes_in(folder)), still_billed("Capitals"))
+    before = (len(groups_in(folder)), still_billed("Capitals"))
     client.online_deployments.begin_create_or_update(deployment("CAPITALS", "demo")).result()
-    again = (len(processes_in(folder)), still_billed("Capitals"))
+    again = (len(groups_in(folder)), still_billed("Capitals"))
     client.online_endpoints.begin_delete("capitals").result()
-    after = (len(processes_in(folder)), still_billed("Capitals"))
+    after = (len(groups_in(folder)), still_billed("Capitals"))
     assert (before, again, after) == ((1, ["deployment Capitals/demo"]),) * 2 + ((0, []),)
 
 
@@ -337,7 +337,7 @@ def test_a_deployment_asked_for_twice_at_once_has_one_process(client, arm, stand
     path = f"{arm.workspace}/onlineEndpoints/twice/deployments/demo"
     body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
     ends = at_once(*[("PUT", path, body)] * 3)
-    running = len(processes_in(stand_in.folder / "deployments" / "twice"))
+    running = len(groups_in(stand_in.folder / "deployments" / "twice"))
     shown = client.online_deployments.get("demo", "twice").provisioning_state
     client.online_endpoints.begin_delete("twice").result()
     assert (sorted(ends), running, shown) == (["Failed", "Failed", "Succeeded"], 1, "Succeeded")

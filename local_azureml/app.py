@@ -107,6 +107,8 @@ class AccessLog:
         self.app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            return await self.app(scope, receive, send)
         correlation = Headers(scope=scope).get(CORRELATION) or str(uuid.uuid4())
 
         async def noted(message: Message) -> None:

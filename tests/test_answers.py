@@ -191,6 +191,7 @@ def test_a_scoring_address_is_null_until_the_endpoint_is_made(http, arm):
 @pytest.mark.parametrize("version", [None, "2020-20-20", "latest"])
 def test_an_api_version_that_is_missing_or_never_was_is_400(stand_in, arm, version):
     with raw_client(stand_in.environment) as http:
+        http.event_hooks = {"request": []}  # which name one that is right
         http.params = {"api-version": version} if version else {}
         assert http.get(arm.workspace).status_code == 400
 

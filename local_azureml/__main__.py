@@ -281,5 +281,12 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
+def in_utf8() -> None:
+    """Start this program again where names of files are not in UTF-8, which Python decides once."""
+    if sys.getfilesystemencoding() != "utf-8":
+        os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    in_utf8()
     sys.exit(main())

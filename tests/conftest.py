@@ -36,6 +36,11 @@ ELSEWHERE = {  # what a stand-in must not let lead its children astray
     **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
 }
 API_VERSION = {"api-version": "2025-12-01"}
+PLAIN_JOB = {  # what a command job has to name besides its command
+    "jobType": "Command",
+    "environmentId": "azureml://registries/azureml/environments/plain/versions/1",
+    "computeId": "serverless",
+}
 QUICK = {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"}  # the SDK's stream then looks every 10 ms at first
 
 

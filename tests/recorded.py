@@ -72,5 +72,6 @@ if __name__ == "__main__":
     from local_azureml import __main__ as command_line
     from local_azureml import app
 
+    command_line.in_utf8()
     app.create_app = recording(app.create_app, Path(os.environ[FILE]))
     sys.exit(command_line.main())

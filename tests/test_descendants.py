@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-from conftest import StandIn, raw_client
+from conftest import PLAIN_JOB, StandIn, raw_client
 
 LONGEST = 60.0  # seconds
 DETACHED = {
@@ -42,7 +42,7 @@ def wait_for(happens: Callable[[], object]) -> bool:
 def submit(http, arm, command: str) -> str:
     """Return the path of a job that runs the command."""
     path = f"{arm.workspace}/jobs/detaching-{time.time_ns()}"
-    body = {"jobType": "Command", "command": command, "computeId": "serverless"}
+    body = PLAIN_JOB | {"command": command}
     answer = http.put(path, json={"properties": body}, timeout=300)  # the first waits for MLflow
     assert answer.status_code == 201
     return path

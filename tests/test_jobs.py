@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from conftest import fine_tune
+from conftest import PLAIN_JOB, fine_tune
 
 SCRIPT = """\
 import pathlib, sys
@@ -232,7 +232,7 @@ def test_the_trained_model_is_an_mlflow_folder(client, trained, tmp_path):
 @pytest.mark.parametrize(("length", "expected"), [(232, 201), (233, 501), (255, 501), (256, 400)])
 def test_a_job_whose_name_is_too_long_for_its_folders_is_refused(http, arm, length, expected):
     path = f"{arm.workspace}/jobs/{'n' * length}"
-    body = {"jobType": "Command", "command": "true", "computeId": "serverless"}
+    body = PLAIN_JOB | {"command": "true"}
     assert http.put(path, json={"properties": body}).status_code == expected
     while expected == 201 and (job := http.get(path).json())["properties"]["status"] != "Completed":
         assert job["properties"]["status"] != "Failed"

@@ -8,6 +8,7 @@ from pathlib import Path
 from urllib.parse import quote, unquote
 
 import pytest
+from conftest import PLAIN_JOB
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
@@ -111,7 +112,7 @@ def test_no_jobs_input_leads_to_a_file_outside(http, arm, canary, spelling):
     path = f"{arm.workspace}/jobs/canary-{time.time_ns()}"
     uri = f"azureml://datastores/workspaceblobstore/paths/{SPELLINGS[spelling](canary)}"
     inputs = {"canary": {"jobInputType": "uri_file", "uri": uri}}
-    body = {"jobType": "Command", "command": "cat ${{inputs.canary}}", "computeId": "serverless"}
+    body = PLAIN_JOB | {"command": "cat ${{inputs.canary}}"}
     assert http.put(path, json={"properties": body | {"inputs": inputs}}).status_code == 201
     while (status := http.get(path).json()["properties"]["status"]) not in ("Completed", "Failed"):
         time.sleep(0.1)

@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import StandIn, raw_client
+from conftest import PLAIN_JOB, StandIn, raw_client
 
 from benchmarks.notebook_runs import ROOT
 from local_azureml import cloud
@@ -206,8 +206,7 @@ def test_a_deployment_serves_no_model_from_outside_the_storage(http, arm, addres
 def test_a_job_reads_no_input_from_outside_the_storage(http, arm, address):
     path = f"{arm.workspace}/jobs/curious-{hashlib.sha256(address.encode()).hexdigest()[:8]}"
     inputs = {"secret": {"jobInputType": "uri_file", "uri": address}}
-    body = {"jobType": "Command", "command": "cat ${{inputs.secret}}", "computeId": "serverless"}
-    body |= {"environmentId": "azureml://registries/azureml/environments/plain/versions/1"}
+    body = PLAIN_JOB | {"command": "cat ${{inputs.secret}}"}
     assert http.put(path, json={"properties": body | {"inputs": inputs}}).status_code == 201
     while (status := http.get(path).json()["properties"]["status"]) not in ("Completed", "Failed"):
         time.sleep(0.1)

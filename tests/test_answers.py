@@ -98,13 +98,13 @@ def test_an_asset_is_archived_with_all_its_versions_and_restored(client, http, a
         "models": {"modelUri": "azureml://datastores/workspaceblobstore/paths/any"},
         "data": {"dataType": "uri_file", "dataUri": "azureml://datastores/workspaceblobstore/paths/any"},
         "environments": {"image": "python:3.11"},
-        "components": {"componentSpec": {"name": "shelved", "type": "command", "command": "true"}},
+        "components": {"componentSpec": {"name": "put-away", "type": "command", "command": "true"}},
     }[kind]
-    http.put(f"{arm.workspace}/{kind}/shelved/versions/1", json={"properties": properties})
+    http.put(f"{arm.workspace}/{kind}/put-away/versions/1", json={"properties": properties})
     states = []
     for change in (getattr(client, kind).archive, getattr(client, kind).restore):
-        change(name="shelved")
-        states.append(http.get(f"{arm.workspace}/{kind}/shelved").json()["properties"]["isArchived"])
+        change(name="put-away")
+        states.append(http.get(f"{arm.workspace}/{kind}/put-away").json()["properties"]["isArchived"])
     assert states == [True, False]
 
 
@@ -191,9 +191,9 @@ def test_a_scoring_address_is_null_until_the_endpoint_is_made(http, arm):
 @pytest.mark.parametrize("version", [None, "2020-20-20", "latest"])
 def test_an_api_version_that_is_missing_or_never_was_is_400(stand_in, arm, version):
     with raw_client(stand_in.environment) as http:
-        http.event_hooks = {"request": []}  # which name one that is right
-        http.params = {"api-version": version} if version else {}
-        assert http.get(arm.workspace).status_code == 400
+        http.event_hooks = {}  # which would name a version
+        answer = http.get(arm.workspace, params={"api-version": version} if version else {})
+        assert answer.status_code == 400
 
 
 @pytest.mark.parametrize(

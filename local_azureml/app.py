@@ -150,9 +150,9 @@ class Weather:
         if "slow" in self.faults:
             await asyncio.sleep(self.faults.value("slow"))
         if (count := self.faults.count("throttled")) and count % self.faults.value("throttled") == 0:
-            error = errors.AzureError(
-                429, "TooManyRequests", "too many requests", headers={"Retry-After": "1"}
-            )
+            busy = {False: (429, "TooManyRequests"), True: (503, "ServerBusy")}  # of resources; of blobs
+            status, code = busy[scope["path"].startswith(BLOBS)]
+            error = errors.AzureError(status, code, "too many requests", headers={"Retry-After": "1"})
             return await errors.answer(error)(scope, receive, send)
         if self._breaks(scope):
             await receive()  # a part of the body, where there is one

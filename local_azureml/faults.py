@@ -41,7 +41,7 @@ FAULTS = {
     "scoring-status": ("scoring ends with status VALUE", (424, 401, 408, 429, 500)),
     "answer-shape": ("a deployment answers as the server VALUE does", ("mlflow", "vllm", "openai")),
     "delete-failed": ("the first VALUE deletions of an endpoint fail", 1),
-    "throttled": ("every VALUE-th request is answered 429 with Retry-After", 3),
+    "throttled": ("every VALUE-th request is answered 429, of a blob 503, with Retry-After", 3),
     "slow": ("every answer takes VALUE seconds longer", 1.0),
     "reset": ("every VALUE-th request has its connection reset", 10),
     "killed": ("the stand-in is killed VALUE seconds after a job began, and started again", 3.0),

@@ -19,10 +19,10 @@ STANDS_FOR = [  # what a run prints, and what is stored in its place
     (r"(?<!\d)1[789]\d{8}(?!\d)", "1700000000"),  # the run's id, seconds since 1970
     (r"\d{4}-\d\d-\d\d[T ]\d\d:\d\d:\d\d[\d.]*(Z?)", r"2025-01-01 00:00:00\1"),
     (r"localhost:\d+", "localhost:8443"),
+    (r"ticket=[\w-]+", "ticket=…"),  # opens the page of a job
     (r"\d+ CPU cores", "… CPU cores"),
     (r"\d[\d.,]* tokens/s +\S+ left", "… tokens/s  … left"),
     (r"\d[\d.]* GiB free", "… GiB free"),
-    (r"\d[\d,]* bytes fetched", "… bytes fetched"),
     (r"(in|bytes,) \d[\d.]* s\b", r"\1 … s"),
     (r"(_runtime|_per_second)(</th>\s*<td[^>]*>)[\d.e+-]+", r"\1\2…"),
     (r"(_runtime|_per_second) +[\d.e+-]+", r"\1  …"),

@@ -282,7 +282,7 @@ def follow(surrounding: Surrounding, folder: Path) -> Row:
     status = execute(surrounding, project, folder / "log.txt", JOB)
     row.seconds = time.monotonic() - began
     row.left = survivors(folder)
-    said = (folder / "log.txt").read_text(errors="replace")
+    said = re.sub(r"\x1b\[[\d;]*m", "", (folder / "log.txt").read_text(errors="replace"))  # colours
     lines = [line for line in said.splitlines() if line.strip()]
     if BEGINS not in lines:
         row.reads = (lines or ["no privilege"])[-1]

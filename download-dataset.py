@@ -188,7 +188,7 @@ def read_group(file, footer, number: int, rows: int, schema: pyarrow.Schema) -> 
 
 
 def read_ahead(groups: list[tuple]) -> Iterator[Iterable[pyarrow.Table]]:
-    """The tables of each group, in order, while the following groups are fetched."""
+    """The tables of each group, in order; the next are read meanwhile, unless one is too large to hold."""
     waiting, coming = deque(groups), deque()
     with ThreadPoolExecutor() as pool:
         while waiting or coming:
@@ -203,7 +203,7 @@ def save_split(path: Path, groups: list[tuple], no_check: bool) -> dict:
     notes = path.with_suffix(".notes")  # a line for each finished group
     lines = notes.read_text().splitlines(keepends=True) if path.exists() and notes.exists() else []
     parts = [json.loads(line) for line in lines if line.endswith("\n")]
-    parts = [part for part in parts if part["end"] <= path.stat().st_size]
+    parts = [part for part in parts if part["end"] <= path.stat().st_size]  # bytes that reached the disk
     shown = {"desc": path.stem, "unit": " row groups", "initial": len(parts), "total": len(groups)}
     with path.open("ab") as file, notes.open("w") as journal:
         file.truncate(parts[-1]["end"] if parts else 0)

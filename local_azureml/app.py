@@ -150,8 +150,8 @@ class Weather:
         if "slow" in self.faults:
             await asyncio.sleep(self.faults.value("slow"))
         if (count := self.faults.count("throttled")) and count % self.faults.value("throttled") == 0:
-            busy = {False: (429, "TooManyRequests"), True: (503, "ServerBusy")}  # of resources; of blobs
-            status, code = busy[scope["path"].startswith(BLOBS)]
+            of_blobs = scope["path"].startswith(BLOBS)
+            status, code = (503, "ServerBusy") if of_blobs else (429, "TooManyRequests")
             error = errors.AzureError(status, code, "too many requests", headers={"Retry-After": "1"})
             return await errors.answer(error)(scope, receive, send)
         if self._breaks(scope):

@@ -49,7 +49,7 @@ lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the s
 
 .PHONY: test
 test: .venv/installed ## Run the tests
-	$(python) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --ignore tests/test_browser.py
+	$(python) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/test_browser.py
 
 .PHONY: browser-test
 browser-test: .venv/installed ## Run the notebook in JupyterLab in a headless Chromium, and keep screenshots in runs/browser

@@ -221,8 +221,7 @@ SURROUNDINGS = [
             "CONDA_PYTHON_EXE": "/nonexistent/bin/python",
             "VIRTUAL_ENV": "/nonexistent",
         },
-        shell="mkdir ../python; echo 'raise ImportError(\"of another Python\")' | "
-        'tee ../python/yaml.py ../python/psutil.py ../python/pandas.py > /dev/null; exec "$@"',
+        shell=ANOTHER_PYTHON,
     ),
     Surrounding("a full disk", shell=FULL_DISK, mounts=True, refuses="No space left on device|disk is full"),
     Surrounding(

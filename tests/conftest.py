@@ -46,6 +46,7 @@ QUICK = {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"}  # the SDK's stream then looks
 
 def pytest_configure(config: pytest.Config) -> None:
     """Leave to the SDK its own deprecations, and its connections, which it offers no way to close."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
     config.addinivalue_line("filterwarnings", "ignore:unclosed:ResourceWarning")
     for module in ("azure", "marshmallow", "msrest", "pkg_resources"):
         config.addinivalue_line("filterwarnings", f"ignore:::{module}")

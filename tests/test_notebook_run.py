@@ -47,16 +47,17 @@ def folder(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def run(folder: Path) -> Run:
     places = [str(folder / NOTEBOOK), str(folder / "out.ipynb"), "--cwd", str(folder)]
-    ended = on_the_stand_in(folder / "answers", "papermill", *places, "-y", PARAMETERS)
+    options = ["--fault", "answer-shape=openai"]
+    ended = on_the_stand_in(folder / "answers", options, "papermill", *places, "-y", PARAMETERS)
     cells = nbformat.read(folder / "out.ipynb", as_version=4).cells
     answers = re.findall(r"local_azureml: ([A-Z]+) (\S+) (\d+)$", ended.stderr, re.M)
     requests = {(method, path) for method, path, status in answers if status != "501"}
     return Run(ended, [cell for cell in cells if cell.cell_type == "code"], requests)
 
 
-def on_the_stand_in(answers: Path, *words: str) -> subprocess.CompletedProcess:
+def on_the_stand_in(answers: Path, options: list[str], *words: str) -> subprocess.CompletedProcess:
     """Return how a Python program ended that ran on a stand-in of its own, which logs each request."""
-    command = [*recorded.STAND_IN, "run", "--", sys.executable, "-m", *words]
+    command = [*recorded.STAND_IN, "run", *options, "--", sys.executable, "-m", *words]
     environment = {**os.environ, "LOCAL_AZUREML_LOG": "INFO", **recorded.variables(answers)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
 
@@ -78,14 +79,14 @@ def test_every_step_of_the_published_notebook_shows_a_stored_output():
 def test_nbval_passes_every_cell_of_the_published_notebook(folder):
     sanitize = ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
     nbval = ["--nbval-lax", *sanitize, "-x", "-p", "no:cacheprovider", str(folder / NOTEBOOK)]
-    ended = on_the_stand_in(folder / "answers of nbval", "pytest", *nbval)
+    ended = on_the_stand_in(folder / "answers of nbval", [], "pytest", *nbval)
     cells = nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert f"{len(code)} passed" in ended.stdout, ended.stdout[-3000:]
     assert "still running: nothing" in ended.stderr
 
 
-def test_papermill_runs_it_with_changed_parameters_to_the_last_cell(run):
+def test_papermill_runs_it_with_changed_parameters_and_openais_form_of_answers_to_the_last_cell(run):
     assert run.ended.returncode == 0, run.ended.stderr[-3000:]
     assert printed(run.code[-1]).endswith("Nothing left running.\n")
 

@@ -163,12 +163,6 @@ class Server:
             self._thread.join(0.02)
         return self
 
-    def warm(self) -> "Server":
-        """Begin to import, behind the scenes, what the first job will need, and return this server."""
-        processes.warm()
-        self.app.state.tracking.warm()
-        return self
-
     def __exit__(self, *_) -> None:
         self.summary = summary(self.app)
         self.app.state.jobs.stop()
@@ -199,7 +193,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         raise UsageError("run needs a command: python -m local_azureml run -- COMMAND")
     if shutil.which(command[0]) is None:
         raise UsageError(f"{command[0]!r} is no program that can be started")
-    with Server(options, folder).warm() as server:
+    with Server(options, folder) as server:
         child = failures.adopted() or psutil.Popen(command, env=surroundings.of_child(server.cloud))
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
@@ -240,7 +234,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Server(options, folder).warm() as server:
+    with Server(options, folder) as server:
         signal.signal(signal.SIGUSR1, lambda *_: server.cloud.faults.clear())
         print(surroundings.lines(server.cloud))
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)

@@ -148,7 +148,12 @@ def create(
     identifier: str = Depends(cloud.workspace_id),
 ) -> JSONResponse:
     """Register a version; its files are fixed from then on, its tags are not."""
-    local = cloud.current(request)
+    document, is_new = register(cloud.current(request), kind, name, version, body["properties"])
+    return JSONResponse(document, 201 if is_new else 200)
+
+
+def register(local: cloud.Cloud, kind: str, name: str, version: str, properties: dict) -> tuple[dict, bool]:
+    """Return the document of a version that is registered now, and whether it is new."""
     if not NAME.fullmatch(name):
         raise user_error(f"{KINDS[kind]} name {name!r}: {NAME_RULE}")
     if not NAME.fullmatch(version):
@@ -159,7 +164,6 @@ def create(
             "Forbidden",
             "you may not register models in this workspace: ask for the role AzureML Data Scientist",
         )
-    properties = body["properties"]
     if properties.get("modelUri"):
         properties["modelUri"] = outputs.lasting_uri(local, properties["modelUri"])
     with local.state.locked():
@@ -170,7 +174,30 @@ def create(
         local.state.put(document["id"], document)
         if local.state.get(_base(kind, name)) is None:
             local.state.put(_base(kind, name), _new_container(kind, name))
-    return JSONResponse(document, 200 if before else 201)
+    return document, before is None
+
+
+def next_version(local: cloud.Cloud, kind: str, name: str) -> str:
+    """Return the version to follow the highest of an asset, which need not be there."""
+    there = local.state.get(_base(kind, name))
+    return _counted(local, there)["properties"]["nextVersion"] if there else "1"
+
+
+def register_outputs(local: cloud.Cloud, asked: dict[str, dict]) -> dict[str, dict]:
+    """Register those outputs of a job that have a name, and return all, with the versions that they got."""
+    found = {}
+    for output, properties in asked.items():
+        found[output] = properties
+        if name := properties.get("assetName"):
+            kind, uri = properties["jobOutputType"], properties["uri"]
+            is_model = kind in outputs.MODELS
+            place = {"modelType": kind, "modelUri": uri} if is_model else {"dataType": kind, "dataUri": uri}
+            with local.state.locked():
+                where = "models" if is_model else "data"
+                version = properties.get("assetVersion") or next_version(local, where, name)
+                register(local, where, name, version, place)
+            found[output] = {**properties, "assetVersion": version}
+    return found
 
 
 def _new_container(kind: str, name: str) -> dict:

@@ -6,17 +6,39 @@ from local_azureml import cloud
 from local_azureml.control_plane import datastores
 from local_azureml.errors import AzureError, not_found, user_error
 
+PLACEHOLDER = re.compile(r"\$\{\{\s*(\w+)\s*\}\}")
+MODELS = ("mlflow_model", "custom_model", "triton_model")  # the types of outputs that are models
+
 
 def placed(local: cloud.Cloud, job: str, asked: dict[str, dict]) -> dict[str, dict]:
     """Return a job's outputs, each with the address that it asks for or else has by default."""
-    default = {name: datastores.uri(datastores.DEFAULT, f"azureml/{job}/{name}/") for name in asked}
-    found = {name: {"uri": default[name], **output} for name, output in asked.items()}
+    default = datastores.uri(datastores.DEFAULT, "azureml/${{name}}/${{output_name}}/")
+    found = {name: {"uri": default, **output} for name, output in asked.items()}
     for name, output in found.items():
+        words = {"name": job, "output_name": name, "default_datastore": datastores.DEFAULT}
+        output["uri"] = PLACEHOLDER.sub(lambda word: words.get(word[1], word[0]), output["uri"])  # noqa: B023
         if not datastores.ADDRESS.fullmatch(output["uri"]):
             message = f"the output {name!r} to {output['uri']!r}, no datastore's, is not part of the stand-in"
             raise AzureError(501, "NotImplemented", message)
         datastores.folder_at(local, output["uri"])
     return found
+
+
+def of_node(asked: dict, declared: dict) -> dict:
+    """Return an output of a pipeline's node, as the node asks for it, in the words of a command job's."""
+    words = {"uri": "uri", "name": "assetName", "version": "assetVersion", "mode": "mode"}
+    kept = {word: asked[name] for name, word in words.items() if asked.get(name)}
+    return {"jobOutputType": asked.get("job_output_type") or declared.get("type") or "uri_folder", **kept}
+
+
+def written(local: cloud.Cloud, job: dict) -> dict[str, dict]:
+    """Return those outputs of a job's document of which there is something."""
+    outputs = job["properties"].get("outputs") or {}
+    return {
+        name: output
+        for name, output in outputs.items()
+        if datastores.folder_at(local, output["uri"]).exists()
+    }
 
 
 def lasting_uri(local: cloud.Cloud, uri: str) -> str:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import RedirectResponse
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import datastores, jobs, shapes
+from local_azureml.control_plane import datastores, jobs, outputs, shapes
 from local_azureml.data_plane import tracking, visitors
 from local_azureml.errors import AzureError
 
@@ -14,6 +14,7 @@ router = APIRouter()
 public = APIRouter()  # read by browsers
 CHANGEABLE = {"displayName", "description", "hidden", "tags", "properties"}
 OF_RUN_ALONE = {"createdUtc", "displayName", "description", "experimentId", "hidden", "runType"}
+DATA = ("uri_file", "uri_folder", "mltable")  # the SDK 1.35 fails where it asks for the address of a model
 PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"
 
 
@@ -100,9 +101,29 @@ def data(
     name: str = Body(alias="runId", embed=True),
     identifier: str = Depends(cloud.workspace_id),
 ) -> dict:
-    """Return a run that is named in the body; its outputs lie where a job's outputs lie by default."""
+    """Return a run that is named in the body, with the addresses of what it wrote."""
     local = cloud.current(request)
-    return {"runMetadata": {**_run(local, jobs.find(local, name)), "outputs": {}}}
+    job = jobs.find(local, name)
+    made = {
+        output: {
+            "assetId": f"azureml://jobs/{job['name']}/outputs/{output}",
+            "type": properties["jobOutputType"] if properties["jobOutputType"] in DATA else "uri_folder",
+        }
+        for output, properties in outputs.written(local, job).items()
+    }
+    return {"runMetadata": {**_run(local, job), "outputs": made}}
+
+
+@router.post(f"/data/v1.0{cloud.WORKSPACE_PATH}/dataversion/batchGetResolvedUris")
+def resolved(
+    request: Request,
+    wanted: list[str] = Body(alias="values", embed=True),
+    identifier: str = Depends(cloud.workspace_id),
+) -> dict:
+    """Return the addresses in a datastore of what runs wrote."""
+    local = cloud.current(request)
+    places = {asset: outputs.lasting_uri(local, asset) for asset in wanted}
+    return {"values": {asset: {"uri": place} for asset, place in places.items()}}
 
 
 @router.get(f"{PATH}/runs/{{name}}/children")

@@ -1,22 +1,28 @@
-"""The step of a command job: its command in a shell, with this Python first on the path."""
+"""The step of a command job: its command in a shell, on as many processes as it asks for."""
 
 import re
 import shutil
-import subprocess
+import socket
+import time
 from pathlib import Path
+
+import psutil
 
 from local_azureml.engine import processes
 from local_azureml.engine.processes import UserError
 
+CODE = "code"  # the folder in which a command runs
 PLACEHOLDER = re.compile(r"\$\{\{\s*(inputs|outputs)\.(\w+)\s*\}\}")
 OPTIONAL = re.compile(r"\$\[\[(.*?)\]\]")  # left out where an input in it is not given
 
 
 def run(specification: dict) -> None:
     """Run the command in a copy of its code; a failing one fails the step."""
-    for folder in specification["outputs"].values():
-        Path(folder).mkdir(parents=True, exist_ok=True)
-    code = Path("code")
+    for name, place in specification["outputs"].items():
+        (Path(place).parent if name in specification["files"] else Path(place)).mkdir(
+            parents=True, exist_ok=True
+        )
+    code = Path(CODE)
     source = specification["code"] and Path(specification["code"])
     if source and source.is_dir():
         shutil.copytree(source, code)
@@ -24,10 +30,43 @@ def run(specification: dict) -> None:
         code.mkdir()
         if source:
             shutil.copy(source, code)
+    command = ["bash", "-c", fill(specification)]
     environment = processes.here.environment | specification["variables"]
-    ended = subprocess.run(["bash", "-c", fill(specification)], cwd=code, env=environment)
-    if ended.returncode:
-        raise UserError(f"the command ended with exit status {ended.returncode}; its output is above")
+    _wait(
+        [psutil.Popen(command, cwd=code, env=environment | rank) for rank in _ranks(specification)],
+        specification["timeout"],
+    )
+
+
+def _ranks(specification: dict) -> list[dict[str, str]]:
+    """Return the variables by which each process of PyTorch's finds the others; none for a single process."""
+    nodes, local = specification["nodes"], specification["processes"]
+    if local is None:
+        return [{}]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"WORLD_SIZE": str(nodes * local), "LOCAL_WORLD_SIZE": str(local)}
+    return [
+        {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % local), "NODE_RANK": str(rank // local)}
+        for rank in range(nodes * local)
+    ]
+
+
+def _wait(started: list[psutil.Popen], timeout: float | None) -> None:
+    """Return when all have succeeded; the first to fail fails the step, which ends the others."""
+    until = time.monotonic() + timeout if timeout else float("inf")
+    running = started
+    while running:
+        ended, running = psutil.wait_procs(running, timeout=0.1)
+        for process in ended:
+            if process.returncode:
+                many = f" as process {started.index(process)} of {len(started)}" if len(started) > 1 else ""
+                raise UserError(
+                    f"the command{many} ended with exit status {process.returncode}; its output is above"
+                )
+        if running and time.monotonic() > until:
+            raise UserError(f"the command took longer than its timeout of {timeout:g} s")
 
 
 def fill(specification: dict) -> str:

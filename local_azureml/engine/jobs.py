@@ -52,6 +52,8 @@ class Jobs:
             raise AzureError(501, "NotImplemented", f"jobs of the type {kind} are not part of the stand-in")
         if properties["jobType"].lower() == "pipeline":
             check_pipeline(self._local, properties)
+        else:
+            command_steps.check(self._local, {}, properties)
         if self._records.exists(name):
             raise AzureError(
                 409, "Conflict", f"{name!r} was the name of a job that is deleted: choose another"

@@ -2,10 +2,9 @@
 
 import re
 import secrets
-from pathlib import Path
 
 from local_azureml import cloud
-from local_azureml.control_plane import addresses, assets, datastores, registry
+from local_azureml.control_plane import addresses, assets, datastores, outputs, registry
 from local_azureml.engine import command_steps, records
 from local_azureml.engine.chat_completion import STEPS
 from local_azureml.engine.journal import Journal
@@ -27,14 +26,17 @@ class Pipelines:
         """Run a pipeline's nodes, each after those whose outputs it reads."""
         journal = Journal(self._local, name, PIPELINE_LOG)
         values = command_steps.input_values(properties.get("inputs") or {})
+        made: dict[str, dict] = {}  # by node, its outputs
         for key in _in_order(properties["jobs"]):
             node = properties["jobs"][key]
             child = f"{name}_{secrets.token_hex(4)}"
             spec = component(self._local, node)
+            made[key] = self._outputs(child, properties["outputs"], spec, node)
             shown = {"jobType": "Pipeline" if spec["name"] == FINE_TUNING else "Command", "displayName": key}
-            self._records.open(
-                child, {**shown, "experimentName": properties.get("experimentName")}, name, name
-            )
+            shown |= {"experimentName": properties.get("experimentName"), "outputs": made[key]}
+            if "command" in spec:
+                shown |= {"command": spec["command"], "environmentId": spec.get("environment")}
+            self._records.open(child, shown, name, name)
             self._records.set(child, "Running")
             journal.say(f"Submitting node {key} as run {child}")
             words = (
@@ -42,36 +44,27 @@ class Pipelines:
                 "For more details and logs, please check the child jobs."
             )
             with self._steps.ending(child, key, words, journal):
-                inputs = {k: self._value(v, values, name) for k, v in (node.get("inputs") or {}).items()}
-                outputs = self._outputs(name, properties["outputs"], spec, node)
+                inputs = {k: _value(v, values, made) for k, v in (node.get("inputs") or {}).items()}
                 if spec["name"] == FINE_TUNING:
-                    self._fine_tune(name, child, inputs, spec, outputs, journal)
+                    self._fine_tune(name, child, inputs, spec, made[key], journal)
                 else:
-                    step = command_steps.of_node(self._local, key, spec, node, properties, inputs, outputs)
+                    step = command_steps.of_node(self._local, key, spec, node, properties, inputs, made[key])
                     self._steps.run(name, child, step, journal, quiet=False)
         journal.say("The pipeline run completed")
 
-    def _value(self, given: dict | str, values: dict, root: str):
-        """Return a node's input: a literal, or the pipeline's input or other node's output that it names."""
-        text = given.get("value", given.get("uri")) if isinstance(given, dict) else given
-        if bound := BINDING.fullmatch(str(text)):
-            return values.get(bound[2])
-        if bound := NODE_BINDING.fullmatch(str(text)):
-            return datastores.uri(datastores.DEFAULT, f"azureml/{root}/{bound[1]}/{bound[2]}")
-        return text
-
-    def _outputs(self, root: str, shared: dict, spec: dict, node: dict) -> dict[str, Path]:
-        """Return the folder of each of a node's outputs: the pipeline's where it is bound to one."""
-        folders = {}
-        for output in spec.get("outputs") or {}:
-            bound = BINDING.fullmatch(str(((node.get("outputs") or {}).get(output) or {}).get("value")))
-            own = datastores.uri(datastores.DEFAULT, f"azureml/{root}/{node['name']}/{output}")
-            uri = shared[bound[2]]["uri"] if bound and bound[2] in shared else own
-            folders[output] = datastores.folder_at(self._local, uri)
-        return folders
+    def _outputs(self, child: str, promoted: dict, spec: dict, node: dict) -> dict[str, dict]:
+        """Return a node's outputs with their addresses: the pipeline's where it promotes one."""
+        asked = {}
+        for name, declared in (spec.get("outputs") or {}).items():
+            given = (node.get("outputs") or {}).get(name) or {}
+            asked[name] = outputs.of_node(given, declared)
+            bound = BINDING.fullmatch(str(given.get("value")))
+            if bound and bound[2] in promoted:
+                asked[name]["uri"] = promoted[bound[2]]["uri"]
+        return outputs.placed(self._local, child, asked)
 
     def _fine_tune(
-        self, root: str, parent: str, inputs: dict, spec: dict, outputs: dict[str, Path], journal: Journal
+        self, root: str, parent: str, inputs: dict, spec: dict, made: dict[str, dict], journal: Journal
     ) -> None:
         """Run the component's five steps, one after another."""
         given = {key: value for key, value in inputs.items() if value is not None}
@@ -80,6 +73,9 @@ class Pipelines:
         for key, kind in ((key, value["type"]) for key, value in spec["inputs"].items()):
             if key in given and kind in ("uri_file", "mlflow_model", "custom_model", "mltable", "uri_folder"):
                 values[key] = str(addresses.resolve(self._local, str(given[key])))
+        places = {
+            name: str(datastores.folder_at(self._local, output["uri"])) for name, output in made.items()
+        }
         upstream: dict[str, str] = {}
         for key, job in spec["jobs"].items():
             child = f"{parent}_{secrets.token_hex(4)}"
@@ -94,7 +90,7 @@ class Pipelines:
                 "inputs": values,
                 "upstream": {k: v for k, v in upstream.items() if k != key},
                 "output": str(folder / "output"),
-                "outputs": {name: str(path) for name, path in outputs.items()},
+                "outputs": places,
                 "faults": {name: v for name, v in self._local.faults.active().items() if name != "preempted"},
             }
             compute = _bound(job["compute"], values)
@@ -132,6 +128,7 @@ def check_pipeline(local: cloud.Cloud, properties: dict) -> None:
             raise AzureError(
                 501, "NotImplemented", f"the node {key!r} of the type {kind} is not part of the stand-in"
             )
+        command_steps.check(local, spec, node)
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
@@ -151,6 +148,16 @@ def _in_order(nodes: dict) -> list[str]:
             raise StepError("UserError", f"the nodes {sorted(set(nodes) - set(ordered))} wait for each other")
         ordered += ready
     return ordered
+
+
+def _value(given: dict | str, values: dict, made: dict[str, dict]):
+    """Return a node's input: a literal, or the pipeline's input or other node's output that it names."""
+    text = given.get("value", given.get("uri")) if isinstance(given, dict) else given
+    if bound := BINDING.fullmatch(str(text)):
+        return values.get(bound[2])
+    if bound := NODE_BINDING.fullmatch(str(text)):
+        return made[bound[1]][bound[2]]["uri"]
+    return text
 
 
 def _bound(text, values: dict):

@@ -1,7 +1,7 @@
 """The documents of jobs and child jobs, and their runs in MLflow."""
 
 from local_azureml import cloud
-from local_azureml.control_plane import jobs
+from local_azureml.control_plane import assets, jobs
 from local_azureml.data_plane import tracking, visitors
 
 MLFLOW_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLED"}
@@ -71,9 +71,17 @@ class Records:
             self._local.state.merge(job_id(name), properties=properties, run={**document["run"], **run})
 
     def end(self, name: str, status: str, error: dict | None = None) -> None:
-        """Write the state in which a job ended."""
+        """Write the state in which a job ended; the outputs of a completed one that have names are assets."""
+        if status == "Completed":
+            self._register(name)
         self.set(name, status, error=error, end=cloud.now())
         self._runs.end_run(name, MLFLOW_STATUS[status])
+
+    def _register(self, name: str) -> None:
+        asked = self.get(name)["properties"].get("outputs") or {}
+        if (found := assets.register_outputs(self._local, asked)) != asked:
+            properties = {**self.get(name)["properties"], "outputs": found}
+            self._local.state.merge(job_id(name), properties=properties)
 
 
 def job_id(name: str) -> str:

@@ -1,5 +1,6 @@
 """Steps of jobs: child processes on nodes, from the queue to their end."""
 
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -9,6 +10,7 @@ from local_azureml import cloud, surroundings
 from local_azureml.control_plane import datastores
 from local_azureml.data_plane import identity, tracking
 from local_azureml.engine import processes, records
+from local_azureml.engine.command import CODE
 from local_azureml.engine.journal import Journal
 from local_azureml.engine.nodes import Nodes
 from local_azureml.errors import AzureError
@@ -16,6 +18,7 @@ from local_azureml.errors import AzureError
 REASON = "{reason}"
 
 
+KEPT = ("outputs", "logs")  # the folders beside a command's code that become the job's artifacts
 TRAINING = "chat_completion_finetune"
 PIPELINE_LOG, STEP_LOG = "logs/azureml/executionlogs.txt", "user_logs/std_log.txt"
 
@@ -74,6 +77,7 @@ class Steps:
         """End a child job as what it runs ends; `words` tell the parent of a failure and its REASON."""
         try:
             yield
+            self._records.end(child, "Completed")
         except CancelledError:
             self._records.end(child, "Canceled")
             raise
@@ -81,7 +85,6 @@ class Steps:
             self._records.end(child, "Failed", records.error(error.code, error.message))
             journal.say(f"{key} failed: {error.message}")
             raise StepError(error.code, words.replace(REASON, error.message)) from error
-        self._records.end(child, "Completed")
 
     def check(self, name: str) -> None:
         """Raise CancelledError where a job was asked to stop."""
@@ -125,6 +128,10 @@ class Steps:
         if not quiet:
             journal.follow(step_log)
         del self._processes[root]
+        for name in KEPT:
+            if (made := folder / CODE / name).is_dir() and not made.is_symlink():
+                kept = datastores.run_log(self._local, child, name)
+                shutil.copytree(made, kept, symlinks=True, dirs_exist_ok=True)
         return process
 
     def _preempts(self) -> bool:

@@ -1,0 +1,240 @@
+"""What a command job asks for is done, or refused by name."""
+
+import time
+
+import pytest
+
+SHORT = "serverless"
+
+
+def make_command(text: str, **options):
+    """Return a command of one line, for a job or for a node of a pipeline."""
+    from azure.ai.ml import command
+    from azure.ai.ml.entities import Environment
+
+    environment = Environment(name="plain", version="1", image="python:3.11")
+    return command(**{"command": text, "environment": environment, "compute": SHORT, **options})
+
+
+def folder(**options):
+    from azure.ai.ml import Output
+
+    return Output(type="uri_folder", **options)
+
+
+def ended(client, job):
+    """Submit a job, and return it when it has ended."""
+    name = client.jobs.create_or_update(job, experiment_name="commands").name
+    while (found := client.jobs.get(name)).status not in ("Completed", "Failed", "Canceled"):
+        time.sleep(0.05)
+    return found
+
+
+def reason(client, job) -> str:
+    """Return why a job failed."""
+    from azure.ai.ml.exceptions import JobException
+
+    name = client.jobs.create_or_update(job, experiment_name="commands").name
+    with pytest.raises(JobException) as raised:
+        client.jobs.stream(name)
+    return str(raised.value)
+
+
+def log_of(client, job, tmp_path) -> str:
+    """Return what a job that has completed wrote to its log."""
+    assert job.status == "Completed"
+    client.jobs.download(job.name, download_path=tmp_path)
+    return (tmp_path / "artifacts/user_logs/std_log.txt").read_text()
+
+
+def test_an_output_that_the_pipeline_promotes_is_read_by_another_node_too(client, tmp_path):
+    from azure.ai.ml import Input, dsl
+
+    write = make_command("echo -n ab > ${{outputs.made}}/a.txt", outputs={"made": folder()})
+    double = make_command(
+        "cat ${{inputs.given}}/a.txt ${{inputs.given}}/a.txt > ${{outputs.made}}/b.txt",
+        inputs={"given": Input(type="uri_folder")},
+        outputs={"made": folder()},
+    )
+
+    @dsl.pipeline(compute=SHORT)
+    def both():
+        first = write()
+        second = double(given=first.outputs.made)
+        return {"kept": first.outputs.made, "doubled": second.outputs.made}
+
+    job = ended(client, both())
+    for output in ("kept", "doubled"):
+        client.jobs.download(job.name, download_path=tmp_path, output_name=output)
+    texts = {file.name: file.read_text() for file in tmp_path.rglob("*.txt")}
+    assert (job.status, texts) == ("Completed", {"a.txt": "ab", "b.txt": "abab"})
+
+
+@pytest.mark.parametrize("kind", ["uri_folder", "mltable", "mlflow_model", "custom_model"])
+def test_an_output_with_a_name_is_an_asset_when_the_job_has_completed(client, kind):
+    from azure.ai.ml import Output
+
+    name = f"made-as-{kind}"
+    outputs = {"made": Output(type=kind, name=name, version="7")}
+    job = ended(client, make_command("echo ab > ${{outputs.made}}/a.txt", outputs=outputs))
+    assets = client.models if "model" in kind else client.data
+    found = assets.get(name, "7")
+    assert (job.status, found.type, f"{job.name}/made" in found.path) == ("Completed", kind, True)
+
+
+def test_an_output_with_a_name_and_no_version_gets_the_next_one(client):
+    for version in ("1", "2"):
+        job = make_command("true", outputs={"made": folder(name="counted")})
+        assert ended(client, job).outputs.made.version == version
+    assert client.data.get("counted", label="latest").version == "2"
+
+
+def test_no_asset_is_made_of_what_a_failed_job_left(client):
+    from azure.core.exceptions import ResourceNotFoundError
+
+    ended(client, make_command("exit 1", outputs={"made": folder(name="unfinished")}))
+    with pytest.raises(ResourceNotFoundError, match="unfinished"):
+        client.data.get("unfinished", "1")
+
+
+def test_an_output_of_a_node_lies_where_it_was_asked_for_and_under_the_name(client, stand_in):
+    from azure.ai.ml import Output, dsl
+
+    write = make_command("echo ab > ${{outputs.made}}", outputs={"made": Output(type="uri_file")})
+
+    @dsl.pipeline(compute=SHORT)
+    def placed():
+        place = "azureml://datastores/workspaceblobstore/paths/of-nodes/${{name}}/${{output_name}}.txt"
+        write().outputs.made = Output(type="uri_file", path=place, name="of-a-node", version="3")
+
+    job = ended(client, placed())
+    (node,) = client.jobs.list(parent_job_name=job.name)
+    file = stand_in.folder / f"blobs/azureml-blobstore/of-nodes/{node.name}/made.txt"
+    found = client.data.get("of-a-node", "3")
+    assert (file.read_text(), found.type) == ("ab\n", "uri_file")
+    assert found.path.endswith(f"paths/of-nodes/{node.name}/made.txt")
+
+
+def test_what_lies_in_outputs_and_logs_and_every_named_output_is_downloaded(client, tmp_path):
+    from azure.ai.ml import Output
+
+    place = "azureml://datastores/workspaceblobstore/paths/all-of-it/"
+    named = {"data": folder(path=place), "model": Output(type="mlflow_model")}
+    text = "mkdir -p logs outputs/deep; echo 1 > outputs/deep/a.txt; echo 2 > logs/b.txt; "
+    text += "echo 3 > ${{outputs.data}}/c.txt; echo 4 > ${{outputs.model}}/d.txt"
+    job = ended(client, make_command(text, outputs=named))
+    client.jobs.download(job.name, download_path=tmp_path, all=True)
+    found = {str(file.relative_to(tmp_path)): file.read_text().strip() for file in tmp_path.rglob("?.txt")}
+    assert found == {
+        "artifacts/outputs/deep/a.txt": "1",
+        "artifacts/logs/b.txt": "2",
+        "named-outputs/data/c.txt": "3",
+        "named-outputs/model/d.txt": "4",
+    }
+
+
+def test_what_a_failed_command_left_in_outputs_is_kept(client, tmp_path):
+    job = ended(client, make_command("mkdir -p outputs; echo 1 > outputs/a.txt; exit 3"))
+    client.jobs.download(job.name, download_path=tmp_path)
+    assert (job.status, (tmp_path / "artifacts/outputs/a.txt").read_text()) == ("Failed", "1\n")
+
+
+PYTORCH = {"type": "pytorch", "process_count_per_instance": 2}
+RANKS = 'echo "$RANK of $WORLD_SIZE, $LOCAL_RANK on node $NODE_RANK, $MASTER_ADDR ${MASTER_PORT:+named}"'
+
+
+@pytest.fixture(scope="module")
+def two_nodes(client) -> str:
+    from azure.ai.ml.entities import AmlCompute
+
+    wanted = AmlCompute(name="two-nodes", size="Standard_DS3_v2", max_instances=2)
+    return client.compute.begin_create_or_update(wanted).result().name
+
+
+def test_pytorch_processes_know_their_rank_and_number(client, two_nodes, tmp_path):
+    job = make_command(RANKS, distribution=PYTORCH, instance_count=2, compute=two_nodes)
+    lines = log_of(client, ended(client, job), tmp_path).splitlines()
+    assert sorted(line for line in lines if " of " in line) == [
+        f"{rank} of 4, {rank % 2} on node {rank // 2}, 127.0.0.1 named" for rank in range(4)
+    ]
+
+
+def test_a_node_of_a_pipeline_has_its_processes_and_variables_too(client, tmp_path):
+    from azure.ai.ml import dsl
+
+    write = make_command(
+        f"{RANKS}; echo $COLOUR", distribution=PYTORCH, environment_variables={"COLOUR": "b l u e"}
+    )
+
+    @dsl.pipeline(compute=SHORT)
+    def one():
+        write()
+
+    job = ended(client, one())
+    (node,) = client.jobs.list(parent_job_name=job.name)
+    lines = log_of(client, node, tmp_path).splitlines()
+    assert lines.count("b l u e") == 2 and "1 of 2, 1 on node 0, 127.0.0.1 named" in lines
+
+
+def test_one_process_that_fails_ends_the_others(client):
+    text = 'if [ "$RANK" = 1 ]; then exit 5; fi; sleep 600'
+    assert "as process 1 of 2 ended with exit status 5" in reason(
+        client, make_command(text, distribution=PYTORCH)
+    )
+
+
+@pytest.mark.parametrize("kind", ["mpi", "tensorflow", "ray"])
+def test_other_distributions_are_refused_by_name(client, kind):
+    from azure.ai.ml import MpiDistribution, RayDistribution, TensorFlowDistribution
+    from azure.core.exceptions import HttpResponseError
+
+    asked = {"mpi": MpiDistribution(), "tensorflow": TensorFlowDistribution(), "ray": RayDistribution()}
+    with pytest.raises(HttpResponseError, match=rf"(?i)distribution {kind} is not part of the stand-in"):
+        client.jobs.create_or_update(make_command("true", distribution=asked[kind]))
+
+
+def test_a_command_is_ended_at_its_timeout(client):
+    begun = time.monotonic()
+    words = reason(client, make_command("sleep 600", timeout=1))
+    assert "longer than its timeout of 1 s" in words and time.monotonic() - begun < 60
+
+
+@pytest.mark.parametrize("name", ["ghost:3", "azureml:ghost:3"])
+def test_an_environment_that_is_nowhere_is_refused(client, name):
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match="no environment named 'ghost'"):
+        client.jobs.create_or_update(make_command("true", environment=name))
+
+
+def test_an_environment_of_a_node_that_is_nowhere_is_refused(client):
+    from azure.ai.ml import dsl
+    from azure.core.exceptions import HttpResponseError
+
+    write = make_command("true", environment="ghost:3")
+
+    @dsl.pipeline(compute=SHORT)
+    def one():
+        write()
+
+    with pytest.raises(HttpResponseError, match="no environment named 'ghost'"):
+        client.jobs.create_or_update(one())
+
+
+def test_a_module_is_found_where_the_jobs_own_pythonpath_says(client, tmp_path):
+    code = tmp_path / "code"
+    (code / "library").mkdir(parents=True)
+    (code / "library/shapes_of_mine.py").write_text("print('found it')")
+    job = make_command(
+        "python -c 'import shapes_of_mine'", code=code, environment_variables={"PYTHONPATH": "library"}
+    )
+    assert "found it" in log_of(client, ended(client, job), tmp_path)
+
+
+def test_a_direct_input_is_its_address(client, tmp_path):
+    from azure.ai.ml import Input
+
+    address = "azureml://datastores/workspaceblobstore/paths/nowhere/x.csv"
+    given = {"table": Input(type="uri_file", path=address, mode="direct")}
+    job = make_command("echo ${{inputs.table}}", inputs=given)
+    assert "datastores/workspaceblobstore/paths/nowhere/x.csv" in log_of(client, ended(client, job), tmp_path)

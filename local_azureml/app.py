@@ -29,7 +29,7 @@ from local_azureml.control_plane import (
     registry,
     workspace,
 )
-from local_azureml.data_plane import blobs, history, hub, identity, scoring, tracking
+from local_azureml.data_plane import artifacts, blobs, history, hub, identity, scoring, tracking
 from local_azureml.doors import Doors
 from local_azureml.engine.deployments import Deployments
 from local_azureml.engine.jobs import Jobs
@@ -74,7 +74,7 @@ def create_app(local: Cloud) -> FastAPI:
     app.state.cloud = local
     operations.recover(local)
     app.state.hub = hub.Hub(SEEDS / "hub")
-    app.state.tracking = tracking.Tracking(local.folder)
+    app.state.tracking = tracking.Tracking(local)
     app.state.jobs = Jobs(local, app.state.tracking)
     app.state.deployments = Deployments(local)
     for service in CONTROL_PLANE:
@@ -83,7 +83,8 @@ def create_app(local: Cloud) -> FastAPI:
         app.include_router(service.public)
     for service in OWN_KEYS:
         app.include_router(service.router)
-    app.mount(tracking.PREFIX, tracking.Page(app.state.tracking))
+    served = artifacts.Addresses(tracking.Page(app.state.tracking), local, tracking.PREFIX)
+    app.mount(tracking.PREFIX, served)
     app.add_exception_handler(errors.AzureError, errors.on_azure_error)
     for storing in (OSError, sqlite3.Error):
         app.add_exception_handler(storing, errors.on_any_error)

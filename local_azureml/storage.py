@@ -29,15 +29,24 @@ TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 def signature(local: cloud.Cloud, container: str, expires: float | None = None) -> str:
     """Return the query string that opens a container until `expires`, by default for as long as a token."""
-    end = time.gmtime(time.time() + cloud.LIFETIME if expires is None else expires)
-    se = time.strftime(TIME, end)
-    return f"sv={VERSION}&sr=c&sp=racwdl&se={quote(se)}&sig={local.sign('container', container, se)}"
+    se, sig = signed(local, container, time.time() + cloud.LIFETIME if expires is None else expires)
+    return f"sv={VERSION}&sr=c&sp=racwdl&se={quote(se)}&sig={sig}"
+
+
+def signed(local: cloud.Cloud, container: str, expires: float) -> tuple[str, str]:
+    """Return the end of a signature that opens a container, and the signature itself."""
+    se = time.strftime(TIME, time.gmtime(expires))
+    return se, local.sign("container", container, se)
 
 
 def check_signature(request: Request) -> None:
     """Refuse a request whose address is not signed for its container, or no longer."""
-    local, container = cloud.current(request), request.path_params["container"]
-    given, se = (request.query_params.get(name, "") for name in ("sig", "se"))
+    se, sig = (request.query_params.get(name, "") for name in ("se", "sig"))
+    check(cloud.current(request), request.path_params["container"], se, sig)
+
+
+def check(local: cloud.Cloud, container: str, se: str, given: str) -> None:
+    """Refuse a signature that is not the container's, or is past its end."""
     if not hmac.compare_digest(given.encode(), local.sign("container", container, se).encode()):
         message = "the signature (sig) of the blob's address is not valid for its container and end (se)"
         raise AzureError(403, "AuthenticationFailed", message)

@@ -249,9 +249,10 @@ def test_a_job_right_after_the_start_meets_no_half_imported_mlflow(tmp_path):
     early = """
         import sys, threading
         from pathlib import Path
+        from local_azureml.cloud import SMALL_MODEL, Cloud
         from local_azureml.data_plane.tracking import Tracking
 
-        runs = Tracking(Path(sys.argv[1]))
+        runs = Tracking(Cloud(Path(sys.argv[1]), 1, SMALL_MODEL))
         loading = threading.Thread(target=runs.load)
         loading.start()
         while "mlflow" not in sys.modules:

@@ -68,9 +68,11 @@ def _counted(local: cloud.Cloud, document: dict) -> dict:
     """Return the document of an asset with its newest version and the one to follow its highest."""
     versions = local.state.children(f"{document['id']}/versions")
     numbers = [int(version["name"]) for version in versions if version["name"].isdecimal()]
-    counted = {"latestVersion": versions[-1]["name"], "nextVersion": str(max(numbers, default=0) + 1)}
-    if data_type := versions[-1]["properties"].get("dataType"):
-        counted["dataType"] = data_type
+    counted = {"nextVersion": str(max(numbers, default=0) + 1)}
+    for newest in versions[-1:]:  # MLflow makes models without versions
+        counted["latestVersion"] = newest["name"]
+        if data_type := newest["properties"].get("dataType"):
+            counted["dataType"] = data_type
     return {**document, "properties": {**document["properties"], **counted}}
 
 
@@ -175,6 +177,15 @@ def register(local: cloud.Cloud, kind: str, name: str, version: str, properties:
         if local.state.get(_base(kind, name)) is None:
             local.state.put(_base(kind, name), _new_container(kind, name))
     return document, before is None
+
+
+def create_container(local: cloud.Cloud, kind: str, name: str) -> dict:
+    """Return a new asset without versions; refuse one that is there."""
+    if not NAME.fullmatch(name):
+        raise user_error(f"{KINDS[kind]} name {name!r}: {NAME_RULE}")
+    if local.state.get(_base(kind, name)):
+        raise AzureError(409, "Conflict", f"there is a {KINDS[kind].lower()} named {name!r} already")
+    return local.state.put(_base(kind, name), _new_container(kind, name))
 
 
 def next_version(local: cloud.Cloud, kind: str, name: str) -> str:

@@ -7,6 +7,7 @@ from local_azureml.control_plane import datastores
 from local_azureml.errors import AzureError, not_found, user_error
 
 PLACEHOLDER = re.compile(r"\$\{\{\s*(\w+)\s*\}\}")
+ARTIFACTS = ("artifacts", "default")  # the outputs by which every job's logs, outputs and artifacts are named
 MODELS = ("mlflow_model", "custom_model", "triton_model")  # the types of outputs that are models
 
 
@@ -43,6 +44,8 @@ def written(local: cloud.Cloud, job: dict) -> dict[str, dict]:
 
 def lasting_uri(local: cloud.Cloud, uri: str) -> str:
     """Return the datastore address of a job's output; any other address as it is."""
+    if run := re.fullmatch(r"runs:/([^/]+)/(.+)", uri):
+        return datastores.uri("workspaceartifactstore", f"ExperimentRun/dcid.{run[1]}/{run[2]}")
     named = re.fullmatch(r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths)?(/.*)?", uri.rstrip("/"))
     if not named:
         return uri
@@ -56,6 +59,13 @@ def address(local: cloud.Cloud, job: str, output: str) -> str:
     if document is None:
         raise not_found("job", job, [j["name"] for j in local.state.children(f"{cloud.WORKSPACE_ID}/jobs")])
     known = document["properties"].get("outputs") or {}
+    if output in ARTIFACTS and output not in known:
+        known = {
+            **known,
+            output: {
+                "uri": datastores.uri("workspaceartifactstore", f"ExperimentRun/dcid.{document['name']}")
+            },
+        }
     if output not in known:
         raise user_error(f"the job {job!r} has no output {output!r}; it has: {', '.join(known) or 'none'}")
     uri = known[output]["uri"].rstrip("/")

@@ -10,6 +10,7 @@ from local_azureml import cloud
 from local_azureml.errors import AzureError
 
 router = APIRouter()
+LOGIN = "https://login.azure.local/"  # never asked; azure-identity takes none with a port
 USER = "00000000-0000-0000-0000-000000000002"
 
 
@@ -26,7 +27,7 @@ def metadata(request: Request) -> list[dict]:
             "resourceManager": f"{origin}/",
             "activeDirectoryDataLake": origin,
             "authentication": {
-                "loginEndpoint": f"{origin}/",
+                "loginEndpoint": LOGIN,
                 "audiences": [f"{origin}/", cloud.AUDIENCE],
                 "tenant": "common",
                 "identityProvider": "AAD",

@@ -7,27 +7,24 @@ import threading
 import time
 import warnings
 from contextlib import suppress
-from pathlib import Path
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_azureml import cloud
 from local_azureml.control_plane import operations
+from local_azureml.data_plane import artifacts
 from local_azureml.errors import AzureError
 
 PREFIX = f"/mlflow/v2.0{cloud.WORKSPACE_ID}"  # azureml-mlflow asks for v2.0 where the workspace says v1.0
-
-
-ROOT = "mlflow-artifacts:/"
-OWN_ROOT = re.compile(f"{ROOT}(?!/)")  # two slashes would name a host
+OWN_ROOT = re.compile(f"{artifacts.STORED}(?!/)")  # two slashes would name a host
 
 
 class Tracking:
     """MLflow's own server app and its store, on a SQLite file of the data folder."""
 
-    def __init__(self, folder: Path):
-        self._folder = folder
+    def __init__(self, local: cloud.Cloud):
+        self._local, self._folder = local, local.folder
         self._lock = threading.Lock()
         self._storing = threading.Lock()  # while there is something half-written
         self._closed = False
@@ -51,8 +48,8 @@ class Tracking:
     def _load(self) -> tuple:
         uri = f"sqlite:///{self._folder / 'mlflow.sqlite'}"
         os.environ["_MLFLOW_SERVER_FILE_STORE"] = uri  # read when mlflow.server is imported
-        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = ROOT
-        os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = (self._folder / "mlflow-artifacts").as_uri()
+        os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = artifacts.ROOT
+        os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = self._local.blobs.as_uri()
         os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = "localhost:*,127.0.0.1:*"
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -62,23 +59,43 @@ class Tracking:
             warnings.simplefilter("ignore")  # MLflow's own use of what Starlette deprecates
             from mlflow.exceptions import MlflowException
             from mlflow.server.fastapi_app import app
-            from mlflow.server.handlers import _tracking_store_registry
+            from mlflow.server.handlers import _model_registry_store_registry, _tracking_store_registry
+            from mlflow.store.tracking.dbmodels.models import SqlLoggedModel, SqlRun
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
+            from local_azureml.data_plane.models import Models
+
         class OwnArtifacts(SqlAlchemyStore):
-            """MLflow's store, with all artifacts below one root: all roots follow their experiment's."""
+            """MLflow's store, with a run's artifacts, and the models among them, where its job's logs are."""
 
             def create_experiment(self, name, artifact_location=None, tags=None):
                 if artifact_location and not OWN_ROOT.match(artifact_location):
-                    message = f"artifacts lie below {ROOT} here, not at {artifact_location!r}: leave it out"
+                    root = artifacts.STORED
+                    message = f"artifacts lie below {root} here, not at {artifact_location!r}: leave it out"
                     raise MlflowException.invalid_parameter_value(message)
                 return super().create_experiment(name, artifact_location, tags)
+
+            def create_run(self, *asked, **named):
+                made = super().create_run(*asked, **named)
+                with self.ManagedSessionMaker(read_only=False) as session:
+                    session.get(SqlRun, made.info.run_id).artifact_uri = artifacts.of_run(made.info.run_id)
+                return self.get_run(made.info.run_id)
+
+            def create_logged_model(self, *asked, **named):
+                made = super().create_logged_model(*asked, **named)
+                if made.source_run_id:
+                    place = f"{artifacts.of_run(made.source_run_id)}/{made.name}"
+                    with self.ManagedSessionMaker(read_only=False) as session:
+                        session.get(SqlLoggedModel, made.model_id).artifact_location = place
+                return self.get_logged_model(made.model_id)
 
         with self._storing:
             if self._closed:
                 raise operations.stopped()
-            store = OwnArtifacts(uri, ROOT)
+            store = OwnArtifacts(uri, artifacts.ROOT)
+        models = Models(self._local, store)
         _tracking_store_registry.register("sqlite", lambda **_: store)
+        _model_registry_store_registry.register("sqlite", lambda **_: models)
         return app, store
 
     def warm(self) -> None:
@@ -117,7 +134,7 @@ class Tracking:
                     entry_point_name="",
                     source_version="",
                     lifecycle_stage=LifecycleStage.ACTIVE,
-                    artifact_uri=f"mlflow-artifacts:/{experiment_id}/{name}/artifacts",
+                    artifact_uri=artifacts.of_run(name),
                     tags=[SqlTag(key=key, value=value) for key, value in all_tags.items()],
                 )
             )

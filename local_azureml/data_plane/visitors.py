@@ -10,12 +10,13 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from local_azureml import cloud
-from local_azureml.data_plane import identity, tracking
+from local_azureml.data_plane import artifacts, identity, tracking
 from local_azureml.errors import AzureError, user_error
 
 COOKIE = "local_azureml_visitor"
 LIFETIME = 12 * 3600  # seconds
 LINKS = "/runs"
+NOT_THE_PAGES = ("/api/", "/ajax-api/2.0/mlflow-artifacts/")
 READING = (  # what the page asks for with POST, and changes nothing
     "/graphql",  # a run's page; its one mutation echoes what it is given
     "/ajax-api/2.0/mlflow/runs/search",
@@ -62,10 +63,11 @@ def check_reader(request: Request) -> None:
     if posixpath.normpath(path) != (path.rstrip("/") or "/"):
         raise user_error(f"the path {path!r} is not written out", "InvalidPath")
     if "authorization" in request.headers:
-        return identity.check_token(request)
+        basic = request.headers["authorization"].lower().startswith("basic ")
+        return artifacts.check_signature(request) if basic else identity.check_token(request)
     below = path.removeprefix(tracking.PREFIX)
     reads = request.method in ("GET", "HEAD") or below in READING
-    if not (reads and not below.startswith("/api/") and _has_cookie(request) and _is_own_page(request)):
+    if not (reads and not below.startswith(NOT_THE_PAGES) and _has_cookie(request) and _is_own_page(request)):
         raise _refused()
 
 

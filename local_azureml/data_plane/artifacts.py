@@ -1,0 +1,114 @@
+"""Artifacts of MLflow's: files of the artifact store, at addresses that any client of MLflow can read.
+
+MLflow's own form, mlflow-artifacts:/, is read only where the tracking server is named by https, and that of
+Azure's plugin not by every MLflow. So clients are told https addresses with a signature of the container in
+them, as a blob has; stored is MLflow's own form.
+"""
+
+import base64
+import re
+import time
+from urllib.parse import quote, unquote
+
+from fastapi import Request
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from local_azureml import cloud, storage
+from local_azureml.control_plane import datastores
+from local_azureml.errors import AzureError
+
+STORED = "mlflow-artifacts:/"
+ROOT = f"{STORED}{storage.CONTAINERS['workspaceartifactstore']}/ExperimentRun"
+SERVED = "/api/2.0/mlflow-artifacts/artifacts"
+HOLDING = re.compile(r"/api/\d\.\d/(mlflow/|.*/MLmodel$)")  # what holds addresses of artifacts
+TOLD = re.compile(rf"{STORED}({'|'.join(storage.CONTAINERS.values())})(?=[/\"])")
+
+
+def of_run(run: str) -> str:
+    """Return the address, as it is stored, of a run's artifacts: where its job's logs and outputs are."""
+    return f"{ROOT}/dcid.{run}"
+
+
+def datastore_uri(address: str) -> str:
+    """Return the datastore's address of what lies at an address of MLflow's; any other as it is."""
+    container, _, path = address.removeprefix(STORED).lstrip("/").partition("/")
+    names = {held: name for name, held in storage.CONTAINERS.items()}
+    known = address.startswith(STORED) and container in names
+    return datastores.uri(names[container], path) if known else address
+
+
+def stored(address: str) -> str:
+    """Return the address in MLflow's form of what lies at a datastore's address; any other as it is."""
+    named = datastores.ADDRESS.fullmatch(address)
+    container = named and storage.CONTAINERS.get(named[1])
+    return f"{STORED}{container}/{named[2].rstrip('/')}" if container else address
+
+
+def check_signature(request: Request) -> None:
+    """Refuse a request for artifacts whose user and password are not a signature of their container."""
+    scheme, _, given = request.headers["authorization"].partition(" ")
+    path = request.scope["path"].partition(SERVED)[2] or request.query_params.get("path", "")
+    container = path.strip("/").partition("/")[0]
+    try:
+        expires, _, signature = base64.b64decode(given).decode().rpartition(":")
+    except ValueError:
+        expires, signature = "", ""
+    if SERVED not in request.scope["path"] or scheme.lower() != "basic":
+        raise AzureError(401, "AuthenticationFailed", "a signature opens artifacts only")
+    storage.check(cloud.current(request), container, unquote(expires), signature)
+
+
+class Addresses:
+    """Tells clients with a token the signed addresses of artifacts, and takes those back."""
+
+    def __init__(self, app: ASGIApp, local: cloud.Cloud, prefix: str):
+        self.app, self._local = app, local
+        self._prefix = prefix
+        served = re.escape(f"{prefix}{SERVED}/")
+        self._signed = re.compile(
+            rf"https://[^\s\"@/]+@(?:localhost|127\.0\.0\.1):\d+{served}", re.IGNORECASE
+        )
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        below = scope["path"].partition(self._prefix)[2]
+        if "authorization" not in Headers(scope=scope) or not HOLDING.match(below):
+            return await self.app(scope, receive, send)
+        asked = await _whole(receive)
+        content = self._signed.sub(STORED, asked.decode("utf-8", "surrogateescape"))
+        asked = content.encode("utf-8", "surrogateescape")
+        headers = MutableHeaders(raw=list(scope["headers"]))
+        headers["content-length"] = str(len(asked))
+        pending: list[Message] = [{"type": "http.request", "body": asked}]
+        start, told = {}, bytearray()
+
+        async def taken_back() -> Message:
+            return pending.pop() if pending else await receive()
+
+        async def signed(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                start.update(message)
+                return
+            told.extend(message.get("body", b""))
+            if not message.get("more_body"):
+                body = TOLD.sub(self._address, told.decode("utf-8", "surrogateescape"))
+                body = body.encode("utf-8", "surrogateescape")
+                MutableHeaders(scope=start)["content-length"] = str(len(body))
+                await send(start)
+                await send({"type": "http.response.body", "body": body})
+
+        await self.app({**scope, "headers": headers.raw}, taken_back, signed)
+
+    def _address(self, found: re.Match) -> str:
+        expires, signature = storage.signed(self._local, found[1], time.time() + cloud.LIFETIME)
+        host = self._local.origin.removeprefix("https://")
+        return f"https://{quote(expires, safe='')}:{signature}@{host}{self._prefix}{SERVED}/{found[1]}"
+
+
+async def _whole(receive: Receive) -> bytes:
+    content, more = bytearray(), True
+    while more:
+        message = await receive()
+        content += message.get("body", b"")
+        more = message.get("more_body", False)
+    return bytes(content)

@@ -79,6 +79,9 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--poll", type=float, default=1.0, help="seconds that Retry-After asks clients to wait"
     )
+    parser.add_argument(
+        "--one-python", action="store_true", help="make no environments: run all in the stand-in's own Python"
+    )
 
 
 def bind(port: int) -> socket.socket:
@@ -144,7 +147,7 @@ class Server:
         self._lock = claimed(folder)
         self._listener = bind(options.port)
         port = self._listener.getsockname()[1]
-        self.cloud = cloud.Cloud(folder, port, model, options.poll, faults)
+        self.cloud = cloud.Cloud(folder, port, model, options.poll, faults, options.one_python)
         from local_azureml.app import create_app
         from local_azureml.doors import Patience
 

@@ -1,10 +1,11 @@
-"""Installs what pip's arguments name into the running Python's environment: with uv, or else with pip.
+"""Installs what pip's arguments name into an environment, by default this Python's: with uv, or else pip.
 
 uv is several times faster, but reads none of pip's settings, so pip's sources of packages are handed to it:
 else it could fetch another build of torch than pip, with gigabytes of CUDA. Where pip is set to anything that
 has no counterpart here, and where uv can't be had, pip does the work.
 
 python tools/install.py -r requirements.txt -c constraints.txt
+python tools/install.py --python OTHER/bin/python -r requirements.txt
 """
 
 import ast
@@ -39,19 +40,19 @@ def read_settings() -> dict[str, str]:
     return settings
 
 
-def find_uv() -> str | None:
-    """Return the path of uv, installed where there is none; None where it can't be had."""
+def find_uv(python: str) -> str | None:
+    """Return the path of uv, installed where there is none and it is wanted; None where it can't be had."""
     own = Path(sys.executable).with_name("uv")
     if found := shutil.which("uv"):
         return found
-    if not own.exists():
+    if not own.exists() and python == sys.executable:
         subprocess.run([*PIP, "install", "--quiet", "uv"], stderr=subprocess.DEVNULL)
     return str(own) if own.exists() else None
 
 
-def install_with_uv(uv: str, settings: dict[str, str], arguments: list[str]) -> int:
+def install_with_uv(uv: str, python: str, settings: dict[str, str], arguments: list[str]) -> int:
     """Return uv's exit status; it takes its packages from where pip would, and of each what pip would."""
-    command = [uv, "pip", "install", "--python", sys.executable, "--index-strategy", "unsafe-best-match"]
+    command = [uv, "pip", "install", "--python", python, "--index-strategy", "unsafe-best-match"]
     if sys.dont_write_bytecode:  # else each module is compiled when it is first imported, few of them
         command += ["--compile-bytecode"]
     variables = {COUNTERPARTS[name]: value for name, value in settings.items() if name in COUNTERPARTS}
@@ -63,12 +64,15 @@ def install_with_uv(uv: str, settings: dict[str, str], arguments: list[str]) -> 
 
 def main(arguments: list[str]) -> int:
     """Return the exit status of the installer."""
+    python = sys.executable
+    if arguments[:1] == ["--python"]:
+        _, python, *arguments = arguments
     settings = read_settings()
-    if settings.keys() <= COUNTERPARTS.keys() | NOT_NEEDED and (uv := find_uv()):
-        if install_with_uv(uv, settings, arguments) == 0:
+    if settings.keys() <= COUNTERPARTS.keys() | NOT_NEEDED and (uv := find_uv(python)):
+        if install_with_uv(uv, python, settings, arguments) == 0:
             return 0
         print("uv did not succeed: pip tries the same", file=sys.stderr)
-    return subprocess.run([*PIP, "install", *arguments]).returncode
+    return subprocess.run([*PIP, "--python", python, "install", *arguments]).returncode
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ KINDS = {
     "codes": "Code",
     "components": "Component",
 }
+CURATED = "an image of Azure's own"  # no curated environment has a conda file that could be read
 PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
 SHARED = ("description", "isArchived", "tags", "properties")  # by all versions of an asset
 PATH = f"{cloud.WORKSPACE_PATH}/{{kind}}"
@@ -59,9 +60,17 @@ def find_container(local: cloud.Cloud, kind: str, name: str) -> dict:
         found = local.state.get(_base(kind, name))
         if found:
             return _counted(local, found)
+        if _is_curated(kind, name):
+            container = _new_container(kind, name)
+            return {**container, "properties": {**container["properties"], "latestVersion": "1"}}
         known = ", ".join(entry["name"] for entry in local.state.children(_base(kind))) or "none"
         message = f"no {KINDS[kind].lower()} named {name!r} in the workspace; there is: {known}"
         raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
+
+
+def _is_curated(kind: str, name: str) -> bool:
+    """Return whether a name is that of an environment that Azure keeps in every workspace; all are alike."""
+    return kind == "environments" and name.lower().startswith("azureml-")
 
 
 def _counted(local: cloud.Cloud, document: dict) -> dict:
@@ -132,6 +141,8 @@ def show(
 def find(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
     """Return the document of a version, or refuse with the versions that there are."""
     found = local.state.get(f"{_base(kind, name)}/versions/{version}")
+    if found is None and _is_curated(kind, name):
+        return _document(kind, name, version, {"image": CURATED, "environmentType": "Curated"}, None)
     if found is None:
         find_container(local, kind, name)
         known = ", ".join(v["name"] for v in local.state.children(f"{_base(kind, name)}/versions"))

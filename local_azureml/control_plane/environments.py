@@ -1,6 +1,8 @@
-"""Environments as jobs and deployments name them."""
+"""Environments as jobs and deployments name them, and what their specifications ask for."""
 
 import re
+
+import yaml
 
 from local_azureml import cloud
 from local_azureml.control_plane import assets, registry
@@ -10,16 +12,70 @@ IN_WORKSPACE = re.compile(
     r"(?:azureml:)?/subscriptions/.*/environments/([^/]+)/versions/([^/]+)", re.IGNORECASE
 )
 IN_REGISTRY = re.compile(
-    r"azureml://registries/([^/]+)/environments/[^/]+/(?:versions|labels)/[^/]+", re.IGNORECASE
+    r"azureml://registries/([^/]+)/environments/([^/]+)/(?:versions|labels)/([^/]+)", re.IGNORECASE
 )
+REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)\s*(.*)")  # of conda: a name, and what versions it may have
+ON_INDEX = {  # the names on Python's package index of what conda calls otherwise
+    "pytorch": "torch",
+    "pytorch-cpu": "torch",
+    "pytorch-gpu": "torch",
+    "tensorflow-gpu": "tensorflow",
+    "matplotlib-base": "matplotlib",
+    "py-xgboost": "xgboost",
+    "opencv": "opencv-python",
+    "msgpack-python": "msgpack",
+    "dask-core": "dask",
+    "pytables": "tables",
+}
+THE_ENVIRONMENTS_OWN = ("python", "pip", "setuptools", "wheel")
 
 
-def check(local: cloud.Cloud, identifier: str) -> None:
-    """Refuse an environment that is nowhere; those of the registry are not looked at, since none is built."""
+def check(local: cloud.Cloud, identifier: str) -> dict:
+    """Return an environment's name, Python, requirements and what is left out; refuse one that is nowhere.
+
+    `requirements` are pip's; None says that there is no specification, and `instead` why.
+    """
     if named := IN_WORKSPACE.fullmatch(identifier):
-        assets.find(local, "environments", *named.groups())
-    elif named := IN_REGISTRY.fullmatch(identifier):
+        properties = assets.find(local, "environments", *named.groups())["properties"]
+        name = ":".join(named.groups())
+        if conda := properties.get("condaFile"):
+            return {"name": name, **_read(name, conda)}
+        source = properties.get("image") or "a Dockerfile"
+        says = "" if source == assets.CURATED else ", which has no conda file,"
+        return {"name": name, "requirements": None, "instead": f"{source}{says}"}
+    if named := IN_REGISTRY.fullmatch(identifier):
         if named[1].lower() != registry.NAME:
             raise not_found("registry", named[1], [registry.NAME])
-    else:
-        raise user_error(f"{identifier!r} is not the id of an environment", "InvalidEnvironmentId")
+        return {"name": named[2], "requirements": None, "instead": assets.CURATED}
+    raise user_error(f"{identifier!r} is not the id of an environment", "InvalidEnvironmentId")
+
+
+def _read(name: str, conda: str) -> dict:
+    """Return the Python and pip's requirements that a conda file asks for."""
+    try:
+        listed = (yaml.safe_load(conda) or {}).get("dependencies") or []
+        own = [each for each in listed if isinstance(each, str)]
+        of_pip = [line for each in listed if isinstance(each, dict) for line in each.get("pip") or []]
+    except (yaml.YAMLError, AttributeError, TypeError) as error:
+        raise user_error(f"the conda file of the environment {name!r} can't be read: {error}") from None
+    return specification(own, [str(line) for line in of_pip])
+
+
+def specification(conda: list[str], pip: list[str]) -> dict:
+    """Return the Python and pip's requirements of what conda and pip are asked for, each in its own words."""
+    python, requirements = None, []
+    for text in conda:
+        found = REQUIREMENT.fullmatch(text.rpartition("::")[2].strip())
+        name, versions = (found[1].lower(), found[2].replace(" ", "")) if found else (text, "")
+        if name == "python":
+            python = versions.lstrip("=<>~!").partition(",")[0].removesuffix(".*") or None
+        elif name not in THE_ENVIRONMENTS_OWN:
+            requirements.append(ON_INDEX.get(name, name) + _pips(versions))
+    return {"python": python, "requirements": [*requirements, *pip]}
+
+
+def _pips(versions: str) -> str:
+    """Return the versions that conda would take in pip's words: =1.2 and =1.2=build are ==1.2.*"""
+    if not versions.startswith("=") or versions.startswith("=="):
+        return versions
+    return f"=={versions.lstrip('=').partition('=')[0].removesuffix('.*')}.*"

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from local_azureml.engine import processes
+from local_azureml.engine import environments, processes
 from local_azureml.engine.processes import UserError
 
 CODE = "code"  # the folder in which a command runs
@@ -31,7 +31,8 @@ def run(specification: dict) -> None:
         if source:
             shutil.copy(source, code)
     command = ["bash", "-c", fill(specification)]
-    environment = processes.here.environment | specification["variables"]
+    python = environments.python_of(specification["environment"], Path(specification["environments"]))
+    environment = environments.variables(python, processes.here.environment) | specification["variables"]
     _wait(
         [psutil.Popen(command, cwd=code, env=environment | rank) for rank in _ranks(specification)],
         specification["timeout"],

@@ -47,6 +47,8 @@ def of_node(
                 name: str(datastores.folder_at(local, output["uri"])) for name, output in outputs.items()
             },
             "files": [name for name, output in outputs.items() if output["jobOutputType"] == "uri_file"],
+            "environment": None if local.one_python else _environment(local, spec, node),
+            "environments": str(local.folder / "environments"),
             "variables": asked(spec, node, "environment_variables"),
             "nodes": nodes,
             "processes": _processes(asked(spec, node, "distribution")),
@@ -65,9 +67,13 @@ def input_values(inputs: dict) -> dict:
 
 def check(local: cloud.Cloud, spec: dict, node: dict) -> None:
     """Refuse a command whose environment is nowhere, or that asks for what is not played."""
-    if environment := str(spec.get("environment") or ""):
-        environments.check(local, environment)
+    _environment(local, spec, node)
     _processes(asked(spec, node, "distribution"))
+
+
+def _environment(local: cloud.Cloud, spec: dict, node: dict) -> dict | None:
+    identifier = str(spec.get("environment") or node.get("environmentId") or "")
+    return environments.check(local, identifier) if identifier else None
 
 
 def _processes(distribution: dict) -> int | None:

@@ -1,0 +1,113 @@
+"""Virtual environments of jobs and deployments: made once for a specification, with nothing of ours in it."""
+
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import filelock
+
+from local_azureml.engine.processes import UserError
+
+INSTALLER = Path(__file__).parents[2] / "tools" / "install.py"
+MADE = "made"  # in an environment's folder, once all is installed
+PINNED = re.compile(r"\s*(==|~=|===)\s*[^;,\s]+")
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def python_of(specification: dict | None, folder: Path) -> str:
+    """Return the path of the Python for a specification, made below `folder` where it is not there yet.
+
+    The log says first what is used; what can't be installed is a UserError with the installer's own words.
+    """
+    if specification is None:
+        return sys.executable
+    if specification["requirements"] is None:
+        said = f"{specification['instead']} is not run here: the stand-in's own Python {OWN} is"
+        print(f"environment {specification['name']}: {said}", flush=True)
+        return sys.executable
+    asked, requirements = specification["python"], specification["requirements"]
+    base = _find(asked) if asked else sys.executable
+    substitute = asked is not None and base is None
+    base = base or sys.executable
+    wanted = [base, requirements]
+    place = folder / hashlib.sha256(json.dumps(wanted).encode()).hexdigest()[:16]
+    python = place / "bin" / "python"
+    said = f"Python {asked} is not on this machine: {OWN} in its place" if substitute else f"Python {base}"
+    print(f"environment {specification['name']}: {said}, {len(requirements)} requirements", flush=True)
+    folder.mkdir(parents=True, exist_ok=True)
+    with filelock.FileLock(place.with_suffix(".lock")):
+        if (place / MADE).exists():
+            print(f"environment {specification['name']}: as made before", flush=True)
+        else:
+            begun = time.monotonic()
+            _make(place, base, requirements, substitute)
+            (place / MADE).touch()
+            print(
+                f"environment {specification['name']}: made in {time.monotonic() - begun:.1f} s", flush=True
+            )
+    return str(python)
+
+
+def variables(python: str, inherited: dict[str, str]) -> dict[str, str]:
+    """Return the variables with which a program finds that Python, and nothing of the stand-in's, first."""
+    if python == sys.executable:
+        return inherited
+    bins = Path(python).parent
+    ours = Path(sys.executable).parent
+    others = [place for place in inherited.get("PATH", os.defpath).split(os.pathsep) if Path(place) != ours]
+    return inherited | {"PATH": os.pathsep.join([str(bins), *others]), "VIRTUAL_ENV": str(bins.parent)}
+
+
+def _find(version: str) -> str | None:
+    """Return a Python of that version which can be run here, if there is one."""
+    if version == OWN or sys.version.startswith(f"{version} "):
+        return sys.executable
+    short = ".".join(version.split(".")[:2])
+    candidates = [shutil.which(f"python{short}")]
+    candidates += sorted(Path.home().glob(f".pyenv/versions/{short}.*/bin/python"))
+    candidates += sorted(Path.home().glob(f".local/share/uv/python/cpython-{short}.*/bin/python"))
+    for candidate in filter(None, candidates):
+        told = subprocess.run([candidate, "-c", "import sys, venv; print(sys.version)"], capture_output=True)
+        if told.returncode == 0:
+            return str(candidate)
+    return None
+
+
+def _make(place: Path, base: str, requirements: list[str], substitute: bool) -> None:
+    shutil.rmtree(place, ignore_errors=True)
+    made = subprocess.run([base, "-m", "venv", "--without-pip", place], capture_output=True, text=True)
+    if made.returncode:
+        raise UserError(f"{base} makes no virtual environment: {made.stdout}{made.stderr}")
+    failure = _install(place, requirements)
+    if failure and substitute:
+        loosened = [PINNED.sub("", line) for line in requirements]
+        print("with these versions there is nothing for this Python: without them", flush=True)
+        failure = _install(place, loosened)
+    if failure:
+        raise UserError(f"the environment can't be made: {failure}")
+
+
+def _install(place: Path, requirements: list[str]) -> str:
+    """Install, and return why that failed; an empty string where it did not."""
+    file = place / "requirements.txt"
+    file.write_text("\n".join(requirements) + "\n", encoding="utf-8")
+    command = [sys.executable, INSTALLER, "--python", place / "bin" / "python", "-r", file]
+    quietly = {**os.environ, "PIP_PROGRESS_BAR": "off", "UV_NO_PROGRESS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, env=quietly)
+    print(done.stdout[-2000:] + done.stderr[-4000:], flush=True)
+    return "" if done.returncode == 0 else _reason(done.stderr)
+
+
+def _reason(said: str) -> str:
+    """Return the lines in which pip or uv names what can't be had."""
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
+    named = [
+        line for line in lines if re.search(r"ERROR|Because|no version|not found|failed", line, re.IGNORECASE)
+    ]
+    return " ".join(dict.fromkeys((named or lines)[-4:]))[:1000]

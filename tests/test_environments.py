@@ -1,0 +1,151 @@
+"""A job's environment is one of its own, made of its specification; packages come from a folder of wheels."""
+
+import subprocess
+import sys
+import zipfile
+
+import pytest
+from conftest import client_of
+from test_commands import ended, log_of, make_command, reason
+
+from local_azureml.control_plane.environments import specification
+
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def wheel(folder, name: str, version: str) -> None:
+    """Write a package of one module, which says its version."""
+    information = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", f"VERSION = {version!r}\n")
+        file.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        file.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{information}/RECORD", "")
+
+
+@pytest.fixture
+def stocked(tmp_path, monkeypatch, stand_in_with):
+    """A stand-in whose installer finds two versions of the package `localmade`, and nothing else."""
+    shelf = tmp_path / "wheels"
+    shelf.mkdir()
+    for version in ("1.0", "2.0"):
+        wheel(shelf, "localmade", version)
+    for name, value in {
+        "PIP_NO_INDEX": "1",
+        "PIP_FIND_LINKS": str(shelf),
+        "PIP_CONFIG_FILE": "/dev/null",
+    }.items():
+        monkeypatch.setenv(name, value)
+    return stand_in_with()
+
+
+def environment(*lines: str, name: str = "made", **options):
+    """Return an environment with a conda file of these lines, those after "pip:" for pip."""
+    from azure.ai.ml.entities import Environment
+
+    of_conda, of_pip = (
+        (lines[: lines.index("pip:")], lines[lines.index("pip:") + 1 :]) if "pip:" in lines else (lines, ())
+    )
+    dependencies = [*of_conda, *([{"pip": list(of_pip)}] if of_pip else [])]
+    return Environment(
+        name=name, image="ubuntu", conda_file={"name": "x", "dependencies": dependencies}, **options
+    )
+
+
+SHOW = "python -c 'import localmade, sys; print(localmade.VERSION, sys.prefix)'"
+
+
+@pytest.mark.parametrize(
+    ("lines", "version"),
+    [(("localmade=1.0",), "1.0"), ((f"python={OWN}", "pip", "pip:", "localmade"), "2.0")],
+)
+def test_a_command_runs_in_the_environment_that_its_conda_file_asks_for(stocked, tmp_path, lines, version):
+    job = ended(client_of(), make_command(SHOW, environment=environment(*lines)))
+    shown = log_of(client_of(), job, tmp_path / "logs").splitlines()[-1]
+    assert shown.startswith(f"{version} {stocked.cloud.folder}/environments/")
+
+
+def test_an_environment_has_nothing_of_the_stand_in(stocked):
+    job = make_command("python -c 'import fastapi'", environment=environment("localmade"))
+    assert ended(client_of(), job).status == "Failed"
+
+
+def test_an_environment_is_made_once(stocked, tmp_path):
+    texts = []
+    for number in "ab":
+        asked = environment("localmade", name=f"made-{number}")
+        job = ended(client_of(), make_command("true", environment=asked))
+        texts.append(log_of(client_of(), job, tmp_path / number))
+    assert ["as made before" in text for text in texts] == [False, True]
+
+
+def test_what_a_job_installs_stays_in_its_environment(stocked, tmp_path):
+    text = "python -m ensurepip >/dev/null && python -m pip install localmade==1.0"
+    assert (
+        ended(client_of(), make_command(text, environment=environment("localmade=2.0"))).status == "Completed"
+    )
+    found = subprocess.run([sys.executable, "-c", "import localmade"], capture_output=True)
+    assert found.returncode == 1
+
+
+def test_a_package_that_cannot_be_had_is_named(stocked):
+    words = reason(client_of(), make_command("true", environment=environment("pip:", "no-such-thing==3")))
+    assert "the environment can't be made" in words and "no-such-thing==3" in words
+
+
+def test_a_python_that_is_not_here_is_named_and_so_is_the_one_in_its_place(stocked, tmp_path):
+    job = ended(client_of(), make_command(SHOW, environment=environment("python=3.2", "localmade=1.0")))
+    assert f"Python 3.2 is not on this machine: {OWN} in its place" in log_of(
+        client_of(), job, tmp_path / "logs"
+    )
+
+
+def test_an_image_without_a_specification_is_named_in_the_first_line_of_the_log(client, tmp_path):
+    first = log_of(client, ended(client, make_command("true")), tmp_path).splitlines()[0]
+    assert "python:3.11, which has no conda file, is not run here: the stand-in's own Python" in first
+
+
+def test_a_curated_environment_is_named_in_the_first_line_of_the_log(client, tmp_path):
+    name = "azureml://registries/azureml/environments/sklearn-1.5/versions/9"
+    first = log_of(client, ended(client, make_command("true", environment=name)), tmp_path).splitlines()[0]
+    assert first.startswith("environment sklearn-1.5: an image of Azure's own is not run here")
+
+
+@pytest.mark.parametrize(
+    "name", ["AzureML-sklearn-1.0-ubuntu20.04-py38-cpu@latest", "AzureML-tensorflow-2:3"]
+)
+def test_a_curated_name_is_known_in_the_workspace_too(client, tmp_path, name):
+    job = ended(client, make_command("true", environment=name))
+    assert "an image of Azure's own is not run here" in log_of(client, job, tmp_path)
+
+
+def test_one_python_for_all_is_an_option(stand_in_with, tmp_path):
+    stand_in_with(options=("--one-python",))
+    job = ended(
+        client_of(), make_command("python -c 'import torch'", environment=environment("localmade=1.0"))
+    )
+    assert job.status == "Completed"
+
+
+def test_a_conda_file_that_cannot_be_read_is_refused(client):
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match=r"the conda file of the environment .* can't be read"):
+        client.jobs.create_or_update(make_command("true", environment=environment({"pip": 3})))
+
+
+@pytest.mark.parametrize(
+    ("conda", "python", "requirements"),
+    [
+        (["python=3.8", "numpy=1.21.2"], "3.8", ["numpy==1.21.2.*"]),
+        (["python>=3.9,<3.12", "pandas>=1.1,<1.2"], "3.9", ["pandas>=1.1,<1.2"]),
+        (["python==3.10.4", "scipy==1.7.1"], "3.10.4", ["scipy==1.7.1"]),
+        (["conda-forge::pytorch=1.13=py38_0", "pip=21.2.4"], None, ["torch==1.13.*"]),
+        (["python 3.8", "scikit-learn"], "3.8", ["scikit-learn"]),
+        (["matplotlib-base=3.5.*"], None, ["matplotlib==3.5.*"]),
+    ],
+)
+def test_what_conda_asks_for_is_said_in_pips_words(conda, python, requirements):
+    assert specification(conda, ["x"]) == {"python": python, "requirements": [*requirements, "x"]}

@@ -175,6 +175,28 @@ def test_other_kinds_of_jobs_are_not_played(http, arm):
     )
 
 
+def test_a_sweep_in_a_pipeline_is_refused_as_a_sweep(client, cluster):
+    from azure.ai.ml import dsl
+    from azure.ai.ml.sweep import Choice
+    from azure.core.exceptions import HttpResponseError
+
+    tried = make_job(cluster, "echo ${{inputs.rate}}", inputs={"rate": 1})
+
+    @dsl.pipeline(compute=cluster)
+    def swept():
+        sweep = tried(rate=Choice([1, 2])).sweep(
+            primary_metric="loss", goal="minimize", sampling_algorithm="random", compute=cluster
+        )
+        sweep.set_limits(max_total_trials=2)
+
+    begun = time.monotonic()
+    with pytest.raises(
+        HttpResponseError, match="the node 'sweep' of the type sweep is not part of the stand-in"
+    ):
+        client.jobs.create_or_update(swept())
+    assert time.monotonic() - begun < 10
+
+
 def test_a_pipeline_of_commands_passes_outputs_on(client, cluster, tmp_path):
     from azure.ai.ml import Input, Output, dsl
 

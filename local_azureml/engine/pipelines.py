@@ -11,6 +11,7 @@ from local_azureml.engine.journal import Journal
 from local_azureml.engine.steps import PIPELINE_LOG, REASON, STEP_LOG, TRAINING, Step, StepError, Steps
 from local_azureml.errors import AzureError, user_error
 
+PLAYED = ("command", "pipeline")  # the types of nodes that may be
 FINE_TUNING = "chat_completion_pipeline"
 BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.(\w+)\s*\}\}")
 NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}")
@@ -122,12 +123,11 @@ def check_pipeline(local: cloud.Cloud, properties: dict) -> None:
     if not properties.get("jobs"):
         raise user_error("the pipeline has no nodes")
     for key, node in properties["jobs"].items():
-        spec = component(local, node)
+        kind = str(node.get("type") or "command")
+        spec = component(local, node) if kind in PLAYED else {"name": "", "type": kind}
         if spec["name"] != FINE_TUNING and "command" not in spec:
-            kind = spec.get("type")
-            raise AzureError(
-                501, "NotImplemented", f"the node {key!r} of the type {kind} is not part of the stand-in"
-            )
+            message = f"the node {key!r} of the type {spec.get('type')} is not part of the stand-in"
+            raise AzureError(501, "NotImplemented", message)
         command_steps.check(local, spec, node)
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:

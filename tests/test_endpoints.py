@@ -125,16 +125,6 @@ def test_an_unknown_auth_mode_is_refused(http, arm):
     assert "is not one of Key, AMLToken, AADToken" in answer.json()["error"]["message"]
 
 
-@pytest.mark.parametrize("mode", ["aml_token", "aad_token"])
-def test_an_endpoint_that_takes_tokens_is_not_played(client, mode):
-    from azure.core.exceptions import HttpResponseError
-
-    asked = endpoint("with-tokens", auth_mode=mode)
-    with pytest.raises(HttpResponseError, match="is not part of the stand-in; Key is") as raised:
-        client.online_endpoints.begin_create_or_update(asked)
-    assert raised.value.status_code == 501
-
-
 def test_deleting_an_endpoint_that_is_not_there_is_no_error(http, arm):
     assert http.delete(f"{arm.workspace}/onlineEndpoints/ghost").status_code == 204
 
@@ -252,15 +242,6 @@ def test_a_request_timeout_above_three_minutes_is_refused(client, empty):
     asked = deployment("empty-endpoint", "patient", request_settings=settings)
     with pytest.raises(Exception, match="the request timeout is at most 180000 ms"):
         client.online_deployments.begin_create_or_update(asked)
-
-
-def test_a_scoring_script_is_not_played(http, arm, empty):
-    body = {
-        "location": "eastus",
-        "properties": {"codeConfiguration": {"scoringScript": "score.py"}, "instanceType": SIZE},
-    }
-    answer = http.put(f"{arm.workspace}/onlineEndpoints/empty-endpoint/deployments/own-code", json=body)
-    assert answer.status_code == 501
 
 
 def test_a_deployment_with_traffic_cannot_be_deleted(client, live):

@@ -8,7 +8,7 @@ from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
 from local_azureml.control_plane import addresses, endpoints, environments, operations, quota, shapes
-from local_azureml.errors import AzureError, user_error
+from local_azureml.errors import user_error
 
 router = APIRouter()
 PATH = f"{endpoints.PATH}/{{endpoint}}/deployments"
@@ -69,8 +69,10 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     asked = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
     if before is None and len(endpoints.deployments_of(local, endpoint)) >= LIMIT:
         raise user_error(f"the endpoint {endpoint!r} has {LIMIT} deployments already: delete one")
-    if asked.get("codeConfiguration"):
-        raise AzureError(501, "NotImplemented", "a scoring script of one's own is not part of the stand-in")
+    code = asked.get("codeConfiguration") or {}
+    script = code.get("scoringScript")
+    if code and not (script and code.get("codeId") and asked.get("environmentId")):
+        raise user_error("a deployment with code names its code, the scoring script in it and an environment")
     size = quota.size_named(local, asked.get("instanceType") or "")
     instances = int((body.get("sku") or {}).get("capacity") or 1)
     quota.check_quota(local, f"deployment {endpoint}/{name}", size, instances, reserve(size["name"]))
@@ -80,7 +82,10 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     }
     if shapes.seconds(settings["requestTimeout"]) > LONGEST_TIMEOUT:
         raise user_error(f"the request timeout is at most {LONGEST_TIMEOUT * 1000:.0f} ms")
-    addresses.resolve(local, asked.get("model") or "")
+    if script and not (addresses.resolve(local, code["codeId"]) / script).is_file():
+        raise user_error(f"there is no scoring script {script!r} in the code of the deployment")
+    if asked.get("model") or not script:
+        addresses.resolve(local, asked.get("model") or "")
     if asked.get("environmentId"):
         environments.check(local, asked["environmentId"])
     return {

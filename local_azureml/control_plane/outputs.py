@@ -14,7 +14,9 @@ MODELS = ("mlflow_model", "custom_model", "triton_model")  # the types of output
 def placed(local: cloud.Cloud, job: str, asked: dict[str, dict]) -> dict[str, dict]:
     """Return a job's outputs, each with the address that it asks for or else has by default."""
     default = datastores.uri(datastores.DEFAULT, "azureml/${{name}}/${{output_name}}/")
-    found = {name: {"uri": default, **output} for name, output in asked.items()}
+    found = {
+        name: {"uri": default, "jobOutputType": "uri_folder", **output} for name, output in asked.items()
+    }
     for name, output in found.items():
         words = {"name": job, "output_name": name, "default_datastore": datastores.DEFAULT}
         output["uri"] = PLACEHOLDER.sub(lambda word: words.get(word[1], word[0]), output["uri"])  # noqa: B023
@@ -28,7 +30,7 @@ def placed(local: cloud.Cloud, job: str, asked: dict[str, dict]) -> dict[str, di
 def of_node(asked: dict, declared: dict) -> dict:
     """Return an output of a pipeline's node, as the node asks for it, in the words of a command job's."""
     words = {"uri": "uri", "name": "assetName", "version": "assetVersion", "mode": "mode"}
-    kept = {word: asked[name] for name, word in words.items() if asked.get(name)}
+    kept = {word: str(asked[name]) for name, word in words.items() if asked.get(name)}
     return {"jobOutputType": asked.get("job_output_type") or declared.get("type") or "uri_folder", **kept}
 
 

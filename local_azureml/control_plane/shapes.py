@@ -106,8 +106,20 @@ class _Compute(Resource, total=False):
     properties: Required[ComputeProperties]
 
 
+class Distribution(Shape, total=False):
+    distributionType: Name
+    distribution_type: Name
+    processCountPerInstance: Count
+    process_count_per_instance: Count
+
+
+class Limits(Shape, total=False):
+    timeout: Duration
+
+
 class Resources(Shape, total=False):
     instanceCount: Count
+    instance_count: Count
     instanceType: Name
 
 
@@ -117,12 +129,19 @@ class Node(Shape, total=False):
     computeId: Text
     inputs: dict[str, Any]
     outputs: dict[str, dict[str, Any]]
+    type: Name
     resources: Resources
+    distribution: Distribution
+    limits: Limits
     environmentVariables: Tags
+    environment_variables: Tags
 
 
 class Output(Shape, total=False):
     uri: Text
+    jobOutputType: Name
+    assetName: Name
+    assetVersion: Name
 
 
 class JobProperties(Shape, total=False):
@@ -141,6 +160,8 @@ class JobProperties(Shape, total=False):
     outputs: dict[str, Output]
     services: dict[str, Any]
     resources: Resources
+    distribution: Distribution
+    limits: Limits
     environmentVariables: Tags
     jobs: dict[str, Node]
     settings: dict[str, Any]
@@ -163,6 +184,10 @@ class ComponentSpec(Shape, total=False):
     type: Name
     command: Text
     code: Text
+    environment: Text
+    distribution: Distribution
+    resources: Resources
+    limits: Limits
     inputs: dict[str, dict[str, Any]]
     outputs: dict[str, dict[str, Any]]
 
@@ -211,7 +236,13 @@ class Probe(Shape, total=False):
     failureThreshold: Count
 
 
+class CodeConfiguration(Shape, total=False):
+    codeId: Text
+    scoringScript: Annotated[str, Field(min_length=1, max_length=255)]
+
+
 class DeploymentProperties(Shape, total=False):
+    codeConfiguration: CodeConfiguration
     model: Text
     environmentId: Text
     endpointComputeType: Annotated[Name, spelled("Managed", "Kubernetes", "AzureMLCompute")]

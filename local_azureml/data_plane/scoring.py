@@ -6,12 +6,13 @@ import time
 import uuid
 
 import httpx
-from fastapi import APIRouter, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 
 from local_azureml import cloud
 from local_azureml.control_plane import deployments, endpoints
-from local_azureml.errors import AzureError
+from local_azureml.data_plane import identity
+from local_azureml.errors import AzureError, user_error
 
 router = APIRouter()
 PASSED_ON = (
@@ -54,10 +55,28 @@ async def score(request: Request, endpoint: str) -> Response:
     return Response(answer.content, answer.status_code, shown)
 
 
+@router.post(f"{endpoints.PATH}/{{endpoint}}/token")
+def token(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return a token for an endpoint whose auth mode is AMLToken."""
+    local = cloud.current(request)
+    mode = endpoints.find(local, endpoint)["properties"]["authMode"]
+    if mode.lower() != "amltoken":
+        raise user_error(f"the endpoint {endpoint!r} gives no tokens: its auth mode is {mode}")
+    expires = int(time.time()) + cloud.LIFETIME
+    return {
+        "accessToken": identity.make_token(local, cloud.AUDIENCE, expires),
+        "tokenType": "Bearer",
+        "expiryTimeUtc": expires,
+        "refreshAfterTimeUtc": expires - cloud.LIFETIME // 2,
+    }
+
+
 def check_key(request: Request) -> None:
-    """Refuse a request without a key of its endpoint, in the same words where there is no such endpoint."""
+    """Refuse a request without its endpoint's key or a token; as without a key where there is no endpoint."""
     endpoint = request.path_params["endpoint"]
     document = cloud.current(request).state.get(f"{endpoints.BASE}/{endpoint}")
+    if document and document["properties"]["authMode"].lower() != "key":
+        return identity.check_token(request)
     keys = document["keys"].values() if document else ()
     given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
     same = [hmac.compare_digest(given, key.encode()) for key in keys]

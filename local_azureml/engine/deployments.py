@@ -1,5 +1,6 @@
 """The processes behind the deployments: started, watched until healthy, billed, stopped."""
 
+import json
 import math
 import secrets
 import tempfile
@@ -13,7 +14,10 @@ import httpx
 
 from local_azureml import cloud, surroundings
 from local_azureml.control_plane import addresses, deployments, endpoints, operations, shapes
+from local_azureml.control_plane import environments as control_plane
 from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import checkpoint
+from local_azureml.engine.processes import UserError
 from local_azureml.errors import AzureError, user_error
 
 HASTY = {  # what a deployment runs with so that it really refuses, as the fault scoring-status asks
@@ -112,7 +116,7 @@ class Deployments:
         log = deployments.log_of(self._local, document)
         socket = Path(self._sockets.name, secrets.token_hex(8))
         specification = {
-            "model": str(addresses.resolve(self._local, document["properties"]["model"])),
+            **self._asked(document["properties"]),
             "socket": str(socket),
             "max_concurrent_requests": per_instance * document["sku"]["capacity"],
             "request_timeout": shapes.seconds(settings["requestTimeout"]),
@@ -121,8 +125,24 @@ class Deployments:
         }
         specification |= HASTY.get(self._local.faults.value("scoring-status"), {})
         variables = surroundings.of_child(self._local, **document["properties"]["environmentVariables"])
-        entry = "local_azureml.engine.serving:run"
+        own = specification["script"] or _is_any_model(specification["model"])
+        entry = "local_azureml.engine.scoring:run" if own else "local_azureml.engine.serving:run"
         return Container(processes.start(entry, specification, log.parent, log, variables), socket)
+
+    def _asked(self, properties: dict) -> dict:
+        """Return what a deployment's process needs of its model, its scoring script and its environment."""
+        model, configuration = properties.get("model"), properties.get("codeConfiguration") or {}
+        identifier, code = properties.get("environmentId"), configuration.get("codeId")
+        is_made = identifier and configuration and not self._local.one_python
+        return {
+            "model": str(addresses.resolve(self._local, model)) if model else None,
+            "script": configuration.get("scoringScript"),
+            "code": str(addresses.resolve(self._local, code)) if code else None,
+            "environment": control_plane.check(self._local, identifier) if is_made else None,
+            "environments": str(self._local.folder / "environments"),
+            "one_python": self._local.one_python,
+            "variables": properties["environmentVariables"],
+        }
 
     def socket(self, document: dict) -> Path | None:
         """Return the socket of a deployment's process, or None where it does not run."""
@@ -157,6 +177,18 @@ class Deployments:
             name: ", ".join(endpoints.deployments_of(self._local, name)) or "no deployment" for name in names
         }
         return [f"endpoint {name} ({deployed[name]})" for name in names]
+
+
+def _is_any_model(model: str) -> bool:
+    """Return whether a folder holds an MLflow model that is none of the chat models."""
+    folder = Path(model)
+    if not (folder / "MLmodel").is_file():
+        return False
+    try:
+        config = json.loads((checkpoint.find(folder) / "config.json").read_text(encoding="utf-8"))
+    except (UserError, ValueError):
+        return True
+    return checkpoint.ARCHITECTURE not in (config.get("architectures") or [])
 
 
 def _wait_for_health(container: Container, document: dict) -> None:

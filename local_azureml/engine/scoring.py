@@ -1,0 +1,71 @@
+"""The process behind a deployment of one's own: a scoring script or any MLflow model, in its environment."""
+
+import json
+import subprocess
+import sys
+from importlib import metadata
+from pathlib import Path
+
+import yaml
+from packaging.requirements import InvalidRequirement, Requirement
+
+from local_azureml.engine import environments, processes
+from local_azureml.engine.processes import UserError
+
+SERVER = Path(__file__).with_name("scoring_server.py")
+
+
+def run(specification: dict) -> None:
+    """Make the environment, load the model or script in it and serve until the process is killed."""
+    if "deployment-unhealthy" in specification["faults"]:
+        raise UserError("the fault deployment-unhealthy is switched on")
+    script, model = specification["script"], specification["model"]
+    asked = specification["environment"] if script else _of_model(Path(model), specification["one_python"])
+    python = environments.python_of(asked, Path(specification["environments"]))
+    variables = environments.variables(python, processes.here.environment)
+    code = Path(specification["code"] or ".")
+    place = Path("model")
+    place.mkdir(exist_ok=True)
+    if model:
+        link = place / Path(model).name
+        link.unlink(missing_ok=True)
+        link.symlink_to(model)
+    variables |= {"AZUREML_MODEL_DIR": str(place.resolve()), "AML_APP_ROOT": str(code.resolve())}
+    variables |= specification["variables"]
+    told = {
+        "socket": specification["socket"],
+        "script": str((code / script).resolve()) if script else None,
+        "model": model,
+        "most": specification["max_concurrent_requests"],
+        "timeout": specification["request_timeout"],
+    }
+    file = Path("server.json").resolve()
+    file.write_text(json.dumps(told), encoding="utf-8")
+    ended = subprocess.run([python, "-u", SERVER, file], cwd=code, env=variables)
+    raise UserError(f"the scoring server ended with exit status {ended.returncode}; its output is above")
+
+
+def _of_model(folder: Path, one_python: bool) -> dict | None:
+    """Return the specification of the environment that an MLflow model asks for; None where it fits ours."""
+    file, python_env = folder / "requirements.txt", folder / "python_env.yaml"
+    if one_python or not file.is_file():
+        return None
+    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
+    wanted = [line for line in lines if line and not line.startswith("#")]
+    if all(_is_here(line) for line in wanted):
+        print(f"the model's {len(wanted)} requirements are met by {sys.executable}", flush=True)
+        return None
+    asked = yaml.safe_load(python_env.read_text(encoding="utf-8")) if python_env.is_file() else {}
+    version = str(asked.get("python") or environments.OWN)
+    python = ".".join(version.split(".")[:2])
+    return {"name": f"of the model {folder.name}", "python": python, "requirements": wanted}
+
+
+def _is_here(line: str) -> bool:
+    """Return whether a requirement is met by the packages of the stand-in's own Python."""
+    try:
+        requirement = Requirement(line)
+        there = metadata.version(requirement.name)
+    except (InvalidRequirement, metadata.PackageNotFoundError):
+        return False
+    return requirement.specifier.contains(there, prereleases=True)

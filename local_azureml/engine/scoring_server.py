@@ -1,0 +1,173 @@
+"""The HTTP server of a scoring script or an MLflow model; runs in their environment, on the standard library.
+
+python scoring_server.py SPECIFICATION, a JSON file: socket, script or model, most, timeout.
+"""
+
+import contextlib
+import importlib.util
+import json
+import socketserver
+import sys
+import threading
+import time
+import traceback
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import TimeoutError as TooSlow
+from http.server import BaseHTTPRequestHandler
+from pathlib import Path
+
+QUEUED = 2  # times the concurrency limit: what Azure holds in flight before it answers 429
+SENTENCE = "An unexpected error occurred in scoring script. Check the logs for more info."
+
+
+class BadRequestError(Exception):
+    """What a request got wrong."""
+
+
+def of_script(path):
+    """Return what answers a request's text by a script's `run`, after its `init`."""
+    sys.path.insert(0, str(Path(path).parent))
+    specification = importlib.util.spec_from_file_location("scoring_script", path)
+    module = importlib.util.module_from_spec(specification)
+    sys.modules["scoring_script"] = module
+    specification.loader.exec_module(module)
+    module.init()
+    with contextlib.suppress(ImportError):
+        from inference_schema.schema_util import is_schema_decorated
+
+        if is_schema_decorated(module.run):
+            return lambda text: module.run(**json.loads(text))
+    return module.run
+
+
+def of_model(folder):
+    """Return what answers a request's text by an MLflow model's `predict`."""
+    import mlflow.pyfunc
+    from mlflow.exceptions import MlflowException
+
+    model = mlflow.pyfunc.load_model(folder)
+
+    def answer(text):
+        given, parameters = table_of(text)
+        try:
+            return model.predict(given, params=parameters) if parameters else model.predict(given)
+        except MlflowException as error:  # what the model's signature does not take
+            raise BadRequestError(str(error)) from error
+
+    return answer
+
+
+def table_of(text):
+    """Return the table or array of a request, and its parameters."""
+    import numpy
+    import pandas
+
+    try:
+        request = json.loads(text)
+        data = request["input_data"]
+    except (ValueError, KeyError, TypeError):
+        raise BadRequestError("the body has to be JSON with input_data in it: columns, index, data") from None
+    parameters = request.get("params")
+    try:
+        if not isinstance(data, dict):
+            return numpy.array(data), parameters
+        if "data" not in data:
+            return {name: numpy.array(values) for name, values in data.items()}, parameters
+        return pandas.DataFrame(**{key: data.get(key) for key in ("columns", "index", "data")}), parameters
+    except (ValueError, TypeError) as error:
+        raise BadRequestError(f"input_data is no table: {error}") from None
+
+
+def plain(value):
+    """Return what JSON can hold of an answer."""
+    if hasattr(value, "to_dict"):
+        return value.to_dict(orient="records") if getattr(value, "ndim", 1) == 2 else value.tolist()
+    if hasattr(value, "tolist"):
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is nothing that JSON can hold")
+
+
+class Server(socketserver.ThreadingUnixStreamServer):
+    """Answers at a Unix socket of the owner's."""
+
+    daemon_threads = True
+    request_queue_size = 128
+
+    def __init__(self, specification, answer):
+        self.answer, self.timeout_seconds = answer, specification["timeout"]
+        self.most = max(1, specification["most"])
+        self.running, self.counting = 0, threading.Lock()
+        self.threads = ThreadPoolExecutor(self.most)
+        super().__init__(specification["socket"], Handler)
+
+    def handle(self, text):
+        """Return status, body and headers of the answer to a request."""
+        with self.counting:
+            if self.running >= QUEUED * self.most:
+                return refusal(429, f"more than {QUEUED * self.most} requests at once; try again later")
+            self.running += 1
+        try:
+            made = self.threads.submit(self.answer, text).result(self.timeout_seconds)
+            return 200, json.dumps(made, default=plain), {"content-type": "application/json"}
+        except TooSlow:
+            return refusal(408, f"no answer within the request timeout of {self.timeout_seconds:g} s")
+        except BadRequestError as error:
+            return refusal(400, str(error))
+        except Exception as error:
+            traceback.print_exc()
+            named = {"ms-azureml-model-error-statuscode": "500"}
+            named["ms-azureml-model-error-reason"] = type(error).__name__
+            return 424, SENTENCE, named
+        finally:
+            with self.counting:
+                self.running -= 1
+
+
+def refusal(status, message):
+    """Return an error as the scoring server writes it."""
+    body = json.dumps({"error": {"code": str(status), "message": message}})
+    return status, body, {"content-type": "application/json"}
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Reads a request and writes the server's answer."""
+
+    protocol_version = "HTTP/1.1"
+
+    def address_string(self):
+        return "endpoint"
+
+    def log_message(self, *_):
+        """Say nothing of what no one asked; `do_POST` says how each request ended."""
+
+    def do_GET(self):
+        self._send(200, '{"status": "healthy"}', {"content-type": "application/json"})
+
+    def do_POST(self):
+        begun = time.monotonic()
+        text = self.rfile.read(int(self.headers.get("content-length") or 0)).decode("utf-8", "replace")
+        status, body, headers = self.server.handle(text)
+        self._send(status, body, headers)
+        print(f"{status} in {time.monotonic() - begun:.2f} s, {len(body)} characters", flush=True)
+
+    def _send(self, status, body, headers):
+        content = body.encode()
+        self.send_response(status)
+        for name, value in {**headers, "content-length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(content)
+
+
+def main(file):
+    """Make the answerer, and serve until the process is killed."""
+    specification = json.loads(Path(file).read_text(encoding="utf-8"))
+    begun = time.monotonic()
+    script = specification["script"]
+    answer = of_script(script) if script else of_model(specification["model"])
+    print(f"loaded in {time.monotonic() - begun:.1f} s", flush=True)
+    Server(specification, answer).serve_forever()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1])

@@ -1,0 +1,215 @@
+"""Deployments of one's own: any MLflow model, and scoring scripts."""
+
+import json
+import time
+import warnings
+
+import httpx
+import pytest
+from conftest import token_of
+
+SIZE = "Standard_DS3_v2"
+SCORE = """
+import json, os, pathlib
+
+def init():
+    global factor
+    print("starting")
+    factor = int(pathlib.Path(os.environ["AZUREML_MODEL_DIR"], "weights/factor.txt").read_text())
+
+def run(raw_data):
+    return [value * factor + int(os.environ["PLUS"]) for value in json.loads(raw_data)["data"]]
+"""
+
+
+@pytest.fixture(scope="module")
+def linear(tmp_path_factory):
+    """An MLflow folder of a linear model of two named columns: 1 + 2 a + 3 b."""
+    import mlflow.sklearn
+    import pandas
+    from sklearn.linear_model import LinearRegression
+
+    table = pandas.DataFrame({"a": [0.0, 1.0, 0.0, 1.0], "b": [0.0, 0.0, 1.0, 1.0]})
+    model = LinearRegression().fit(table, 1 + 2 * table["a"] + 3 * table["b"])
+    folder = tmp_path_factory.mktemp("linear") / "model"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        signature = mlflow.models.infer_signature(table, model.predict(table))
+        mlflow.sklearn.save_model(
+            model, folder, signature=signature, pip_requirements=["scikit-learn", "mlflow"]
+        )
+    return folder
+
+
+@pytest.fixture(scope="module")
+def place(client):
+    """A function that makes an endpoint with one deployment and returns the deployment."""
+    from azure.ai.ml.entities import ManagedOnlineDeployment, ManagedOnlineEndpoint
+
+    made = []
+
+    def make(name: str, auth_mode: str = "key", **options):
+        endpoint = ManagedOnlineEndpoint(name=name, auth_mode=auth_mode)
+        client.online_endpoints.begin_create_or_update(endpoint).result()
+        made.append(name)
+        asked = ManagedOnlineDeployment(
+            name="blue", endpoint_name=name, instance_type=SIZE, instance_count=1, **options
+        )
+        return client.online_deployments.begin_create_or_update(asked).result()
+
+    yield make
+    for name in made:
+        client.online_endpoints.begin_delete(name).result()
+
+
+def ask(client, tmp_path, endpoint: str, request) -> object:
+    """Return what an endpoint's deployment answers to a request."""
+    file = tmp_path / "request.json"
+    file.write_text(request if isinstance(request, str) else json.dumps(request))
+    said = client.online_endpoints.invoke(endpoint, deployment_name="blue", request_file=str(file))
+    return json.loads(said)
+
+
+def a_model(path, kind: str = "mlflow_model"):
+    from azure.ai.ml.entities import Model
+
+    return Model(path=path, type=kind)
+
+
+@pytest.fixture(scope="module")
+def regression(place, linear):
+    return place("own-linear", model=a_model(linear)).endpoint_name
+
+
+def test_any_mlflow_model_answers_a_table(client, regression, tmp_path):
+    table = {"columns": ["b", "a"], "index": [0, 1], "data": [[1.0, 0.0], [0.0, 1.0]]}
+    answer = ask(client, tmp_path, regression, {"input_data": table})
+    assert [round(value, 6) for value in answer] == [4.0, 3.0]
+
+
+@pytest.mark.parametrize(
+    ("request_body", "words"),
+    [
+        ("{", "input_data"),
+        ('{"data": [1]}', "input_data"),
+        ({"input_data": {"columns": ["a"], "data": [[1.0]]}}, "missing"),
+        ({"input_data": {"columns": ["a", "b"], "data": [[1.0]]}}, "no table"),
+    ],
+)
+def test_a_request_that_the_model_does_not_take_is_the_callers_fault(
+    client, regression, tmp_path, request_body, words
+):
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError) as raised:
+        ask(client, tmp_path, regression, request_body)
+    assert raised.value.status_code == 400 and words in raised.value.response.text()
+
+
+def script_of(folder, text: str, **options) -> dict:
+    """Return what a deployment asks for that has a script of this text, a model and a variable."""
+    from azure.ai.ml.entities import CodeConfiguration, Environment
+
+    (folder / "code").mkdir()
+    (folder / "code/score.py").write_text(text)
+    (folder / "weights").mkdir()
+    (folder / "weights/factor.txt").write_text("3")
+    return {
+        "model": a_model(folder / "weights", "custom_model"),
+        "code_configuration": CodeConfiguration(code=folder / "code", scoring_script="score.py"),
+        "environment": Environment(name="scoring", image="ubuntu"),
+        "environment_variables": {"PLUS": "1"},
+        **options,
+    }
+
+
+@pytest.fixture(scope="module")
+def scripted(place, tmp_path_factory):
+    return place("own-script", **script_of(tmp_path_factory.mktemp("scripted"), SCORE)).endpoint_name
+
+
+def test_a_scoring_script_answers_with_its_model_and_variables(client, scripted, tmp_path):
+    assert ask(client, tmp_path, scripted, {"data": [1, 2]}) == [4, 7]
+    assert "starting" in client.online_deployments.get_logs("blue", scripted, lines=50)
+
+
+def test_a_script_that_raises_on_a_request_is_the_models_fault(client, scripted, tmp_path):
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError) as raised:
+        ask(client, tmp_path, scripted, "no JSON")
+    assert raised.value.status_code == 424
+    assert "JSONDecodeError" in client.online_deployments.get_logs("blue", scripted, lines=50)
+
+
+def test_a_script_that_raises_in_init_fails_the_deployment_with_its_traceback_in_the_log(
+    client, place, tmp_path
+):
+    text = "def init():\n    raise ValueError('no weights today')\n\ndef run(data):\n    return data\n"
+    with pytest.raises(Exception, match="ended; its log says why"):
+        place("own-failing", **script_of(tmp_path, text))
+    log = client.online_deployments.get_logs("blue", "own-failing", lines=50)
+    assert "Traceback" in log and "ValueError: no weights today" in log
+    assert client.online_deployments.get("blue", "own-failing").provisioning_state == "Failed"
+
+
+def test_a_script_that_is_not_in_the_code_is_refused(client, place, tmp_path):
+    asked = script_of(tmp_path, SCORE)
+    (tmp_path / "code/score.py").rename(tmp_path / "code/other.py")
+    with pytest.raises(Exception, match=r"no scoring script .score\.py. in the code"):
+        place("own-missing", **asked)
+
+
+def test_a_slow_script_is_answered_with_408(client, place, tmp_path):
+    from azure.ai.ml.entities import OnlineRequestSettings
+    from azure.core.exceptions import HttpResponseError
+
+    text = "import time\ndef init(): pass\ndef run(data):\n    time.sleep(3)\n    return 1\n"
+    settings = OnlineRequestSettings(request_timeout_ms=200)
+    place("own-slow", **script_of(tmp_path, text, request_settings=settings))
+    with pytest.raises(HttpResponseError) as raised:
+        ask(client, tmp_path, "own-slow", "{}")
+    assert raised.value.status_code == 408
+
+
+@pytest.mark.parametrize("mode", ["aad_token", "aml_token"])
+def test_an_endpoint_that_takes_tokens_answers_to_one(client, place, tmp_path, environment, mode):
+    name = mode.replace("_", "-") + "-endpoint"
+    place(name, mode, **script_of(tmp_path, SCORE))
+    shown = client.online_endpoints.get(name)
+    token = client.online_endpoints.get_keys(name).access_token
+    assert (shown.auth_mode, ask(client, tmp_path, name, {"data": [0]})) == (mode, [1])
+    verify = environment["SSL_CERT_FILE"]
+    codes = []
+    for given in (token, token_of(environment), "x", ""):
+        headers = {"Authorization": f"Bearer {given}", "azureml-model-deployment": "blue"}
+        answer = httpx.post(shown.scoring_uri, json={"data": [0]}, headers=headers, verify=verify)
+        codes.append(answer.status_code)
+    assert codes == [200, 200, 401, 401]
+
+
+def test_an_endpoint_that_takes_tokens_gives_no_keys(http, arm, client):
+    from azure.ai.ml.entities import ManagedOnlineEndpoint
+
+    asked = ManagedOnlineEndpoint(name="keyless", auth_mode="aad_token")
+    client.online_endpoints.begin_create_or_update(asked).result()
+    answer = http.post(f"{arm.workspace}/onlineEndpoints/keyless/listKeys")
+    assert (answer.status_code, "takes no keys" in answer.json()["error"]["message"]) == (400, True)
+
+
+def test_a_deployment_leaves_no_process_behind(client, place, tmp_path, stand_in):
+    import psutil
+
+    place("own-ending", **script_of(tmp_path, SCORE))
+
+    def servers() -> list[int]:
+        """Return the processes that were given the file of that deployment's server."""
+        found = [(p.pid, " ".join(p.info["cmdline"] or [])) for p in psutil.process_iter(["cmdline"])]
+        return [pid for pid, line in found if f"{stand_in.folder}/deployments/own-ending" in line]
+
+    before = servers()
+    client.online_endpoints.begin_delete("own-ending").result()
+    until = time.monotonic() + 10
+    while servers() and time.monotonic() < until:
+        time.sleep(0.05)
+    assert before and not servers()

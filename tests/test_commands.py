@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from conftest import client_of
 
 SHORT = "serverless"
 
@@ -238,3 +239,16 @@ def test_a_direct_input_is_its_address(client, tmp_path):
     given = {"table": Input(type="uri_file", path=address, mode="direct")}
     job = make_command("echo ${{inputs.table}}", inputs=given)
     assert "datastores/workspaceblobstore/paths/nowhere/x.csv" in log_of(client, ended(client, job), tmp_path)
+
+
+@pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "PIP_CERT"])
+def test_a_job_trusts_whom_the_caller_trusts(stand_in_with, monkeypatch, tmp_path, variable):
+    """As behind a proxy that opens https, and whose authority pip has to be told."""
+    import trustme
+
+    own = trustme.CA().cert_pem.bytes().decode().strip()
+    (tmp_path / "own.pem").write_text(own)
+    monkeypatch.setenv(variable, str(tmp_path / "own.pem"))
+    stand_in_with()
+    job = ended(client_of(), make_command("cat $REQUESTS_CA_BUNDLE"))
+    assert own in log_of(client_of(), job, tmp_path / "log")

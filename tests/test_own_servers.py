@@ -90,7 +90,7 @@ def test_any_mlflow_model_answers_a_table(client, regression, tmp_path):
 @pytest.mark.parametrize(
     ("request_body", "words"),
     [
-        ("{", "input_data"),
+        ("[1]", "input_data"),
         ('{"data": [1]}', "input_data"),
         ({"input_data": {"columns": ["a"], "data": [[1.0]]}}, "missing"),
         ({"input_data": {"columns": ["a", "b"], "data": [[1.0]]}}, "no table"),
@@ -137,9 +137,9 @@ def test_a_script_that_raises_on_a_request_is_the_models_fault(client, scripted,
     from azure.core.exceptions import HttpResponseError
 
     with pytest.raises(HttpResponseError) as raised:
-        ask(client, tmp_path, scripted, "no JSON")
+        ask(client, tmp_path, scripted, {"data": [None]})
     assert raised.value.status_code == 424
-    assert "JSONDecodeError" in client.online_deployments.get_logs("blue", scripted, lines=50)
+    assert "TypeError" in client.online_deployments.get_logs("blue", scripted, lines=50)
 
 
 def test_a_script_that_raises_in_init_fails_the_deployment_with_its_traceback_in_the_log(
@@ -168,7 +168,7 @@ def test_a_slow_script_is_answered_with_408(client, place, tmp_path):
     settings = OnlineRequestSettings(request_timeout_ms=200)
     place("own-slow", **script_of(tmp_path, text, request_settings=settings))
     with pytest.raises(HttpResponseError) as raised:
-        ask(client, tmp_path, "own-slow", "{}")
+        ask(client, tmp_path, "own-slow", {})
     assert raised.value.status_code == 408
 
 

@@ -72,7 +72,8 @@ def main(arguments: list[str]) -> int:
         if install_with_uv(uv, python, settings, arguments) == 0:
             return 0
         print("uv did not succeed: pip tries the same", file=sys.stderr)
-    return subprocess.run([*PIP, "--python", python, "install", *arguments]).returncode
+    elsewhere = [] if python == sys.executable else ["--python", python]  # old pips have no such option
+    return subprocess.run([*PIP, *elsewhere, "install", *arguments]).returncode
 
 
 if __name__ == "__main__":

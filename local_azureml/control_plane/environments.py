@@ -27,7 +27,7 @@ ON_INDEX = {  # the names on Python's package index of what conda calls otherwis
     "dask-core": "dask",
     "pytables": "tables",
 }
-THE_ENVIRONMENTS_OWN = ("python", "pip", "setuptools", "wheel")
+OWN = ("pip", "wheel")  # every environment has its own
 
 
 def check(local: cloud.Cloud, identifier: str) -> dict:
@@ -69,7 +69,7 @@ def specification(conda: list[str], pip: list[str]) -> dict:
         name, versions = (found[1].lower(), found[2].replace(" ", "")) if found else (text, "")
         if name == "python":
             python = versions.lstrip("=<>~!").partition(",")[0].removesuffix(".*") or None
-        elif name not in THE_ENVIRONMENTS_OWN:
+        elif name not in OWN:
             requirements.append(ON_INDEX.get(name, name) + _pips(versions))
     return {"python": python, "requirements": [*requirements, *pip]}
 

@@ -81,7 +81,7 @@ def _find(version: str) -> str | None:
 
 def _make(place: Path, base: str, requirements: list[str], substitute: bool) -> None:
     shutil.rmtree(place, ignore_errors=True)
-    made = subprocess.run([base, "-m", "venv", "--without-pip", place], capture_output=True, text=True)
+    made = subprocess.run([base, "-m", "venv", place], capture_output=True, text=True)
     if made.returncode:
         raise UserError(f"{base} makes no virtual environment: {made.stdout}{made.stderr}")
     failure = _install(place, requirements)

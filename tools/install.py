@@ -15,7 +15,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-PIP = [sys.executable, "-m", "pip", "--disable-pip-version-check"]
+PIP = ["-m", "pip", "--disable-pip-version-check"]
 COUNTERPARTS = {  # variables, since an address may hold a password, and a command line can be seen by others
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
@@ -30,7 +30,9 @@ NOT_NEEDED |= {"require-virtualenv", "root-user-action"}
 
 def read_settings() -> dict[str, str]:
     """Return pip's settings by name, as its files and the environment give them to `pip install`."""
-    listed = subprocess.run([*PIP, "config", "list"], check=True, capture_output=True, text=True).stdout
+    listed = subprocess.run(
+        [sys.executable, *PIP, "config", "list"], check=True, capture_output=True, text=True
+    ).stdout
     found = dict(line.split("=", 1) for line in listed.splitlines())
     settings = {}
     for section in ("global", "install", ":env:"):  # a later one wins
@@ -46,7 +48,7 @@ def find_uv(python: str) -> str | None:
     if found := shutil.which("uv"):
         return found
     if not own.exists() and python == sys.executable:
-        subprocess.run([*PIP, "install", "--quiet", "uv"], stderr=subprocess.DEVNULL)
+        subprocess.run([sys.executable, *PIP, "install", "--quiet", "uv"], stderr=subprocess.DEVNULL)
     return str(own) if own.exists() else None
 
 
@@ -72,8 +74,7 @@ def main(arguments: list[str]) -> int:
         if install_with_uv(uv, python, settings, arguments) == 0:
             return 0
         print("uv did not succeed: pip tries the same", file=sys.stderr)
-    elsewhere = [] if python == sys.executable else ["--python", python]  # old pips have no such option
-    return subprocess.run([*PIP, *elsewhere, "install", *arguments]).returncode
+    return subprocess.run([python, *PIP, "install", *arguments]).returncode
 
 
 if __name__ == "__main__":

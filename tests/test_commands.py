@@ -71,6 +71,38 @@ def test_an_output_that_the_pipeline_promotes_is_read_by_another_node_too(client
     assert (job.status, texts) == ("Completed", {"a.txt": "ab", "b.txt": "abab"})
 
 
+def test_a_pipeline_is_a_node_of_another(client, tmp_path):
+    from azure.ai.ml import Input, dsl
+
+    write = make_command(
+        "echo -n ${{inputs.word}}${{inputs.times}} > ${{outputs.made}}/a.txt",
+        inputs={"word": Input(type="string"), "times": Input(type="integer", default=3)},
+        outputs={"made": folder()},
+    )
+    double = make_command(
+        "cat ${{inputs.given}}/a.txt ${{inputs.given}}/a.txt > ${{outputs.made}}/a.txt",
+        inputs={"given": Input(type="uri_folder")},
+        outputs={"made": folder()},
+    )
+
+    @dsl.pipeline
+    def inner(word: str, ending: str = "d"):
+        first = write(word=word)
+        second = double(given=first.outputs.made)
+        return {"doubled": second.outputs.made}
+
+    @dsl.pipeline(compute=SHORT)
+    def outer(word: str):
+        first = inner(word=word)
+        second = double(given=first.outputs.doubled)
+        return {"last": second.outputs.made}
+
+    job = ended(client, outer(word="ab"))
+    client.jobs.download(job.name, download_path=tmp_path, output_name="last")
+    (made,) = tmp_path.rglob("a.txt")
+    assert (job.status, made.read_text()) == ("Completed", "ab3" * 4)
+
+
 @pytest.mark.parametrize("kind", ["uri_folder", "mltable", "mlflow_model", "custom_model"])
 def test_an_output_with_a_name_is_an_asset_when_the_job_has_completed(client, kind):
     from azure.ai.ml import Output

@@ -51,7 +51,7 @@ class Jobs:
             kind = properties.get("jobType")
             raise AzureError(501, "NotImplemented", f"jobs of the type {kind} are not part of the stand-in")
         if properties["jobType"].lower() == "pipeline":
-            check_pipeline(self._local, properties)
+            check_pipeline(self._local, properties.get("jobs") or {})
         else:
             command_steps.check(self._local, {}, properties)
         if self._records.exists(name):

@@ -27,17 +27,25 @@ class Pipelines:
         """Run a pipeline's nodes, each after those whose outputs it reads."""
         journal = Journal(self._local, name, PIPELINE_LOG)
         values = command_steps.input_values(properties.get("inputs") or {})
+        self._run_nodes(name, properties["jobs"], values, properties["outputs"], properties, journal)
+        journal.say("The pipeline run completed")
+
+    def _run_nodes(
+        self, parent: str, nodes: dict, values: dict, promoted: dict, job: dict, journal: Journal
+    ) -> None:
+        """Run the nodes of a pipeline or of a component that is one; `values` are its inputs."""
+        root = self._records.get(parent)["run"]["root"] or parent
         made: dict[str, dict] = {}  # by node, its outputs
-        for key in _in_order(properties["jobs"]):
-            node = properties["jobs"][key]
-            child = f"{name}_{secrets.token_hex(4)}"
+        for key in _in_order(nodes):
+            node = nodes[key]
+            child = f"{root}_{secrets.token_hex(4)}"
             spec = component(self._local, node)
-            made[key] = self._outputs(child, properties["outputs"], spec, node)
-            shown = {"jobType": "Pipeline" if spec["name"] == FINE_TUNING else "Command", "displayName": key}
-            shown |= {"experimentName": properties.get("experimentName"), "outputs": made[key]}
+            made[key] = self._outputs(child, promoted, spec, node)
+            shown = {"displayName": key, "experimentName": job.get("experimentName"), "outputs": made[key]}
             if "command" in spec:
                 shown |= {"command": spec["command"], "environmentId": spec.get("environment")}
-            self._records.open(child, shown, name, name)
+            kind = {"jobType": "Command" if "command" in spec else "Pipeline"}
+            self._records.open(child, kind | shown, parent, root)
             self._records.set(child, "Running")
             journal.say(f"Submitting node {key} as run {child}")
             words = (
@@ -46,12 +54,15 @@ class Pipelines:
             )
             with self._steps.ending(child, key, words, journal):
                 inputs = {k: _value(v, values, made) for k, v in (node.get("inputs") or {}).items()}
+                given = {k: value for k, value in inputs.items() if value is not None}
+                inputs = _defaults(spec) | given
                 if spec["name"] == FINE_TUNING:
-                    self._fine_tune(name, child, inputs, spec, made[key], journal)
+                    self._fine_tune(root, child, given, spec, made[key], journal)
+                elif "command" in spec:
+                    step = command_steps.of_node(self._local, key, spec, node, job, inputs, made[key])
+                    self._steps.run(root, child, step, journal, quiet=False)
                 else:
-                    step = command_steps.of_node(self._local, key, spec, node, properties, inputs, made[key])
-                    self._steps.run(name, child, step, journal, quiet=False)
-        journal.say("The pipeline run completed")
+                    self._run_nodes(child, spec["jobs"], inputs, made[key], job, journal)
 
     def _outputs(self, child: str, promoted: dict, spec: dict, node: dict) -> dict[str, dict]:
         """Return a node's outputs with their addresses: the pipeline's where it promotes one."""
@@ -65,12 +76,10 @@ class Pipelines:
         return outputs.placed(self._local, child, asked)
 
     def _fine_tune(
-        self, root: str, parent: str, inputs: dict, spec: dict, made: dict[str, dict], journal: Journal
+        self, root: str, parent: str, given: dict, spec: dict, made: dict[str, dict], journal: Journal
     ) -> None:
         """Run the component's five steps, one after another."""
-        given = {key: value for key, value in inputs.items() if value is not None}
-        defaults = {key: value["default"] for key, value in spec["inputs"].items() if "default" in value}
-        values = {**defaults, **given}
+        values = _defaults(spec) | given
         for key, kind in ((key, value["type"]) for key, value in spec["inputs"].items()):
             if key in given and kind in ("uri_file", "mlflow_model", "custom_model", "mltable", "uri_folder"):
                 values[key] = str(addresses.resolve(self._local, str(given[key])))
@@ -118,21 +127,28 @@ def component(local: cloud.Cloud, node: dict) -> dict:
     raise user_error(f"the node {node.get('name')!r} names no component: {identifier!r}")
 
 
-def check_pipeline(local: cloud.Cloud, properties: dict) -> None:
+def check_pipeline(local: cloud.Cloud, nodes: dict) -> None:
     """Refuse a pipeline with nodes that are not played, or inputs that a component does not have."""
-    if not properties.get("jobs"):
+    if not nodes:
         raise user_error("the pipeline has no nodes")
-    for key, node in properties["jobs"].items():
+    for key, node in nodes.items():
         kind = str(node.get("type") or "command")
         spec = component(local, node) if kind in PLAYED else {"name": "", "type": kind}
-        if spec["name"] != FINE_TUNING and "command" not in spec:
+        if spec["name"] != FINE_TUNING and "command" not in spec and spec.get("type") != "pipeline":
             message = f"the node {key!r} of the type {spec.get('type')} is not part of the stand-in"
             raise AzureError(501, "NotImplemented", message)
-        command_steps.check(local, spec, node)
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
-        node.setdefault("name", key)
+        if spec["name"] != FINE_TUNING and spec.get("type") == "pipeline":
+            check_pipeline(local, spec.get("jobs"))
+        else:
+            command_steps.check(local, spec, node)
+
+
+def _defaults(spec: dict) -> dict:
+    """Return the values that a component's inputs have where none is given."""
+    return {key: value["default"] for key, value in (spec.get("inputs") or {}).items() if "default" in value}
 
 
 def _in_order(nodes: dict) -> list[str]:

@@ -113,11 +113,10 @@ class Models(AbstractStore):
         others = {name: old for name, old in document["properties"]["tags"].items() if name != key}
         self._change(document, tags=others if value is None else {**others, key: value})
 
-    def list_webhooks(self, max_results=None, page_token=None):
+    def list_webhooks(self, *_, **__):
         return PagedList([], None)
 
-    def list_webhooks_by_event(self, event, max_results=None, page_token=None):
-        return PagedList([], None)
+    list_webhooks_by_event = list_webhooks
 
     # models
 

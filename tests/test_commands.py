@@ -122,6 +122,15 @@ def test_an_output_with_a_name_and_no_version_gets_the_next_one(client):
     assert client.data.get("counted", label="latest").version == "2"
 
 
+def test_an_output_with_a_version_that_is_there_is_refused_before_the_job_runs(client):
+    from azure.core.exceptions import HttpResponseError
+
+    job = make_command("true", outputs={"made": folder(name="taken", version="1")})
+    ended(client, job)
+    with pytest.raises(HttpResponseError, match="version '1' of 'taken' is there already"):
+        client.jobs.create_or_update(job)
+
+
 def test_no_asset_is_made_of_what_a_failed_job_left(client):
     from azure.core.exceptions import ResourceNotFoundError
 

@@ -187,7 +187,7 @@ class ComponentSpec(Shape, total=False):
     environment: Text
     distribution: Distribution
     resources: Resources
-    limits: Limits
+    limits: dict[str, Any]
     inputs: dict[str, dict[str, Any]]
     outputs: dict[str, dict[str, Any]]
 

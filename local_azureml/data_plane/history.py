@@ -14,6 +14,7 @@ router = APIRouter()
 public = APIRouter()  # read by browsers
 CHANGEABLE = {"displayName", "description", "hidden", "tags", "properties"}
 OF_RUN_ALONE = {"createdUtc", "displayName", "description", "experimentId", "hidden", "runType"}
+LOGS = ("user_logs", "logs")  # the folders of a run's artifacts in which logs lie
 DATA = ("uri_file", "uri_folder", "mltable")  # the SDK 1.35 fails where it asks for the address of a model
 PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"
 
@@ -56,7 +57,8 @@ def _logs(local: cloud.Cloud, name: str) -> dict[str, str]:
     """Return the logs of a run: their names, and the addresses to read them at."""
     folder: Path = datastores.run_log(local, name, "")
     container = datastores.CONTAINERS["workspaceartifactstore"]
-    found = sorted(file.relative_to(folder).as_posix() for file in folder.rglob("*.txt"))
+    files = (file for place in LOGS for file in (folder / place).rglob("*.txt"))
+    found = sorted(file.relative_to(folder).as_posix() for file in files)
     return {log: storage.address(local, container, f"ExperimentRun/dcid.{name}/{log}") for log in found}
 
 

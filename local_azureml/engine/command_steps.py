@@ -52,7 +52,7 @@ def of_node(
             "variables": asked(spec, node, "environment_variables"),
             "nodes": nodes,
             "processes": _processes(asked(spec, node, "distribution")),
-            "timeout": shapes.seconds(timeout) if timeout else None,
+            "timeout": shapes.seconds(timeout) if isinstance(timeout, str) else timeout,
         },
         compute.rpartition("/")[2].removeprefix("azureml:"),
         asked_in(resources, "instance_type") or "Standard_DS3_v2",

@@ -5,6 +5,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 
 from local_azureml import cloud, surroundings
 from local_azureml.control_plane import datastores
@@ -128,11 +129,19 @@ class Steps:
         if not quiet:
             journal.follow(step_log)
         del self._processes[root]
-        for name in KEPT:
-            if (made := folder / CODE / name).is_dir() and not made.is_symlink():
-                kept = datastores.run_log(self._local, child, name)
-                shutil.copytree(made, kept, symlinks=True, dirs_exist_ok=True)
+        self._keep(child, folder / CODE, step_log)
         return process
+
+    def _keep(self, child: str, code: Path, step_log: Path) -> None:
+        """Copy what a command left in its folders for that to the job's artifacts; name what can't be."""
+        for name in KEPT:
+            if (made := code / name).is_dir() and not made.is_symlink():
+                try:
+                    place = datastores.run_log(self._local, child, name)
+                    shutil.copytree(made, place, symlinks=True, dirs_exist_ok=True)
+                except shutil.Error as error:
+                    with step_log.open("a", encoding="utf-8") as log:
+                        log.writelines(f"not kept: {source}: {why}\n" for source, _, why in error.args[0])
 
     def _preempts(self) -> bool:
         """Say whether the nodes that are about to train will be taken away."""

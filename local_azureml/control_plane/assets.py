@@ -205,34 +205,6 @@ def next_version(local: cloud.Cloud, kind: str, name: str) -> str:
     return _counted(local, there)["properties"]["nextVersion"] if there else "1"
 
 
-def check_outputs(local: cloud.Cloud, asked: dict[str, dict]) -> None:
-    """Refuse outputs with names that no asset can have, or with versions that are there."""
-    for output in asked.values():
-        name, version = output.get("assetName"), output.get("assetVersion")
-        if name and not NAME.fullmatch(name):
-            raise user_error(f"the name of an output, {name!r}: {NAME_RULE}")
-        kind = "models" if output["jobOutputType"] in outputs.MODELS else "data"
-        if name and version and local.state.get(f"{_base(kind, name)}/versions/{version}"):
-            raise user_error(f"version {version!r} of {name!r} is there already: name another, or none")
-
-
-def register_outputs(local: cloud.Cloud, asked: dict[str, dict]) -> dict[str, dict]:
-    """Register those outputs of a job that have a name, and return all, with the versions that they got."""
-    found = {}
-    for output, properties in asked.items():
-        found[output] = properties
-        if name := properties.get("assetName"):
-            kind, uri = properties["jobOutputType"], properties["uri"]
-            is_model = kind in outputs.MODELS
-            place = {"modelType": kind, "modelUri": uri} if is_model else {"dataType": kind, "dataUri": uri}
-            with local.state.locked():
-                where = "models" if is_model else "data"
-                version = properties.get("assetVersion") or next_version(local, where, name)
-                register(local, where, name, version, place)
-            found[output] = {**properties, "assetVersion": version}
-    return found
-
-
 def _new_container(kind: str, name: str) -> dict:
     return {
         "id": _base(kind, name),

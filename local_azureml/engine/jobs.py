@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from local_azureml import cloud
-from local_azureml.control_plane import assets, outputs
+from local_azureml.control_plane import named_outputs, outputs
 from local_azureml.control_plane.jobs import FINAL
 from local_azureml.data_plane import tracking
 from local_azureml.engine import command_steps, processes, records
@@ -59,7 +59,7 @@ class Jobs:
                 409, "Conflict", f"{name!r} was the name of a job that is deleted: choose another"
             )
         placed = outputs.placed(self._local, name, properties.get("outputs") or {})
-        assets.check_outputs(self._local, placed)
+        named_outputs.check(self._local, placed)
         document = self._records.open(name, {**properties, "outputs": placed}, parent=None, root=None)
         thread = threading.Thread(target=self._supervise, args=(name, run), daemon=True)
         self._threads[name] = thread

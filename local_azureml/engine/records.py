@@ -1,7 +1,7 @@
 """The documents of jobs and child jobs, and their runs in MLflow."""
 
 from local_azureml import cloud
-from local_azureml.control_plane import assets, jobs
+from local_azureml.control_plane import jobs, named_outputs
 from local_azureml.data_plane import tracking, visitors
 
 MLFLOW_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLED"}
@@ -79,7 +79,7 @@ class Records:
 
     def _register(self, name: str) -> None:
         asked = self.get(name)["properties"].get("outputs") or {}
-        if (found := assets.register_outputs(self._local, asked)) != asked:
+        if (found := named_outputs.register(self._local, asked)) != asked:
             properties = {**self.get(name)["properties"], "outputs": found}
             self._local.state.merge(job_id(name), properties=properties)
 

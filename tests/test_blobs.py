@@ -214,3 +214,15 @@ def test_the_fault_upload_broken_breaks_an_upload_off(stand_in_with):
         pytest.raises(AzureError, match="Connection"),
     ):
         container.upload_blob("a", b"x")
+
+
+def test_what_azureml_fsspec_is_told_of_a_datastore_opens_it(http, arm, anonymous, stand_in):
+    """It asks in an older form, and then reads the blob: pandas.read_csv("azureml://…")."""
+    file = stand_in.folder / "blobs/azureml-blobstore/for-readers/a.csv"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text("a,b\n1,2\n")
+    told = http.get(f"/datastore/v1.0{arm.workspace}/datastores/workspaceblobstore").json()
+    section = told["azureStorageSection"]
+    host = f"{section['accountName']}.blob.{section['endpoint']}"
+    address = f"https://{host}/{section['containerName']}/for-readers/a.csv?{section['credential']}"
+    assert (told["dataStoreType"], anonymous.get(address).text) == ("AzureBlob", "a,b\n1,2\n")

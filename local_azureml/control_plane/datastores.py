@@ -65,6 +65,29 @@ def list_secrets(request: Request, name: str, identifier: str = Depends(cloud.wo
     return {"secretsType": "Sas", "sasToken": storage.signature(cloud.current(request), CONTAINERS[name])}
 
 
+@router.get(f"/datastore/v1.0{PATH}/{{name}}")
+def show_to_readers(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+    """Return one datastore in the words of azureml-fsspec and mltable, with the signature that opens it."""
+    local = cloud.current(request)
+    known = _document(local, name)["properties"]
+    signature = storage.signature(local, CONTAINERS[name])
+    return {
+        "name": name,
+        "dataStoreType": known["datastoreType"],
+        "hasBeenValidated": True,
+        "tags": {},
+        "azureStorageSection": {
+            **{key: known[key] for key in ("accountName", "containerName", "endpoint", "protocol")},
+            "credentialType": "Sas",
+            "credential": signature,
+            "sasToken": signature,
+            "isSas": True,
+            "blobCacheTimeout": 300,
+            "areWorkspaceManagedIdentitiesAllowed": False,
+        },
+    }
+
+
 def folder_of(local: cloud.Cloud, name: str, path: str = "") -> Path:
     """Return the folder or file behind `path` of a datastore."""
     _document(local, name)

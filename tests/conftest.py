@@ -35,6 +35,7 @@ ELSEWHERE = {  # what a stand-in must not let lead its children astray
     **dict.fromkeys(("HF_HOME", "HF_HUB_CACHE", "PYTHONSTARTUP"), "/nonexistent"),
     **{"LC_ALL": "C", "PYTHONUTF8": "0", "PYTHONCOERCECLOCALE": "0"},
 }
+LEADING = ("AZURE_", "HF_", "MLFLOW_", "_MLFLOW_")  # the last says that a process is a server
 API_VERSION = {"api-version": "2025-12-01"}
 PLAIN_JOB = {  # what a command job has to name besides its command
     "jobType": "Command",
@@ -165,7 +166,7 @@ def known_cloud(stand_in: StandIn) -> None:
 
 def point(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
     """Point this process's clients at the stand-in whose variables these are."""
-    for name in [name for name in os.environ if name.startswith(("AZURE_", "HF_", "MLFLOW_"))]:
+    for name in [name for name in os.environ if name.startswith(LEADING)]:
         patch.delenv(name)
     for name, value in variables.items():
         patch.setenv(name, value)

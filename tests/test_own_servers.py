@@ -73,7 +73,7 @@ def ask(client, tmp_path, endpoint: str, request) -> object:
 def a_model(path, kind: str = "mlflow_model"):
     from azure.ai.ml.entities import Model
 
-    return Model(path=path, type=kind)
+    return Model(path=str(path), type=kind)
 
 
 @pytest.fixture(scope="module")
@@ -116,7 +116,7 @@ def script_of(folder, text: str, **options) -> dict:
     (folder / "weights/factor.txt").write_text("3")
     return {
         "model": a_model(folder / "weights", "custom_model"),
-        "code_configuration": CodeConfiguration(code=folder / "code", scoring_script="score.py"),
+        "code_configuration": CodeConfiguration(code=str(folder / "code"), scoring_script="score.py"),
         "environment": Environment(name="scoring", image="ubuntu"),
         "environment_variables": {"PLUS": "1"},
         **options,

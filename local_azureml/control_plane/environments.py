@@ -14,6 +14,7 @@ IN_WORKSPACE = re.compile(
 IN_REGISTRY = re.compile(
     r"azureml://registries/([^/]+)/environments/([^/]+)/(?:versions|labels)/([^/]+)", re.IGNORECASE
 )
+CURATED = re.compile(r"azureml:(AzureML-[^:@]+)[:@](.+)", re.IGNORECASE)  # as the SDK leaves it
 REQUIREMENT = re.compile(r"([A-Za-z0-9_.-]+)\s*(.*)")  # of conda: a name, and what versions it may have
 ON_INDEX = {  # the names on Python's package index of what conda calls otherwise
     "pytorch": "torch",
@@ -47,6 +48,8 @@ def check(local: cloud.Cloud, identifier: str) -> dict:
         if named[1].lower() != registry.NAME:
             raise not_found("registry", named[1], [registry.NAME])
         return {"name": named[2], "requirements": None, "instead": assets.CURATED}
+    if named := CURATED.fullmatch(identifier):
+        return {"name": named[1], "requirements": None, "instead": assets.CURATED}
     raise user_error(f"{identifier!r} is not the id of an environment", "InvalidEnvironmentId")
 
 

@@ -1,6 +1,7 @@
 """The process behind a deployment of one's own: a scoring script or any MLflow model, in its environment."""
 
 import json
+import shutil
 import subprocess
 import sys
 from importlib import metadata
@@ -23,7 +24,11 @@ def run(specification: dict) -> None:
     asked = specification["environment"] if script else _of_model(Path(model), specification["one_python"])
     python = environments.python_of(asked, Path(specification["environments"]))
     variables = environments.variables(python, processes.here.environment)
-    code = Path(specification["code"] or ".")
+    code = Path("code")
+    shutil.rmtree(code, ignore_errors=True)
+    if script:
+        shutil.copytree(specification["code"], code)  # a script may write beside itself
+    code.mkdir(exist_ok=True)
     place = Path("model")
     place.mkdir(exist_ok=True)
     if model:

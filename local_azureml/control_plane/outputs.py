@@ -32,7 +32,7 @@ def address(local: cloud.Cloud, job: str, output: str) -> str:
     """Return the datastore address of what a job wrote under `output`."""
     document = local.state.get(f"{cloud.WORKSPACE_ID}/jobs/{job}")
     if document is None:
-        raise not_found("job", job, [j["name"] for j in local.state.children(f"{cloud.WORKSPACE_ID}/jobs")])
+        raise not_found("job", job, local.state.names(f"{cloud.WORKSPACE_ID}/jobs"))
     known = document["properties"].get("outputs") or {}
     if output not in known:
         raise user_error(f"the job {job!r} has no output {output!r}; it has: {', '.join(known) or 'none'}")

@@ -3,12 +3,13 @@
 from pathlib import Path
 
 from fastapi import APIRouter, Body, Depends, Request
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import datastores, jobs, shapes
+from local_azureml.control_plane import datastores, jobs, lists, shapes
 from local_azureml.data_plane import tracking, visitors
 from local_azureml.errors import AzureError
+from local_azureml.state import equal
 
 router = APIRouter()
 public = APIRouter()  # read by browsers
@@ -106,12 +107,14 @@ def data(
 
 
 @router.get(f"{PATH}/runs/{{name}}/children")
-def children(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def children(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return the runs that a run started, oldest first."""
     local = cloud.current(request)
-    parent = jobs.find(local, name)["name"]
-    found = [job for job in local.state.children(f"{identifier}/jobs") if job["run"]["parent"] == parent]
-    return {"value": [_run(local, job) for job in found]}
+    children = equal("run.parent", jobs.find(local, name)["name"])
+    below = f"{identifier}/jobs"
+    return lists.answer(
+        request, "runs/children", below, lambda job: _run(local, job), (children,), descending=False
+    )
 
 
 @public.get("/runs/{name}")

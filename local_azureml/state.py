@@ -15,23 +15,32 @@ def _at(path: str) -> str:
 
 
 ARCHIVED = f"coalesce({_at('properties.isArchived')}, 0)"
-SCHEMA = f"""
-CREATE TABLE IF NOT EXISTS documents (key TEXT PRIMARY KEY, parent TEXT, created REAL, body TEXT);
-CREATE INDEX IF NOT EXISTS documents_parent ON documents (parent, created);
-CREATE INDEX IF NOT EXISTS documents_archived ON documents (parent, {ARCHIVED}, created);
-CREATE INDEX IF NOT EXISTS documents_run ON documents (parent, {_at("run.parent")}, {ARCHIVED}, created);
-CREATE INDEX IF NOT EXISTS documents_stop ON documents (parent, {_at("stop")}, created);
-"""
-STORED = "SELECT rowid AS number, created, body FROM documents WHERE parent = ?"
-GIVEN = (
-    "SELECT key AS number, json_extract(value, '$.systemData.createdAt') AS created, value AS body"
-    " FROM json_each(?)"
+DIGITS = (
+    f"CASE WHEN {_at('name')} NOT GLOB '*[^0-9]*' THEN ltrim({_at('name')}, '0') END"  # of a whole number
 )
 ORDERS = {  # of a list
     "created": "created",
     "modified": f"coalesce({_at('systemData.lastModifiedAt')}, '')",
     "name": f"lower({_at('name')})",
 }
+INDEXES = {  # of the documents below one, for lists, latest versions, jobs' children and open intervals
+    "parent": "created",
+    "archived": f"{ARCHIVED}, created",
+    "modified": f"{ARCHIVED}, {ORDERS['modified']}",
+    "number": f"length({DIGITS}), {DIGITS}",
+    "run": f"{_at('run.parent')}, created",
+    "stop": f"{_at('stop')}, created",
+}
+SCHEMA = "CREATE TABLE IF NOT EXISTS documents (key TEXT PRIMARY KEY, parent TEXT, created REAL, body TEXT);"
+SCHEMA += "".join(
+    f"CREATE INDEX IF NOT EXISTS documents_{name} ON documents (parent, {columns});"
+    for name, columns in INDEXES.items()
+)
+STORED = "SELECT rowid AS number, created, body FROM documents WHERE parent = ?"
+GIVEN = (
+    "SELECT key AS number, json_extract(value, '$.systemData.createdAt') AS created, value AS body"
+    " FROM json_each(?)"
+)
 
 
 class Where(NamedTuple):
@@ -176,13 +185,10 @@ class State:
 
     def highest(self, resource_id: str) -> int:
         """Return the highest of the whole numbers that documents below `resource_id` are named, or 0."""
-        below = f"{_key(resource_id)}/"
-        found = "SELECT substr(key, ?) AS name FROM documents WHERE key >= ? AND key < ?"
-        sql = f"SELECT ltrim(name, '0') AS number FROM ({found}) WHERE name NOT GLOB '*[^0-9]*'"
+        sql = f"SELECT {DIGITS} FROM documents WHERE parent = ?"
         with self._lock:
             row = self._connection.execute(
-                f"{sql} ORDER BY length(number) DESC, number DESC LIMIT 1",
-                (len(below) + 1, f"{below}0", f"{below}:"),  # the colon is the character behind the nine
+                f"{sql} ORDER BY length({DIGITS}) DESC, {DIGITS} DESC LIMIT 1", (_key(resource_id),)
             ).fetchone()
         return int(row[0] or 0) if row else 0
 

@@ -101,8 +101,9 @@ def versions(
     identifier: str = Depends(cloud.workspace_id),
 ) -> JSONResponse:
     """Return the versions of an asset, newest first; none where there is no asset."""
-    if kind == "models":
-        find_container(cloud.current(request), kind, name)
+    local = cloud.current(request)
+    if kind == "models" and local.state.get(_base(kind, name)) is None:
+        find_container(local, kind, name)
     return lists.answer(request, f"{kind}/versions", f"{_base(kind, name)}/versions")
 
 

@@ -1,12 +1,13 @@
 """Run history: the state, logs, errors and children of a run, as the SDK's stream and list read them."""
 
+import re
 from pathlib import Path
 
 from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import datastores, jobs, lists, shapes
+from local_azureml.control_plane import datastores, jobs, lists, outputs, shapes
 from local_azureml.data_plane import tracking, visitors
 from local_azureml.errors import AzureError
 from local_azureml.state import equal
@@ -16,6 +17,12 @@ public = APIRouter()  # read by browsers
 CHANGEABLE = {"displayName", "description", "hidden", "tags", "properties"}
 OF_RUN_ALONE = {"createdUtc", "displayName", "description", "experimentId", "hidden", "runType"}
 PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"
+DATA_TYPES = ("uri_file", "uri_folder", "mltable")  # of outputs; the SDK finds those that are models itself
+OUTPUT_ID = (
+    f"azureml://locations/{cloud.LOCATION}/workspaces/{cloud.WORKSPACE}"
+    "/data/azureml_{job}_output_data_{output}/versions/1"
+)
+OUTPUT = re.compile(OUTPUT_ID.format(job="(.+)", output="(.+)"))
 
 
 def _run(local: cloud.Cloud, document: dict) -> dict:
@@ -101,9 +108,33 @@ def data(
     name: str = Body(alias="runId", embed=True),
     identifier: str = Depends(cloud.workspace_id),
 ) -> dict:
-    """Return a run that is named in the body; its outputs lie where a job's outputs lie by default."""
+    """Return a run that is named in the body, with the data assets that it wrote."""
     local = cloud.current(request)
-    return {"runMetadata": {**_run(local, jobs.find(local, name)), "outputs": {}}}
+    job = jobs.find(local, name)
+    asked = (job["properties"].get("outputs") or {}).items()
+    written = {
+        output: {"assetId": OUTPUT_ID.format(job=job["name"], output=output), "type": kind}
+        for output, settings in asked
+        if (kind := settings.get("jobOutputType")) in DATA_TYPES
+        and datastores.folder_at(local, settings["uri"]).exists()
+    }
+    return {"runMetadata": {**_run(local, job), "outputs": written}}
+
+
+@router.post(f"/data/v1.0{cloud.WORKSPACE_PATH}/dataversion/batchGetResolvedUris")
+def addresses(
+    request: Request,
+    assets: list[str] = Body(alias="values", embed=True, max_length=1000),
+    identifier: str = Depends(cloud.workspace_id),
+) -> dict:
+    """Return where the data assets lie that runs wrote, by their ids."""
+    local, found = cloud.current(request), {}
+    for asset in assets:
+        if not (named := OUTPUT.fullmatch(asset)):
+            message = f"the address of {asset!r} is not part of the stand-in; that of a run's output is"
+            raise AzureError(501, "NotImplemented", message)
+        found[asset] = {"uri": outputs.address(local, *named.groups()), "type": "UriFolder"}
+    return {"values": found}
 
 
 @router.get(f"{PATH}/runs/{{name}}/children")

@@ -67,7 +67,8 @@ def archived(wanted: bool) -> Where:
 
 def one_of(path: str, *values: str) -> Where:
     """Return the condition that `path` of a document is one of `values`, in any capitals."""
-    return Where(f"lower({_at(path)}) IN ({', '.join('?' * len(values))})", tuple(map(str.lower, values)))
+    wanted = tuple({value.lower() for value in values})
+    return Where(f"lower({_at(path)}) IN ({', '.join('?' * len(wanted))})", wanted)
 
 
 def holds(path: str, text: str) -> Where:

@@ -2,17 +2,18 @@
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
 from local_azureml import cloud
+from local_azureml.control_plane import shapes
 from local_azureml.errors import AzureError, user_error
 from local_azureml.state import Query, Where, archived, equal, has, holds, one_of
 
 LONGEST = 100  # documents on a page; Azure doesn't tell how many it sends
-JOB_TYPES = ["AutoML", "Command", "Pipeline", "Spark", "Sweep"]
+MOST_CONDITIONS = 100  # SQLite takes no thousand
 VIEWS = {"ActiveOnly": [archived(False)], "ArchivedOnly": [archived(True)], "All": []}
 ORDER_BY = re.compile(r"(created|modified)time( asc| desc)?", re.IGNORECASE)
 ORDER_STRINGS = {
@@ -23,7 +24,7 @@ ORDER_STRINGS = {
 Filter = Callable[[Query, str], None]
 
 
-def _word(name: str, value: str, known: list[str]) -> str:
+def _word(name: str, value: str, known: Iterable[str]) -> str:
     """Return the word that `value` is, in Azure's capitals, or refuse it."""
     for word in known:
         if word.lower() == value.lower():
@@ -38,11 +39,11 @@ def _most(query: Query, value: str) -> None:
 
 
 def _view(query: Query, value: str) -> None:
-    query.where += VIEWS[_word("listViewType", value, list(VIEWS))]
+    query.where += VIEWS[_word("listViewType", value, VIEWS)]
 
 
 def _job_type(query: Query, value: str) -> None:
-    query.where.append(equal("properties.jobType", _word("jobType", value, JOB_TYPES)))
+    query.where.append(equal("properties.jobType", _word("jobType", value, shapes.JOB_TYPES)))
 
 
 def _name(query: Query, value: str) -> None:
@@ -97,7 +98,7 @@ def _order_by(query: Query, value: str) -> None:
 
 
 def _order_string(query: Query, value: str) -> None:
-    query.order, query.descending = ORDER_STRINGS[_word("orderBy", value, list(ORDER_STRINGS))]
+    query.order, query.descending = ORDER_STRINGS[_word("orderBy", value, ORDER_STRINGS)]
 
 
 def _order_property(query: Query, value: str) -> None:
@@ -199,4 +200,8 @@ def _query(request: Request, kind: str, view: str = "ActiveOnly", descending: bo
             message = f"{name!r} of a list of {kind} is not part of the stand-in; there is: {there}"
             raise AzureError(501, "NotImplemented", message)
         takes[name](query, value)
+    if len(query.where) > MOST_CONDITIONS:
+        raise user_error(
+            f"a list is filtered by at most {MOST_CONDITIONS} conditions, not {len(query.where)}"
+        )
     return query

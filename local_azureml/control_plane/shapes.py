@@ -125,8 +125,11 @@ class Output(Shape, total=False):
     uri: Text
 
 
+JOB_TYPES = ("Command", "Pipeline", "Sweep", "AutoML", "Spark")
+
+
 class JobProperties(Shape, total=False):
-    jobType: Required[Annotated[Name, spelled("Command", "Pipeline", "Sweep", "AutoML", "Spark")]]
+    jobType: Required[Annotated[Name, spelled(*JOB_TYPES)]]
     experimentName: Name
     displayName: Name
     description: Text

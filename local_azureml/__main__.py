@@ -163,6 +163,18 @@ class Server:
             self._thread.join(0.02)
         return self
 
+    def warm(self) -> "Server":
+        """Import what jobs need behind the scenes, from the first compute on, and return this server."""
+
+        def begin() -> None:
+            self.app.state.warm = idle
+            with processes.STARTING:
+                processes.warm()
+            self.app.state.tracking.warm()
+
+        idle, self.app.state.warm = self.app.state.warm, begin
+        return self
+
     def __exit__(self, *_) -> None:
         self.summary = summary(self.app)
         self.app.state.jobs.stop()
@@ -193,7 +205,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         raise UsageError("run needs a command: python -m local_azureml run -- COMMAND")
     if shutil.which(command[0]) is None:
         raise UsageError(f"{command[0]!r} is no program that can be started")
-    with Server(options, folder) as server:
+    with Server(options, folder).warm() as server:
         child = failures.adopted() or psutil.Popen(command, env=surroundings.of_child(server.cloud))
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
@@ -234,7 +246,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Server(options, folder) as server:
+    with Server(options, folder).warm() as server:
         signal.signal(signal.SIGUSR1, lambda *_: server.cloud.faults.clear())
         print(surroundings.lines(server.cloud))
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)

@@ -76,7 +76,7 @@ def create(
             body = shapes.merged(before, body)
         document = _document(local, f"{identifier}/computes/{name}", name, body, before)
         local.state.put(document["id"], document)
-    request.app.state.jobs.warm()  # jobs follow a compute
+    request.app.state.warm()  # jobs follow a compute
     answer = _shown(local, document)
     return operations.start(local, 200 if before else 201, answer, lambda: _provision(local, document))
 

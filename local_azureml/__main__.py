@@ -48,7 +48,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--list-faults", action="store_true", help="print the faults that --fault takes")
     commands = parser.add_subparsers(dest="action", metavar="run | serve")
-    run = commands.add_parser("run", help="start, run a command against it, stop, say what was billed")
+    run = commands.add_parser(
+        "run", help="start, run a command against it, stop, say what Azure would have billed"
+    )
     run.add_argument("command", nargs=argparse.REMAINDER, help="after --, the command and its arguments")
     serve = commands.add_parser("serve", help="start, print the variables to export, stay")
     for command in (run, serve):
@@ -190,10 +192,10 @@ class Server:
 
 
 def summary(app) -> str:
-    """Return one line for each thing billed and for each thing that was left running."""
+    """Return a line for each thing that Azure would have billed, and for each that was left running."""
     bills = app.state.cloud.meter.bills()
     left = app.state.jobs.running() + app.state.deployments.running()
-    lines = [f"billed: {bill}" for bill in bills] or ["billed: nothing"]
+    lines = [f"Azure would have billed: {bill}" for bill in bills] or ["Azure would have billed: nothing"]
     lines += [f"left running, stopped now: {name}" for name in left] or ["still running: nothing"]
     return "\n".join(lines)
 

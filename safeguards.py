@@ -152,14 +152,25 @@ def why(error: Exception) -> str:
     return masked(said.splitlines()[0]) if said else type(error).__name__
 
 
+def without(noise: str, stream) -> SimpleNamespace:
+    """Return a stream that leaves out texts that are all noise, and the ids of subscriptions."""
+    write = lambda text: None if re.fullmatch(noise, text) else stream.write(masked(text))  # noqa: E731
+    return SimpleNamespace(write=write, flush=stream.flush)
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """Leave out what the SDK writes while it waits: lone dots, and bare colour codes, an empty box."""
+    plain = without(r"(\x1b\[\d*m|\s)*", sys.stderr)
+    with redirect_stdout(without(r"\.", sys.stdout)), redirect_stderr(plain):
+        yield
+
+
 @contextmanager
 def explained(failure: str, advice: str) -> Iterator[None]:
     """Turn an error of Azure into one sentence: what failed, why, and what to do."""
-    stderr = sys.stderr
-    plain = SimpleNamespace(flush=stderr.flush)  # colour codes alone would show as an empty box
-    plain.write = lambda text: re.sub(r"\x1b\[\d*m|\s", "", text) and stderr.write(text)
     try:
-        with redirect_stderr(plain):
+        with calm():
             yield
     except (AzureError, MlException) as error:
         raise RuntimeError(f"{failure}: {why(error)}; {advice}") from None
@@ -196,6 +207,8 @@ def show_table(frame: pd.DataFrame) -> None:
     if frame.empty:
         return
     style = "text-align: left; white-space: pre-wrap; vertical-align: top"
+    heads = [name for name in frame.index.names if name]
+    frame = frame.rename_axis(index=[None] * frame.index.nlevels, columns=", ".join(heads) or None)
     styler = frame.map(str).style.format(escape="html").format_index(escape="html").set_uuid("table")
     styler = styler.set_table_styles([{"selector": "th, td", "props": style}])
     html = styler.set_table_attributes('class="dataframe"').to_html().replace("&nbsp;", "")
@@ -250,7 +263,10 @@ def check_model(workspace: MLClient, model, resume_job_name: str) -> None:
     if "" < retired < date.today().isoformat():
         others = "see https://ml.azure.com/models for others"
         choose = f"its successor is {successor}" if successor else others
-        print(f"Warning: fine-tuning of {model.name} was retired on {retired}; {choose}.")
+        print(
+            f"Warning: fine-tuning of {model.name} was retired on {retired}, and is unsupported since then."
+        )
+        print(f"It still works; {choose}.")
     untold = [] if training and answering else ["which machine sizes it fits (GPU memory and region decide)"]
     untold += [] if retired else ["whether its fine-tuning is retired"]
     if untold:
@@ -338,7 +354,7 @@ def check_machines(
     ]:
         found = settings.get(what, default)
         fine, lower = found in range(1, most + 1), "lower it, or choose a larger cluster"
-        checks.append(Check(f"{what} here", found, f"1 to {most}", fine, lower))
+        checks.append(Check(f"{what} on this cluster", found, f"1 to {most}", fine, lower))
     return checks
 
 
@@ -459,10 +475,8 @@ def watched(workspace: MLClient, job, minutes: float) -> Iterator[None]:
     limit.daemon = True
     limit.start()
     goes_on = f"job {job.name} goes on, but nobody watches it: run this cell again to do so"
-    stdout = sys.stdout
-    behind_mask = SimpleNamespace(write=lambda text: stdout.write(masked(text)), flush=stdout.flush)
     try:
-        with redirect_stdout(behind_mask), suppress(JobException):  # of a failure or an interrupt, told below
+        with calm(), suppress(JobException):  # of a failure or an interrupt, told below
             yield
         while (job := workspace.jobs.get(job.name)).status in ("CancelRequested", "Finalizing"):
             time.sleep(1)  # the stream does not wait for these
@@ -488,12 +502,12 @@ def failure(workspace: MLClient, job, minutes: float) -> str:
     return f"job {job.name} did not complete. {name}: {reason} ({log}). Run this cell again for another try"
 
 
-def note_parameters(tracking, job, ordered: str, inputs: dict) -> None:
+def note_parameters(tracking, job, settings_hash: str, inputs: dict) -> None:
     """Put a job's inputs on its page in MLflow; say so where it had others, or none are taken."""
     from mlflow.entities import Param  # takes seconds to import, which the watcher can save
     from mlflow.exceptions import MlflowException
 
-    if tag(job, "ordered") != ordered:
+    if tag(job, "settings_hash") != settings_hash:
         return print(f"Job {job.name} was submitted with other settings or data than those above.")
     try:
         tracking.log_batch(job.name, params=[Param(name, str(value)) for name, value in inputs.items()])
@@ -505,7 +519,8 @@ def judge(training: list, evaluation: list) -> None:
     """Say what the last point of the loss means; warn where it is no number, or well above the first."""
     if training:
         first, last = training[0].value, (evaluation or training)[-1].value
-        print(f"The loss ended at {last:.3f}: perplexity {math.exp(min(last, 700)):.2f}.")
+        which = "evaluation" if evaluation else "training"
+        print(f"The {which} loss ended at {last:.3f}: perplexity {math.exp(min(last, 700)):.2f}.")
         if not last < 1.1 * first:
             print(f"Warning: it began at {first:.3f}, so nothing was learned: lower learning_rate.")
 
@@ -521,7 +536,8 @@ def insist(delete: Callable, workspace: MLClient, endpoint: str, run_id: str, tr
     for _ in range(tries):
         try:
             if is_ours(workspace, endpoint, run_id):
-                delete()
+                with calm():
+                    delete()
             return keep(endpoint)
         except AzureError as error:  # it refuses while a deployment is being made
             reason = why(error)
@@ -574,7 +590,8 @@ def log_on_failure(workspace: MLClient, deployment) -> Iterator[None]:
     """Where the deployment fails, print its container's last lines, and raise RuntimeError with why."""
     endpoint = deployment.endpoint_name
     try:
-        yield
+        with calm():
+            yield
     except (AzureError, MlException) as error:
         with suppress(AzureError):  # refused before there was anything to log
             print(workspace.online_deployments.get_logs(deployment.name, endpoint, lines=50))

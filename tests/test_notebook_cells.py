@@ -80,7 +80,7 @@ def refused(steps) -> str:
     [
         "compute_size: Standard_NC24, needed a GPU size for this model, in this region; choose one of",
         "instance_type: Standard_DS3_v2, needed a GPU size for this model, in this region; choose one of",
-        "num_nodes_finetune here: 2, needed 1 to 1; lower it, or choose a larger cluster",
+        "num_nodes_finetune on this cluster: 2, needed 1 to 1; lower it, or choose a larger cluster",
         "learning_rate: 'fast', needed a number, above 0, below 1; mend finetune_parameters",
         "precision: '8', needed '32' or '16'",
         "epochs: 3, needed an input of the component",
@@ -105,7 +105,9 @@ def test_step_3_creates_nothing_where_it_refuses(client, refused):
 
 
 def test_step_3_refuses_more_gpus_than_a_node_has(steps):
-    with pytest.raises(RuntimeError, match="number_of_gpu_to_use_finetuning here: 2, needed 1 to 1;"):
+    with pytest.raises(
+        RuntimeError, match="number_of_gpu_to_use_finetuning on this cluster: 2, needed 1 to 1;"
+    ):
         steps("setup", "model", "compute", finetune_parameters={"number_of_gpu_to_use_finetuning": 2})
 
 

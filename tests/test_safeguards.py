@@ -101,8 +101,9 @@ def model(name: str, tags: dict | None = None, metadata: dict | None = None):
 
 
 RETIRED = (
-    "Warning: fine-tuning of Phi-4 was retired on 2026-01-02; see https://ml.azure.com/models for others.\n"
+    "Warning: fine-tuning of {} was retired on {}, and is unsupported since then.\nIt still works; {}.\n"
 )
+OTHERS = RETIRED.format("Phi-4", "2026-01-02", "see https://ml.azure.com/models for others")
 LISTS = {"finetune_compute_allow_list": "['A']", "inference_compute_allow_list": "['B']"}
 
 
@@ -111,11 +112,11 @@ LISTS = {"finetune_compute_allow_list": "['A']", "inference_compute_allow_list":
     [
         (
             model(PHI_3, LISTS),
-            f"Warning: fine-tuning of {PHI_3} was retired on 2025-08-30; its successor is Phi-4.\n",
+            RETIRED.format(PHI_3, "2025-08-30", "its successor is Phi-4"),
         ),
         (
             model("Phi-4", LISTS | {"FinetuneRetirementDate": "2026-01-02"}),
-            RETIRED,
+            OTHERS,
         ),
         (model("Phi-4", LISTS | {"FinetuneRetirementDate": "2999-01-02"}), ""),
         (
@@ -131,7 +132,7 @@ LISTS = {"finetune_compute_allow_list": "['A']", "inference_compute_allow_list":
                     "deprecation": {"finetuneRetirementDate": "2026-01-02T00:00:00.000000Z"},
                 },
             ),
-            RETIRED,
+            OTHERS,
         ),
     ],
     ids=["known here", "in a tag", "in a tag, to come", "nowhere", "in system_metadata"],

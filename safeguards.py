@@ -385,17 +385,18 @@ def check_inputs(component, settings: dict, given: dict, answering: dict) -> lis
     return checks
 
 
-def made_by_run(workspace: MLClient, endpoint: str) -> str | None:
-    """Return the id of the run that made the endpoint, "" where it was no run, None where there is none."""
+def is_ours(workspace: MLClient, endpoint: str, run_id: str) -> bool:
+    """Say whether there is an endpoint of that name, and whether this run made it."""
     try:
-        return tag(workspace.online_endpoints.get(endpoint), "run_id") or ""
+        return tag(workspace.online_endpoints.get(endpoint), "run_id") == run_id
     except ResourceNotFoundError:
-        return None
+        return False
 
 
 def check_endpoint(workspace: MLClient, endpoint: str, run_id: str) -> Check:
     """Check that the endpoint's name is free, or this run's own."""
-    fine = made_by_run(workspace, endpoint) in (None, run_id)
+    runs = {found.name: tag(found, "run_id") for found in workspace.online_endpoints.list()}
+    fine = runs.get(endpoint, run_id) == run_id
     advice = f"choose another endpoint_name, or delete this one: {by_hand(workspace, endpoint)}"
     return Check("endpoint", endpoint, "a free name, or this run's own", fine, advice)
 
@@ -518,7 +519,7 @@ def delete_ours(delete: Callable, workspace: MLClient, endpoint: str, run_id: st
     """Delete the endpoint if this run made it; say how to do it by hand where Azure goes on to refuse."""
 
     def delete_if_ours() -> None:
-        if made_by_run(workspace, endpoint) == run_id:
+        if is_ours(workspace, endpoint, run_id):
             with calm():
                 delete()
 

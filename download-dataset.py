@@ -34,7 +34,7 @@ AHEAD = 40 << 20  # decoded bytes of row groups that are fetched ahead; a larger
 BATCH = 2 << 20  # decoded bytes of rows that are written at once
 QUOTED_ROWS = 5  # bad rows quoted for each file; all are counted
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=lambda date: date.isoformat())
-TITLES = ("rows", "bad", "turns", "95%", "most", "characters", "95%", "most")
+HEADS = (("", "", *["turns"] * 3, *["characters"] * 3), ("good", "bad", *["median", "95% up to", "most"] * 2))
 FAILURES = (OSError, ValueError, TypeError, RuntimeError, httpx.HTTPError, pyarrow.ArrowException)
 
 
@@ -150,7 +150,7 @@ def check_files(paths: list[Path]) -> None:
 def show(found: dict[str, dict], advice: str = "") -> None:
     """Print rows, turns and lengths, a line for each file; with advice, stop where rows failed the check."""
     width = max(map(len, found))
-    print(" " * width, *map("{:>10}".format, TITLES))
+    print(*(" ".join([" " * width, *map("{:>10}".format, titles)]) for titles in HEADS), sep="\n")
     for name, entry in found.items():
         counts = [entry["rows"], sum(entry["bad_rows"].values())]
         counts += [*entry["turns"].values(), *entry["characters"].values()]

@@ -16,6 +16,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from datetime import date
@@ -26,12 +27,7 @@ from typing import NamedTuple
 import pandas as pd
 from azure.ai.ml import MLClient
 from azure.ai.ml.exceptions import JobException, MlException
-from azure.core.exceptions import (
-    AzureError,
-    ClientAuthenticationError,
-    HttpResponseError,
-    ResourceNotFoundError,
-)
+from azure.core.exceptions import AzureError, ClientAuthenticationError, ResourceNotFoundError
 from azure.identity import DefaultAzureCredential, InteractiveBrowserCredential
 from IPython.core.error import StdinNotImplementedError
 from IPython.display import display
@@ -43,23 +39,21 @@ RETIRED = {  # fine-tuning ended on; what to take instead. Source: Azure/azureml
     "Phi-3-mini-4k-instruct": ("2025-08-30", "Phi-4"),  # no public call tells it of version 15
 }
 ROOMY = re.compile("a100|h100|h200|mi300x|nd40rs_v2")  # sizes with 32 GB or more on each GPU
-TOO_OLD = ("standard_nc6", "standard_nc12", "standard_nc24", "standard_nc24r")  # K80
 UNRESERVED = re.compile("a100|h100|nd40rs")  # to all other deployments Azure adds a fifth in reserve
 
+NUMBER = (int, float)
+COUNT = (int, "a whole number, 1 or more", lambda n: n >= 1)
+WHOLE = (int, "a whole number", lambda n: True)
+FLAG = (bool, "True or False, with a capital", lambda flag: True)
+TEXT = (str, "text, which papermill takes by -r", lambda text: True)
 NAME = "(?=.{%d,32}$)[A-Za-z](-?[A-Za-z0-9])*"
 LEGAL = "letters, digits and single dashes, a letter first"
-TEXT = (str, "text, which papermill takes by -r", lambda text: True)
-PARAMETERS = {  # names -> type, what it takes, what is legal
-    "compute_nodes compute_idle_seconds": (int, "a whole number above 0", lambda n: n > 0),
-    "instance_count score_samples": (int, "a whole number above 0", lambda n: n > 0),
-    "score_seed": (int, "a whole number", lambda n: True),
-    "job_limit_minutes": ((int, float), "a number above 0", lambda n: 0 < n < math.inf),
-    "dataset_split_pc": ((int, float), "a number above 0, at most 100", lambda n: 0 < n <= 100),
-    "compare_with_base keep_endpoint delete_cluster": (
-        bool,
-        "True or False, with a capital",
-        lambda flag: True,
-    ),
+PARAMETERS = {  # names -> type, what is needed, whether it is that
+    "compute_nodes compute_idle_seconds instance_count score_samples": COUNT,
+    "score_seed": WHOLE,
+    "job_limit_minutes": (NUMBER, "a number above 0", lambda n: 0 < n < math.inf),
+    "dataset_split_pc": (NUMBER, "a number above 0, at most 100", lambda n: 0 < n <= 100),
+    "compare_with_base keep_endpoint delete_cluster": FLAG,
     "finetune_parameters score_parameters": (dict, "a dictionary", lambda given: True),
     "compute_tier": (str, "dedicated or low_priority", lambda tier: tier in ("dedicated", "low_priority")),
     "compute_cluster": (str, f"2 to 32 {LEGAL}", lambda name: re.fullmatch(NAME % 2, name)),
@@ -67,31 +61,21 @@ PARAMETERS = {  # names -> type, what it takes, what is legal
     "subscription_id resource_group workspace_name registry_name model_name compute_size": TEXT,
     "dataset_name download_dir resume_job_name instance_type": TEXT,
 }
-KINDS = {
-    "integer": (int, "a whole number"),
-    "number": ((int, float), "a number"),
-    "boolean": (bool, "True or False"),
-    "string": ((str, int), "text"),
+INPUTS = {  # likewise, of the training inputs for which the component declares no limits
+    "learning_rate": (NUMBER, "a number above 0, below 1", lambda n: 0 < n < 1),
+    "adam_epsilon": (NUMBER, "a number above 0", lambda n: n > 0),
+    "weight_decay max_grad_norm": (NUMBER, "a number, 0 or more", lambda n: n >= 0),
+    "lora_dropout adam_beta1 adam_beta2": (NUMBER, "a number, 0 or more, below 1", lambda n: 0 <= n < 1),
+    "warmup_steps": (int, "a whole number, 0 or more", lambda n: n >= 0),
+    "max_seq_length max_steps": (int, "a whole number, -1, or 1 or more", lambda n: n == -1 or n >= 1),
+    "lora_alpha lora_r gradient_accumulation_steps logging_steps eval_steps": COUNT,
 }
-ANSWERS = {"temperature": "number", "top_p": "number", "do_sample": "boolean", "max_new_tokens": "integer"}
-ONE = ("1 or more", lambda n: n >= 1)
-ALL_OR_ONE = ("-1, or 1 or more", lambda n: n == -1 or n >= 1)
-LIMITS = {  # of inputs for which the component declares none, and of the parameters of an answer
-    "learning_rate": ("above 0, below 1", lambda n: 0 < n < 1),
-    "adam_epsilon": ("above 0", lambda n: n > 0),
-    **dict.fromkeys(("max_seq_length", "max_steps"), ALL_OR_ONE),
-    **dict.fromkeys(
-        ("lora_alpha", "lora_r", "gradient_accumulation_steps", "logging_steps", "eval_steps"), ONE
-    ),
-    **dict.fromkeys(("warmup_steps", "weight_decay", "max_grad_norm"), ("0 or more", lambda n: n >= 0)),
-    **dict.fromkeys(
-        ("lora_dropout", "adam_beta1", "adam_beta2"), ("0 or more, below 1", lambda n: 0 <= n < 1)
-    ),
-    "temperature": ("0 to 10", lambda n: 0 <= n <= 10),
-    "top_p": ("above 0, at most 1", lambda n: 0 < n <= 1),
-    "max_new_tokens": ONE,
+ANSWERS = {  # likewise, of the parameters of an answer
+    "temperature": (NUMBER, "a number, 0 to 10", lambda n: 0 <= n <= 10),
+    "top_p": (NUMBER, "a number above 0, at most 1", lambda n: 0 < n <= 1),
+    "do_sample": FLAG,
+    "max_new_tokens": COUNT,
 }
-
 logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)  # hides which of its classes are experimental
 told_failures: set[str] = set()  # jobs of which this kernel has said that they failed
 watchers: dict[str, subprocess.Popen] = {}  # endpoint -> the process that deletes it when this kernel ends
@@ -116,17 +100,30 @@ def say_retry(request) -> None:
 QUIET = {"show_progress": False, "enable_telemetry": False, "retry_connect": 6, "raw_request_hook": say_retry}
 
 
+def rules(table: dict) -> dict[str, tuple]:
+    """Return the rule for each name of a table: type, what is needed, whether a value is that."""
+    return {name: rule for names, rule in table.items() for name in names.split()}
+
+
+def check_value(name: str, value, rule: tuple, where: str = "the cell of parameters") -> Check:
+    """Check a value against its rule; `where` is what to mend."""
+    kind, needed, legal = rule
+    advice = f"mend {where}"
+    if isinstance(value, str) and kind in (int, NUMBER):
+        with suppress(ValueError):  # YAML reads 5e-6 as a text, and 5.0e-6 as a number
+            number = int(value) if kind is int else float(value)
+            advice = "write " + re.sub("^([0-9-]+)e", r"\1.0e", str(number))
+    typed = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
+    return Check(name, repr(value), needed, bool(typed and value == value and legal(value)), advice)  # no NaN
+
+
 def check_parameters(given: dict) -> None:
     """Raise ValueError for the parameters that are missing, of the wrong type or out of range."""
-    wrong = []
-    for names, (kind, needed, legal) in PARAMETERS.items():
-        for name in names.split():
-            if name not in given:
-                raise ValueError(f"parameter {name} is missing: run the cell of parameters first")
-            value = given[name]
-            fine = isinstance(value, kind) and isinstance(value, bool) == (kind is bool) and legal(value)
-            if not fine:
-                wrong.append(f"parameter {name} is {value!r}: it takes {needed}")
+    known = rules(PARAMETERS)
+    if missing := sorted(known.keys() - given.keys()):
+        raise ValueError(f"parameter {missing[0]} is missing: run the cell of parameters first")
+    checks = [check_value(name, given[name], rule) for name, rule in known.items()]
+    wrong = [f"parameter {one.what} is {one.found}: it takes {one.needed}" for one in checks if not one.fine]
     if wrong:
         raise ValueError("; ".join(wrong))
 
@@ -136,6 +133,11 @@ def after_step(number: int, given: dict) -> None:
     missing = [step for step, name in enumerate(RESULTS[:number], 1) if given.get(name) is None]
     if missing:
         raise RuntimeError(f"run step {missing[0]} first: this kernel has no result of it")
+
+
+def tag(thing, name: str) -> str | None:
+    """Return a tag of something that may have none."""
+    return (thing.tags or {}).get(name)
 
 
 def masked(text: str) -> str:
@@ -152,17 +154,42 @@ def why(error: Exception) -> str:
     return masked(said.splitlines()[0]) if said else type(error).__name__
 
 
+def without(noise: str, stream) -> SimpleNamespace:
+    """Return a stream that leaves out texts that are all noise, and the ids of subscriptions."""
+    write = lambda text: None if re.fullmatch(noise, text) else stream.write(masked(text))  # noqa: E731
+    return SimpleNamespace(write=write, flush=stream.flush)
+
+
+@contextmanager
+def calm() -> Iterator[None]:
+    """Leave out what the SDK writes while it waits: lone dots, and bare colour codes, an empty box."""
+    plain = without(r"(\x1b\[\d*m|\s)*", sys.stderr)
+    with redirect_stdout(without(r"\.", sys.stdout)), redirect_stderr(plain):
+        yield
+
+
 @contextmanager
 def explained(failure: str, advice: str) -> Iterator[None]:
     """Turn an error of Azure into one sentence: what failed, why, and what to do."""
-    stderr = sys.stderr
-    plain = SimpleNamespace(flush=stderr.flush)  # colour codes alone would show as an empty box
-    plain.write = lambda text: re.sub(r"\x1b\[\d*m|\s", "", text) and stderr.write(text)
     try:
-        with redirect_stderr(plain):
+        with calm():
             yield
     except (AzureError, MlException) as error:
         raise RuntimeError(f"{failure}: {why(error)}; {advice}") from None
+
+
+def show_table(frame: pd.DataFrame) -> None:
+    """Show a table with its texts on the left and their line breaks; nothing where it has no rows."""
+    if frame.empty:
+        return
+    style = "text-align: left; white-space: pre-wrap; vertical-align: top"
+    heads = [name for name in frame.index.names if name]
+    frame = frame.rename_axis(index=[None] * frame.index.nlevels, columns=", ".join(heads) or None)
+    styler = frame.map(str).style.format(escape="html").format_index(escape="html").set_uuid("table")
+    styler = styler.set_table_styles([{"selector": "th, td", "props": style}])
+    html = styler.set_table_attributes('class="dataframe"').to_html().replace("&nbsp;", "")
+    with pd.option_context("display.max_colwidth", None, "display.width", 250):
+        display({"text/html": html, "text/plain": str(frame)}, raw=True)
 
 
 def log_in(credential):
@@ -189,23 +216,6 @@ def existing(get: Callable, *place: str):
         if state not in ("Creating", "Updating", "Deleting"):
             return None if state in ("Failed", "Canceled") else found
         time.sleep(2)
-
-
-def show_table(frame: pd.DataFrame) -> None:
-    """Show a table with its texts on the left and their line breaks; nothing where it has no rows."""
-    if frame.empty:
-        return
-    style = "text-align: left; white-space: pre-wrap; vertical-align: top"
-    styler = frame.map(str).style.format(escape="html").format_index(escape="html").set_uuid("table")
-    styler = styler.set_table_styles([{"selector": "th, td", "props": style}])
-    html = styler.set_table_attributes('class="dataframe"').to_html().replace("&nbsp;", "")
-    with pd.option_context("display.max_colwidth", None, "display.width", 250):
-        display({"text/html": html, "text/plain": str(frame)}, raw=True)
-
-
-def tag(thing, name: str) -> str | None:
-    """Return a tag of something that may have none."""
-    return (thing.tags or {}).get(name)
 
 
 def what_runs(workspace: MLClient, cluster: str) -> pd.DataFrame:
@@ -248,9 +258,9 @@ def check_model(workspace: MLClient, model, resume_job_name: str) -> None:
     known, successor = RETIRED.get(model.name, ("", ""))
     retired = retired or known
     if "" < retired < date.today().isoformat():
-        others = "see https://ml.azure.com/models for others"
-        choose = f"its successor is {successor}" if successor else others
-        print(f"Warning: fine-tuning of {model.name} was retired on {retired}; {choose}.")
+        choose = f"its successor is {successor}" if successor else "see https://ml.azure.com/models"
+        state = f"still works, but was retired on {retired} and is unsupported"
+        print(f"Warning: fine-tuning of {model.name} {state}; {choose}.")
     untold = [] if training and answering else ["which machine sizes it fits (GPU memory and region decide)"]
     untold += [] if retired else ["whether its fine-tuning is retired"]
     if untold:
@@ -289,7 +299,7 @@ def usable(sizes: dict, allowed: list[str]) -> list[str]:
     """Return the region's sizes that fit: those of the model's list or, without one, of enough memory."""
     if not allowed:
         allowed = sorted(filter(ROOMY.search, sizes), key=lambda name: sizes[name].cores)
-    return [name for name in allowed if name in sizes and sizes[name].gpus and name not in TOO_OLD]
+    return [name for name in allowed if name in sizes and sizes[name].gpus]
 
 
 def first_fit(workspace: MLClient, model) -> str:
@@ -301,23 +311,20 @@ def first_fit(workspace: MLClient, model) -> str:
 def check_machines(
     workspace: MLClient, model, cluster, settings: dict, answering: tuple[str, int, int]
 ) -> list[Check]:
-    """Compare sizes, nodes, GPUs and quota with what training asks for, and deployments of `answering`.
-
-    That is their size, the instances of each, and how many deployments.
-    """
+    """Check sizes, quota, nodes and GPUs; `answering`: a size, how many of it, for how many deployments."""
     sizes, left = region(workspace)
+    train_list, answer_list, _ = told(model)
     there = cluster.provisioning_state is not None
     held = len(list(workspace.compute.list_nodes(cluster.name))) if there else 0  # by a job that goes on
     nodes = settings.get("num_nodes_finetune", 1)
     grown = nodes if there and isinstance(nodes, int) else cluster.max_instances
     instance_type, instances, deployments = answering
     reserve = 1 if UNRESERVED.search(instance_type.lower()) else 1.2
-    deployed, trained = deployments * math.ceil(instances * reserve), max(grown - held, 0)  # machines
-    train_list, answer_list, _ = told(model)
-    checks, asked = [], {}
+    deployed = deployments * math.ceil(instances * reserve)
+    checks, asked = [], Counter()
     for what, size, tier, machines, allowed in [
         ("instance_type", instance_type, "dedicated", deployed, answer_list),
-        ("compute_size", cluster.size, cluster.tier.lower(), trained, train_list),
+        ("compute_size", cluster.size, cluster.tier.lower(), max(grown - held, 0), train_list),
     ]:
         fitting = usable(sizes, allowed)
         others = ", ".join(sizes[name].name for name in fitting) or "another region: here is none"
@@ -326,62 +333,55 @@ def check_machines(
         checks.append(Check(what, size or "none", needed, chosen is not None, f"choose one of {others}"))
         if chosen:  # training and answering draw on the same quotas: of the family, and of the region
             for family in (chosen.family, f"Total{tier.title().replace('_', '')}Cores"):
-                asked[tier, family] = machines * chosen.cores + asked.get((tier, family), 0)
+                asked[tier, family] += machines * chosen.cores
     for (tier, family), cores in asked.items():
         free = left.get((tier, family.lower()), math.inf)
         more = f"ask in Studio, Quota, for more of {family}, or choose a smaller size"
         checks.append(Check(f"quota of {family}", f"{free} cores", f"{cores} cores", free >= cores, more))
-    gpus = chosen.gpus if chosen else 1
-    for what, default, most in [
-        ("num_nodes_finetune", 1, cluster.max_instances),
-        ("number_of_gpu_to_use_finetuning", gpus, gpus),
-    ]:
-        found = settings.get(what, default)
-        fine, lower = found in range(1, most + 1), "lower it, or choose a larger cluster"
-        checks.append(Check(f"{what} here", found, f"1 to {most}", fine, lower))
+    most = {
+        "num_nodes_finetune": cluster.max_instances,
+        "number_of_gpu_to_use_finetuning": chosen.gpus if chosen else 1,
+    }
+    for what in sorted(most.keys() & settings.keys()):  # by default one node, and all its GPUs
+        fine, lower = settings[what] in range(1, most[what] + 1), "lower it, or choose a larger cluster"
+        checks.append(Check(f"{what} on this cluster", settings[what], f"1 to {most[what]}", fine, lower))
     return checks
 
 
-def check_value(name: str, value, kind: str, choices=None, least=None) -> Check:
-    """Check a value against its type, its choices and its limits."""
-    types, needed = KINDS.get(kind, KINDS["string"])
-    advice = f"mend {'score' if name in ANSWERS else 'finetune'}_parameters"
-    fine = isinstance(value, types) and isinstance(value, bool) == (kind == "boolean")
-    fine = fine and value == value  # not NaN
-    limits, legal = LIMITS.get(name, ("", lambda n: True))
-    if least is not None:
-        limits, legal = f"{least} or more", lambda n: n >= float(least)
-    if choices:
-        needed, legal = " or ".join(map(repr, choices)), lambda text: str(text) in choices
-    elif limits:
-        needed += f", {limits}"
-    if isinstance(value, str) and kind in ("integer", "number"):
-        with suppress(ValueError):  # YAML reads 5e-6 as a text, and 5.0e-6 as a number
-            number = int(value) if kind == "integer" else float(value)
-            advice = "write " + re.sub("^([0-9-]+)e", r"\1.0e", str(number))
-    return Check(name, repr(value), needed, bool(fine and legal(value)), advice)
+def declared(known) -> tuple:
+    """Return the rule of an input of the component: by its choices, or by its type and least value."""
+    if known.enum:
+        return (str, int), " or ".join(map(repr, known.enum)), lambda value: str(value) in known.enum
+    number = (NUMBER, "a number", lambda n: True)
+    text = ((str, int), "text", lambda value: True)
+    kind, needed, legal = {"integer": WHOLE, "number": number, "boolean": FLAG}.get(known.type, text)
+    if known.min is not None:
+        needed, legal = f"{needed}, {known.min} or more", lambda n: n >= float(known.min)
+    return kind, needed, legal
 
 
 def check_inputs(component, settings: dict, given: dict, answering: dict) -> list[Check]:
     """Check the training inputs and the parameters of an answer that were given, and known conflicts."""
-    checks, advice = [], "mend finetune_parameters"
-    for name, value in given.items():
-        known = component.inputs.get(name)
-        if known is None or re.match("compute_|mlflow_model_path|train_file_path|test_file_path", name):
-            words = "an input of the component, and not of this notebook"
-            checks.append(Check(name, repr(value), words, False, advice))
-        else:
-            checks.append(check_value(name, value, known.type, known.enum, known.min))
-    for name, value in answering.items():
-        unknown = Check(name, repr(value), f"one of {', '.join(ANSWERS)}", False, "mend score_parameters")
-        checks.append(check_value(name, value, ANSWERS[name]) if name in ANSWERS else unknown)
-    final = {name: declared.default for name, declared in component.inputs.items()} | settings
+    set_by_step_5 = re.compile("compute_|mlflow_model_path|train_file_path|test_file_path")
+    inputs = {name: declared(known) for name, known in component.inputs.items()} | rules(INPUTS)
+    inputs = {name: rule for name, rule in inputs.items() if not set_by_step_5.match(name)}
+    checks = []
+    for values, known, words, where in [
+        (given, inputs, "an input of the component, and not of this notebook", "finetune_parameters"),
+        (answering, ANSWERS, f"one of {', '.join(ANSWERS)}", "score_parameters"),
+    ]:
+        unknown = (object, words, lambda value: False)
+        checks += [
+            check_value(name, value, known.get(name, unknown), where) for name, value in values.items()
+        ]
+    final = {name: known.default for name, known in component.inputs.items()} | settings
     for name, other, value in [
         ("auto_find_batch_size", "apply_deepspeed", "true"),
         ("apply_early_stopping", "evaluation_strategy", "disable"),
     ]:
         if final[name] == "true" and final[other] == value:
-            checks.append(Check(name, "'true'", f"'false' where {other} is {value!r}", False, advice))
+            needed = f"'false' where {other} is {value!r}"
+            checks.append(Check(name, "'true'", needed, False, "mend finetune_parameters"))
     return checks
 
 
@@ -396,8 +396,8 @@ def is_ours(workspace: MLClient, endpoint: str, run_id: str) -> bool:
 def check_endpoint(workspace: MLClient, endpoint: str, run_id: str) -> Check:
     """Check that the endpoint's name is free, or this run's own."""
     runs = {found.name: tag(found, "run_id") for found in workspace.online_endpoints.list()}
-    advice = f"choose another endpoint_name, or delete this one: {by_hand(workspace, endpoint)}"
     fine = runs.get(endpoint, run_id) == run_id
+    advice = f"choose another endpoint_name, or delete this one: {by_hand(workspace, endpoint)}"
     return Check("endpoint", endpoint, "a free name, or this run's own", fine, advice)
 
 
@@ -405,11 +405,7 @@ def stop_unless_fine(*checks: Check) -> None:
     """Show the checks as a table; raise RuntimeError with those that are not fine."""
     lines = [(*check[:3], "ok" if check.fine else check.advice) for check in checks]
     show_table(pd.DataFrame(lines, columns=["what", "found", "needed", "verdict"]).set_index("what"))
-    stops = [
-        f"{check.what}: {check.found}, needed {check.needed}; {check.advice}"
-        for check in checks
-        if not check.fine
-    ]
+    stops = [f"{one.what}: {one.found}, needed {one.needed}; {one.advice}" for one in checks if not one.fine]
     if stops:
         raise RuntimeError("nothing was created. " + " / ".join(stops))
 
@@ -443,26 +439,28 @@ def fingerprint(*order: object) -> str:
     return hashlib.sha256(json.dumps(order, sort_keys=True, default=str).encode()).hexdigest()[:8]
 
 
-def cancel(workspace: MLClient, name: str) -> None:
-    """Cancel a job, and try again for half an hour where Azure refuses."""
-    for _ in range(180):
+def insist(action: Callable, tries: int, pause: float) -> str:
+    """Do something, again while Azure refuses; return why it still did at the last try, or ""."""
+    for _ in range(tries):
         try:
-            return workspace.jobs.begin_cancel(name)
-        except AzureError:
-            time.sleep(10)
+            action()
+            return ""
+        except AzureError as error:
+            refused = why(error)
+            time.sleep(pause)
+    return refused
 
 
 @contextmanager
 def watched(workspace: MLClient, job, minutes: float) -> Iterator[None]:
     """Cancel the job after so long; at the end raise RuntimeError with the step that failed, and why."""
-    limit = threading.Timer(60 * minutes, cancel, [workspace, job.name])
+    cancel = [lambda: workspace.jobs.begin_cancel(job.name), 180, 10]  # for half an hour
+    limit = threading.Timer(60 * minutes, insist, cancel)
     limit.daemon = True
     limit.start()
     goes_on = f"job {job.name} goes on, but nobody watches it: run this cell again to do so"
-    stdout = sys.stdout
-    behind_mask = SimpleNamespace(write=lambda text: stdout.write(masked(text)), flush=stdout.flush)
     try:
-        with redirect_stdout(behind_mask), suppress(JobException):  # of a failure or an interrupt, told below
+        with calm(), suppress(JobException):  # of a failure or an interrupt, told below
             yield
         while (job := workspace.jobs.get(job.name)).status in ("CancelRequested", "Finalizing"):
             time.sleep(1)  # the stream does not wait for these
@@ -488,12 +486,12 @@ def failure(workspace: MLClient, job, minutes: float) -> str:
     return f"job {job.name} did not complete. {name}: {reason} ({log}). Run this cell again for another try"
 
 
-def note_parameters(tracking, job, ordered: str, inputs: dict) -> None:
+def note_parameters(tracking, job, settings_hash: str, inputs: dict) -> None:
     """Put a job's inputs on its page in MLflow; say so where it had others, or none are taken."""
     from mlflow.entities import Param  # takes seconds to import, which the watcher can save
     from mlflow.exceptions import MlflowException
 
-    if tag(job, "ordered") != ordered:
+    if tag(job, "settings_hash") != settings_hash:
         return print(f"Job {job.name} was submitted with other settings or data than those above.")
     try:
         tracking.log_batch(job.name, params=[Param(name, str(value)) for name, value in inputs.items()])
@@ -505,7 +503,8 @@ def judge(training: list, evaluation: list) -> None:
     """Say what the last point of the loss means; warn where it is no number, or well above the first."""
     if training:
         first, last = training[0].value, (evaluation or training)[-1].value
-        print(f"The loss ended at {last:.3f}: perplexity {math.exp(min(last, 700)):.2f}.")
+        which = "evaluation" if evaluation else "training"
+        print(f"The {which} loss ended at {last:.3f}: perplexity {math.exp(min(last, 700)):.2f}.")
         if not last < 1.1 * first:
             print(f"Warning: it began at {first:.3f}, so nothing was learned: lower learning_rate.")
 
@@ -516,18 +515,19 @@ def by_hand(workspace: MLClient, endpoint: str) -> str:
     return f"az ml online-endpoint delete --yes {place} --name {endpoint}"
 
 
-def insist(delete: Callable, workspace: MLClient, endpoint: str, run_id: str, tries=3, pause=0) -> None:
+def delete_ours(delete: Callable, workspace: MLClient, endpoint: str, run_id: str, tries=3, pause=0) -> None:
     """Delete the endpoint if this run made it; say how to do it by hand where Azure goes on to refuse."""
-    for _ in range(tries):
-        try:
-            if is_ours(workspace, endpoint, run_id):
+
+    def delete_if_ours() -> None:
+        if is_ours(workspace, endpoint, run_id):
+            with calm():
                 delete()
-            return keep(endpoint)
-        except AzureError as error:  # it refuses while a deployment is being made
-            reason = why(error)
-            time.sleep(pause)
-    command = by_hand(workspace, endpoint)
-    print(f"Still running and billed, because Azure refused to delete it ({reason}): {command}")
+
+    if refused := insist(delete_if_ours, tries, pause):  # as it does while a deployment is being made
+        command = by_hand(workspace, endpoint)
+        print(f"Still running and billed, because Azure refused to delete it ({refused}): {command}")
+    else:
+        keep(endpoint)
 
 
 def keep(endpoint: str) -> None:
@@ -560,26 +560,28 @@ def delete_from_inside(workspace: MLClient, endpoint: str, run_id: str) -> None:
     """Delete this run's endpoint as its kernel ends, unless it is to be kept."""
     if endpoint in watchers:
         delete = workspace.online_endpoints.begin_delete
-        insist(lambda: delete(endpoint).result(), workspace, endpoint, run_id)
+        delete_ours(lambda: delete(endpoint).result(), workspace, endpoint, run_id)
 
 
 def delete_from_outside(endpoint: str, run_id: str, *place: str) -> None:
     """Delete a run's endpoint after its kernel, and try for half an hour."""
     ends = MLClient(DefaultAzureCredential(), *place)
-    insist(lambda: ends.online_endpoints.begin_delete(endpoint).result(), ends, endpoint, run_id, 180, 10)
+    delete = ends.online_endpoints.begin_delete
+    delete_ours(lambda: delete(endpoint).result(), ends, endpoint, run_id, tries=180, pause=10)
 
 
 @contextmanager
 def log_on_failure(workspace: MLClient, deployment) -> Iterator[None]:
-    """Where the deployment fails, print its container's last lines, and raise RuntimeError with why."""
-    endpoint = deployment.endpoint_name
+    """Say what is being made; where it fails, print its container's log, and raise RuntimeError with why."""
+    name, endpoint = deployment.name, deployment.endpoint_name
+    print(f"Making deployment {name}, which takes Azure about ten minutes.")
     try:
-        yield
+        with calm():
+            yield
     except (AzureError, MlException) as error:
         with suppress(AzureError):  # refused before there was anything to log
-            print(workspace.online_deployments.get_logs(deployment.name, endpoint, lines=50))
-        stays = f"; {endpoint} is billed, until: {by_hand(workspace, endpoint)}"
-        stays = "" if endpoint in watchers else stays
+            print(workspace.online_deployments.get_logs(name, endpoint, lines=50))
+        stays = "" if endpoint in watchers else f"; it is billed, until: {by_hand(workspace, endpoint)}"
         raise RuntimeError(f"the deployment failed: {why(error)}{stays}") from None
 
 
@@ -592,7 +594,7 @@ def answer(ask: Callable, deployment: str, messages: list[dict]) -> str:
             return reply.get("output", reply.get("0"))
         except ResourceNotFoundError:
             raise RuntimeError("the endpoint is not there, or no longer: run step 7 first") from None
-        except (HttpResponseError, MlException) as error:  # the latter: a plain text, its status lost
+        except (AzureError, MlException) as error:  # the latter: a plain text, its status lost
             status = getattr(error, "status_code", None)
             if conversation is messages or status not in (None, 400, 422, 424):
                 reason = f"{status} {error.reason}, {why(error)}" if status else why(error)

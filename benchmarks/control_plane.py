@@ -1,52 +1,132 @@
-"""Median milliseconds of control-plane requests, over https with one kept connection.
+"""Control-plane requests over https with kept connections: milliseconds for one client, a second for twenty.
 
 python -m local_azureml run -- python -m benchmarks.control_plane
+python -m benchmarks.control_plane --fill FOLDER
+python -m local_azureml run --data-dir FOLDER -- python -m benchmarks.control_plane
 """
 
+import argparse
 import os
 import statistics
 import time
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
+from pathlib import Path
 
 import requests
 
-WORKSPACE = (
-    f"subscriptions/{os.environ['AZUREML_ARM_SUBSCRIPTION']}"
-    f"/resourceGroups/{os.environ['AZUREML_ARM_RESOURCEGROUP']}"
-    "/providers/Microsoft.MachineLearningServices"
-    f"/workspaces/{os.environ['AZUREML_ARM_WORKSPACE_NAME']}"
-)
+from local_azureml import cloud
+from local_azureml.state import State
+
+WORKSPACE = cloud.WORKSPACE_ID[1:]
 REGISTRY = (
     "mferp/managementfrontend/subscriptions/s/resourceGroups/g"
     "/providers/Microsoft.MachineLearningServices/registries/azureml"
 )
 MODEL = {"properties": {"modelType": "custom_model", "modelUri": "https://localhost/none"}}
+CLUSTER = {
+    "location": "eastus",
+    "properties": {"computeType": "AmlCompute", "properties": {"vmSize": "Standard_DS3_v2"}},
+}
+VERSIONS, JOBS = 5000, 2000  # of a filled data folder
 REQUESTS = {
     "show the workspace": ("GET", WORKSPACE, None),
+    "make a cluster": ("PUT", f"{WORKSPACE}/computes/timed", CLUSTER),
+    "show the cluster": ("GET", f"{WORKSPACE}/computes/timed", None),
     "list the clusters": ("GET", f"{WORKSPACE}/computes", None),
     "find a registry model": ("GET", f"{REGISTRY}/models/Phi-3-mini-4k-instruct/versions", None),
     "find the component": ("GET", f"{REGISTRY}/components/chat_completion_pipeline/versions", None),
     "register a model": ("PUT", f"{WORKSPACE}/models/timed/versions/1", MODEL),
     "list the endpoints": ("GET", f"{WORKSPACE}/onlineEndpoints", None),
+    "list the models": ("GET", f"{WORKSPACE}/models", None),
+    "show a model": ("GET", f"{WORKSPACE}/models/timed", None),
+    "list 25 versions": ("GET", f"{WORKSPACE}/models/timed/versions?$top=25", None),
+    "list 25 changed last": (
+        "GET",
+        f"{WORKSPACE}/models/timed/versions?$top=25&$orderBy=modifiedtime desc",
+        None,
+    ),
+    "list a page of jobs": ("GET", f"{WORKSPACE}/jobs", None),
 }
-REPETITIONS = 200
+REPETITIONS, CLIENTS, TURNS = 200, 20, 10
 
 
 def main() -> None:
-    """Print a table: request, median, slowest of a hundred."""
-    origin = os.environ["REGISTRY_DISCOVERY_ENDPOINT_URL"]
-    identity = {"X-IDENTITY-HEADER": os.environ["IDENTITY_HEADER"]}
-    with requests.Session() as session:
-        answer = session.get(os.environ["IDENTITY_ENDPOINT"], params={"resource": origin}, headers=identity)
-        session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
-        print("| request | median ms | 99 of 100 within ms |\n|---|---|---|")
-        for name, (method, path, body) in REQUESTS.items():
-            times = sorted(timed(session, method, origin + path, body) for _ in range(REPETITIONS))
-            print(f"| {name} | {statistics.median(times):.1f} | {times[int(REPETITIONS * 0.99) - 1]:.1f} |")
+    """Print a table of the requests, or fill a data folder for it."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument(
+        "--fill", metavar="FOLDER", type=Path, help="write many versions and jobs there instead"
+    )
+    if folder := parser.parse_args().fill:
+        return fill(folder)
+    print(f"| request | median ms | 99 of 100 within ms | a second, {CLIENTS} clients |\n|---|---|---|---|")
+    sessions = [client() for _ in range(CLIENTS)]
+    for name, request in REQUESTS.items():
+        times = sorted(timed(sessions[0], *request) for _ in range(REPETITIONS))
+        started = time.perf_counter()
+        with ThreadPoolExecutor(CLIENTS) as pool:
+            asked = [pool.submit(timed, session, *request) for session in sessions * TURNS]
+        rate = len([each.result() for each in asked]) / (time.perf_counter() - started)
+        slow = times[int(REPETITIONS * 0.99) - 1]
+        print(f"| {name} | {statistics.median(times):.1f} | {slow:.1f} | {rate:.0f} |")
 
 
-def timed(session: requests.Session, method: str, address: str, body: dict | None) -> float:
+def fill(folder: Path) -> None:
+    """Write a model of many versions, and many jobs, as the state keeps them."""
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
+    made = {"systemData": cloud.system_data()}
+    model, jobs = f"/{WORKSPACE}/models/timed", f"/{WORKSPACE}/jobs"
+    version = {
+        **MODEL["properties"],
+        "isArchived": False,
+        "tags": {"n": "1"},
+        "properties": {},
+        "flavors": {},
+    }
+    job = {
+        "jobType": "Command",
+        "command": "true",
+        "status": "Completed",
+        "isArchived": False,
+        "experimentName": "timed",
+        "displayName": "timed",
+        **{name: {} for name in ("tags", "properties", "services", "outputs", "environmentVariables")},
+    }
+    run = {
+        "parent": None,
+        "root": None,
+        "error": None,
+        "warnings": [],
+        "start": cloud.now(),
+        "end": cloud.now(),
+    }
+    with closing(State(folder)) as state:
+        state.put(model, {"id": model, "name": "timed", "properties": {}, **made})
+        for name in map(str, range(VERSIONS)):
+            identifier = f"{model}/versions/{name}"
+            state.put(identifier, {"id": identifier, "name": name, "properties": version, **made})
+        for name in (f"timed-{number}" for number in range(JOBS)):
+            identifier = f"{jobs}/{name}"
+            state.put(identifier, {"id": identifier, "name": name, "properties": job, **made, "run": run})
+
+
+def client() -> requests.Session:
+    """Return a session with a token."""
+    session = requests.Session()
+    answer = session.get(
+        os.environ["IDENTITY_ENDPOINT"],
+        params={"resource": os.environ["REGISTRY_DISCOVERY_ENDPOINT_URL"]},
+        headers={"X-IDENTITY-HEADER": os.environ["IDENTITY_HEADER"]},
+    )
+    session.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+    session.params = {"api-version": "2025-12-01"}
+    return session
+
+
+def timed(session: requests.Session, method: str, path: str, body: dict | None) -> float:
     """Return the milliseconds of one request."""
     started = time.perf_counter()
+    address = os.environ["REGISTRY_DISCOVERY_ENDPOINT_URL"] + path
     session.request(method, address, json=body).raise_for_status()
     return (time.perf_counter() - started) * 1000
 

@@ -48,7 +48,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--list-faults", action="store_true", help="print the faults that --fault takes")
     commands = parser.add_subparsers(dest="action", metavar="run | serve")
-    run = commands.add_parser("run", help="start, run a command against it, stop, say what was billed")
+    run = commands.add_parser(
+        "run", help="start, run a command against it, stop, say what Azure would have billed"
+    )
     run.add_argument("command", nargs=argparse.REMAINDER, help="after --, the command and its arguments")
     serve = commands.add_parser("serve", help="start, print the variables to export, stay")
     for command in (run, serve):
@@ -166,6 +168,18 @@ class Server:
             self._thread.join(0.02)
         return self
 
+    def warm(self) -> "Server":
+        """Import what jobs need behind the scenes, from the first compute on, and return this server."""
+
+        def begin() -> None:
+            self.app.state.warm = idle
+            with processes.STARTING:
+                processes.warm()
+            self.app.state.tracking.warm()
+
+        idle, self.app.state.warm = self.app.state.warm, begin
+        return self
+
     def __exit__(self, *_) -> None:
         self.summary = summary(self.app)
         self.app.state.jobs.stop()
@@ -181,10 +195,10 @@ class Server:
 
 
 def summary(app) -> str:
-    """Return one line for each thing billed and for each thing that was left running."""
+    """Return a line for each thing that Azure would have billed, and for each that was left running."""
     bills = app.state.cloud.meter.bills()
     left = app.state.jobs.running() + app.state.deployments.running()
-    lines = [f"billed: {bill}" for bill in bills] or ["billed: nothing"]
+    lines = [f"Azure would have billed: {bill}" for bill in bills] or ["Azure would have billed: nothing"]
     lines += [f"left running, stopped now: {name}" for name in left] or ["still running: nothing"]
     return "\n".join(lines)
 
@@ -196,7 +210,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         raise UsageError("run needs a command: python -m local_azureml run -- COMMAND")
     if shutil.which(command[0]) is None:
         raise UsageError(f"{command[0]!r} is no program that can be started")
-    with Server(options, folder) as server:
+    with Server(options, folder).warm() as server:
         child = failures.adopted() or psutil.Popen(command, env=surroundings.of_child(server.cloud))
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
@@ -237,7 +251,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
     stop = threading.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, lambda *_: stop.set())
-    with Server(options, folder) as server:
+    with Server(options, folder).warm() as server:
         signal.signal(signal.SIGUSR1, lambda *_: server.cloud.faults.clear())
         print(surroundings.lines(server.cloud))
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)

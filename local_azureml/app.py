@@ -77,6 +77,7 @@ def create_app(local: Cloud) -> FastAPI:
     app.state.tracking = tracking.Tracking(local)
     app.state.jobs = Jobs(local, app.state.tracking)
     app.state.deployments = Deployments(local)
+    app.state.warm = lambda: None  # called when a compute is made
     for service in CONTROL_PLANE:
         app.include_router(service.router, dependencies=[Depends(api_versions.check)])
     for service in PUBLIC:

@@ -4,7 +4,7 @@ import hmac
 import json
 import secrets
 from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from fastapi import Request
@@ -137,9 +137,9 @@ def workspace_id(request: Request, subscription: str, group: str, workspace: str
     return WORKSPACE_ID
 
 
-def now() -> str:
-    """Return the time as Azure writes it."""
-    return datetime.now(timezone.utc).isoformat(timespec="microseconds")
+def now(later: float = 0) -> str:
+    """Return the time, or that so many seconds later, as Azure writes it."""
+    return (datetime.now(timezone.utc) + timedelta(seconds=later)).isoformat(timespec="microseconds")
 
 
 def identity(asked: dict | None) -> dict | None:

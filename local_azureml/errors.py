@@ -31,9 +31,13 @@ class AzureError(Exception):
 
 def not_found(kind: str, name: str, known: list[str]) -> AzureError:
     """Return the 404 for a resource that is not there; `known` are the names that are."""
-    there = ", ".join(sorted(known)) or "none"
-    message = f"no {kind} named {name!r}; there is: {there}"
-    return AzureError(404, "ResourceNotFound", message)
+    return AzureError(404, "ResourceNotFound", f"no {kind} named {name!r}; {there_is(sorted(known))}")
+
+
+def there_is(known: list[str]) -> str:
+    """Return the words that tell which names there are, the last twenty of many."""
+    more = f" and {len(known) - 20} more" if len(known) > 20 else ""
+    return f"there is: {', '.join(known[-20:]) or 'none'}{more}"
 
 
 def user_error(message: str, detail: str = "BadArgument") -> AzureError:

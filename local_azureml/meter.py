@@ -4,7 +4,7 @@ import secrets
 import time
 from dataclasses import dataclass
 
-from local_azureml.state import State
+from local_azureml.state import State, equal
 
 LEDGER = "/meter"
 
@@ -57,7 +57,7 @@ class Meter:
 
     def open_intervals(self) -> list[dict]:
         """Return the stretches that nobody ended."""
-        return [entry for entry in self._state.children(LEDGER) if entry["stop"] is None]
+        return self._state.children(LEDGER, equal("stop", None))
 
     def bills(self) -> list[Bill]:
         """Return a bill for each resource and size."""

@@ -249,7 +249,9 @@ def test_sku_kind_and_resource_of_a_put_come_back(http, arm):
     http.delete(path)
 
 
-def test_a_jobs_output_lies_where_the_job_asked_for_it(client, stand_in):
+def test_a_jobs_output_lies_where_the_job_asked_for_it_and_is_downloaded_from_there(
+    client, stand_in, tmp_path
+):
     from azure.ai.ml import Output
 
     place = "azureml://datastores/workspaceblobstore/paths/chosen/place"
@@ -257,6 +259,8 @@ def test_a_jobs_output_lies_where_the_job_asked_for_it(client, stand_in):
     job = command(client, "placed", command="echo hello > ${{outputs.text}}/hello.txt", outputs=outputs)
     client.jobs.stream(job.name)
     assert (stand_in.folder / "blobs/azureml-blobstore/chosen/place/hello.txt").read_text() == "hello\n"
+    client.jobs.download(job.name, download_path=tmp_path, output_name="text")
+    assert (tmp_path / "named-outputs/text/hello.txt").read_text() == "hello\n"
 
 
 @pytest.mark.parametrize(

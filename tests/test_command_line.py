@@ -74,7 +74,7 @@ def test_run_ends_with_the_commands_own_status(ran):
 def test_run_says_at_the_end_what_was_billed_and_what_still_runs(ran):
     billed = re.sub(r"\d+ node-seconds", "N node-seconds", ran.stderr)
     assert billed == (
-        "billed: cluster kept (Standard_DS3_v2): N node-seconds\n"
+        "Azure would have billed: cluster kept (Standard_DS3_v2): N node-seconds\n"
         "left running, stopped now: endpoint forgotten (no deployment)\n"
     )
 
@@ -120,7 +120,7 @@ def test_ctrl_c_while_libraries_are_still_imported_shows_no_traceback(tmp_path):
         next(line for line in served.stdout if line.startswith("# ready"))
         os.killpg(served.pid, signal.SIGINT)  # as a terminal does
         said = served.communicate(timeout=240)[1]
-    assert (served.returncode, said) == (0, "billed: nothing\nstill running: nothing\n")
+    assert (served.returncode, said) == (0, "Azure would have billed: nothing\nstill running: nothing\n")
 
 
 def test_a_stop_does_not_wait_for_an_import(tmp_path):
@@ -132,7 +132,7 @@ def test_a_stop_does_not_wait_for_an_import(tmp_path):
         next(line for line in served.stdout if line.startswith("# ready"))
         served.terminate()
         said = served.communicate(timeout=240)[1]
-    assert (served.returncode, said) == (0, "billed: nothing\nstill running: nothing\n")
+    assert (served.returncode, said) == (0, "Azure would have billed: nothing\nstill running: nothing\n")
 
 
 def test_ctrl_c_while_the_stand_in_starts_is_one_sentence(tmp_path):

@@ -528,8 +528,9 @@ def test_turns_and_lengths_are_shown_in_a_table(link, run):
     rows = [{"messages": GOOD * turns} for turns in (1, 1, 1, 5)]
     write_repository(link.root, "made/table", {"train": rows})
     ended = run("--dataset", "made/table", "--dataset_split_pc", 100)
-    head, line = ended.out.splitlines()[:2]
-    assert head.split() == ["rows", "bad", "turns", "95%", "most", "characters", "95%", "most"]
+    head, under, line = ended.out.splitlines()[:3]
+    assert head.split() == ["turns"] * 3 + ["characters"] * 3
+    assert under.split() == ["good", "bad", *["median", "95%", "up", "to", "most"] * 2]
     assert line.split() == ["train", "4", "0", "2", "10", "10", "12", "60", "60"]
 
 

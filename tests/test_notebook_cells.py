@@ -80,8 +80,8 @@ def refused(steps) -> str:
     [
         "compute_size: Standard_NC24, needed a GPU size for this model, in this region; choose one of",
         "instance_type: Standard_DS3_v2, needed a GPU size for this model, in this region; choose one of",
-        "num_nodes_finetune here: 2, needed 1 to 1; lower it, or choose a larger cluster",
-        "learning_rate: 'fast', needed a number, above 0, below 1; mend finetune_parameters",
+        "num_nodes_finetune on this cluster: 2, needed 1 to 1; lower it, or choose a larger cluster",
+        "learning_rate: 'fast', needed a number above 0, below 1; mend finetune_parameters",
         "precision: '8', needed '32' or '16'",
         "epochs: 3, needed an input of the component",
         "num_train_epochs: True, needed a whole number, 1 or more",
@@ -105,7 +105,9 @@ def test_step_3_creates_nothing_where_it_refuses(client, refused):
 
 
 def test_step_3_refuses_more_gpus_than_a_node_has(steps):
-    with pytest.raises(RuntimeError, match="number_of_gpu_to_use_finetuning here: 2, needed 1 to 1;"):
+    with pytest.raises(
+        RuntimeError, match="number_of_gpu_to_use_finetuning on this cluster: 2, needed 1 to 1;"
+    ):
         steps("setup", "model", "compute", finetune_parameters={"number_of_gpu_to_use_finetuning": 2})
 
 
@@ -156,8 +158,8 @@ def test_step_4_says_why_the_data_cannot_be_had(steps):
 @pytest.mark.parametrize(
     ("changed", "words"),
     [
-        ({"instance_count": 1.5}, "parameter instance_count is 1.5: it takes a whole number above 0"),
-        ({"compute_nodes": 0}, "parameter compute_nodes is 0: it takes a whole number above 0"),
+        ({"instance_count": 1.5}, "parameter instance_count is 1.5: it takes a whole number, 1 or more"),
+        ({"compute_nodes": 0}, "parameter compute_nodes is 0: it takes a whole number, 1 or more"),
         ({"dataset_split_pc": "5"}, "parameter dataset_split_pc is '5': it takes a number above 0"),
         (
             {"job_limit_minutes": float("nan")},

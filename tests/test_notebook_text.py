@@ -191,7 +191,7 @@ def test_every_stored_table_has_its_texts_on_the_left():
     outputs = [output for cell in CODE for output in cell.outputs if "data" in output]
     pages = [output.data["text/html"] for output in outputs if "text/html" in output.data]
     tables = [page for page in pages if "<table" in page]
-    assert len(tables) >= 6 and all("text-align: left" in page for page in tables)
+    assert len(tables) >= 5 and all("text-align: left" in page for page in tables)
 
 
 def test_no_output_holds_an_identifier_or_a_key():

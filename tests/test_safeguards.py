@@ -43,9 +43,9 @@ def component(registry_client):
 @pytest.mark.parametrize(
     ("given", "needed", "advice"),
     [
-        ({"learning_rate": -1}, "a number, above 0, below 1", "mend finetune_parameters"),
-        ({"learning_rate": 1000}, "a number, above 0, below 1", "mend finetune_parameters"),
-        ({"learning_rate": "5e-6"}, "a number, above 0, below 1", "write 5.0e-06"),
+        ({"learning_rate": -1}, "a number above 0, below 1", "mend finetune_parameters"),
+        ({"learning_rate": 1000}, "a number above 0, below 1", "mend finetune_parameters"),
+        ({"learning_rate": "5e-6"}, "a number above 0, below 1", "write 5.0e-06"),
         ({"max_seq_length": 0}, "a whole number, -1, or 1 or more", "mend finetune_parameters"),
         ({"num_train_epochs": 0}, "a whole number, 1 or more", "mend finetune_parameters"),
         ({"num_train_epochs": "2"}, "a whole number, 1 or more", "write 2"),
@@ -75,8 +75,8 @@ def test_training_inputs_in_range_are_fine(component, given):
     assert [check for check in safeguards.check_inputs(component, {}, given, {}) if not check.fine] == []
 
 
-def test_every_limit_is_that_of_an_input_or_of_a_parameter_of_answers(component):
-    assert safeguards.LIMITS.keys() - component.inputs.keys() - safeguards.ANSWERS.keys() == set()
+def test_every_limit_is_that_of_an_input(component):
+    assert safeguards.rules(safeguards.INPUTS).keys() - component.inputs.keys() == set()
 
 
 @pytest.mark.parametrize(
@@ -100,9 +100,8 @@ def model(name: str, tags: dict | None = None, metadata: dict | None = None):
     return Model(name=name, version="8", path="azureml://x", tags=tags or {}, system_metadata=metadata)
 
 
-RETIRED = (
-    "Warning: fine-tuning of Phi-4 was retired on 2026-01-02; see https://ml.azure.com/models for others.\n"
-)
+RETIRED = "Warning: fine-tuning of {} still works, but was retired on {} and is unsupported; {}.\n"
+OTHERS = RETIRED.format("Phi-4", "2026-01-02", "see https://ml.azure.com/models")
 LISTS = {"finetune_compute_allow_list": "['A']", "inference_compute_allow_list": "['B']"}
 
 
@@ -111,11 +110,11 @@ LISTS = {"finetune_compute_allow_list": "['A']", "inference_compute_allow_list":
     [
         (
             model(PHI_3, LISTS),
-            f"Warning: fine-tuning of {PHI_3} was retired on 2025-08-30; its successor is Phi-4.\n",
+            RETIRED.format(PHI_3, "2025-08-30", "its successor is Phi-4"),
         ),
         (
             model("Phi-4", LISTS | {"FinetuneRetirementDate": "2026-01-02"}),
-            RETIRED,
+            OTHERS,
         ),
         (model("Phi-4", LISTS | {"FinetuneRetirementDate": "2999-01-02"}), ""),
         (
@@ -131,7 +130,7 @@ LISTS = {"finetune_compute_allow_list": "['A']", "inference_compute_allow_list":
                     "deprecation": {"finetuneRetirementDate": "2026-01-02T00:00:00.000000Z"},
                 },
             ),
-            RETIRED,
+            OTHERS,
         ),
     ],
     ids=["known here", "in a tag", "in a tag, to come", "nowhere", "in system_metadata"],
@@ -260,7 +259,7 @@ def test_another_runs_endpoint_is_not_taken_over(client):
     endpoint(client, "theirs", "4")
     with pytest.raises(RuntimeError, match="endpoint theirs is another run's: choose another endpoint_name"):
         safeguards.delete_when_kernel_ends(client, "theirs", "5", unless=False)
-    safeguards.insist(lambda: pytest.fail("it was deleted"), client, "theirs", "5")
+    safeguards.delete_ours(lambda: pytest.fail("it was deleted"), client, "theirs", "5")
     assert "theirs" in endpoints(client)
     client.online_endpoints.begin_delete("theirs").result()
 

@@ -2,12 +2,13 @@
 
 import re
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import datastores, outputs, shapes
-from local_azureml.errors import AzureError, user_error
+from local_azureml.control_plane import datastores, lists, outputs, shapes
+from local_azureml.errors import AzureError, there_is, user_error
+from local_azureml.state import Query
 
 router = APIRouter()
 KINDS = {
@@ -40,11 +41,10 @@ def _base(kind: str, name: str = "") -> str:
 @router.get(PATH)
 def list_containers(
     request: Request, kind: str = Depends(_kind), identifier: str = Depends(cloud.workspace_id)
-) -> dict:
+) -> JSONResponse:
     """Return the assets of a kind, without their versions."""
     local = cloud.current(request)
-    with local.state.locked():
-        return {"value": [_counted(local, found) for found in local.state.children(_base(kind))]}
+    return lists.answer(request, kind, _base(kind), lambda found: _counted(local, kind, found))
 
 
 @router.get(f"{PATH}/{{name}}")
@@ -59,12 +59,12 @@ def find_container(local: cloud.Cloud, kind: str, name: str) -> dict:
     with local.state.locked():
         found = local.state.get(_base(kind, name))
         if found:
-            return _counted(local, found)
+            return _counted(local, kind, found)
         if _is_curated(kind, name):
             container = _new_container(kind, name)
-            return {**container, "properties": {**container["properties"], "latestVersion": "1"}}
-        known = ", ".join(entry["name"] for entry in local.state.children(_base(kind))) or "none"
-        message = f"no {KINDS[kind].lower()} named {name!r} in the workspace; there is: {known}"
+            return shapes.merged(container, {"properties": {"latestVersion": "1"}})
+        known = there_is(local.state.names(_base(kind)))
+        message = f"no {KINDS[kind].lower()} named {name!r} in the workspace; {known}"
         raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
 
 
@@ -73,16 +73,16 @@ def _is_curated(kind: str, name: str) -> bool:
     return kind == "environments" and name.lower().startswith("azureml-")
 
 
-def _counted(local: cloud.Cloud, document: dict) -> dict:
+def _counted(local: cloud.Cloud, kind: str, document: dict) -> dict:
     """Return the document of an asset with its newest version and the one to follow its highest."""
-    versions = local.state.children(f"{document['id']}/versions")
-    numbers = [int(version["name"]) for version in versions if version["name"].isdecimal()]
-    counted = {"nextVersion": str(max(numbers, default=0) + 1)}
-    for newest in versions[-1:]:  # MLflow makes models without versions
+    below = f"{document['id']}/versions"
+    counted = {"nextVersion": str(local.state.highest(below) + 1)}
+    for newest in local.state.page(below, Query(most=1))[0]:  # MLflow makes models without versions
         counted["latestVersion"] = newest["name"]
         if data_type := newest["properties"].get("dataType"):
             counted["dataType"] = data_type
-    return {**document, "properties": {**document["properties"], **counted}}
+    whole = shapes.merged(_new_container(kind, document["name"]), document)  # of an older data folder too
+    return shapes.merged(whole, {"properties": counted})
 
 
 @router.put(f"{PATH}/{{name}}")
@@ -108,22 +108,13 @@ def versions(
     request: Request,
     name: str,
     kind: str = Depends(_kind),
-    view: str = Query("ActiveOnly", alias="listViewType"),
-    top: int | None = Query(None, alias="$top", ge=1),
-    wanted: str | None = Query(None, alias="hash"),
     identifier: str = Depends(cloud.workspace_id),
-) -> dict:
-    """Return the versions of an asset, newest first, as many as `$top` says; none where there is no asset."""
+) -> JSONResponse:
+    """Return the versions of an asset, newest first; none where there is no asset."""
     local = cloud.current(request)
-    if local.state.get(_base(kind, name)) is None and kind == "models":
+    if kind == "models" and local.state.get(_base(kind, name)) is None:
         find_container(local, kind, name)
-    newest_first = local.state.children(f"{_base(kind, name)}/versions")[::-1]
-    found = [
-        v for v in newest_first if view == "All" or v["properties"]["isArchived"] == (view != "ActiveOnly")
-    ]
-    if wanted:
-        found = [v for v in found if v["properties"]["properties"].get("hash_sha256") == wanted]
-    return {"value": found[:top]}
+    return lists.answer(request, f"{kind}/versions", f"{_base(kind, name)}/versions")
 
 
 @router.get(f"{PATH}/{{name}}/versions/{{version}}")
@@ -145,8 +136,8 @@ def find(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
         return _document(kind, name, version, {"image": CURATED, "environmentType": "Curated"}, None)
     if found is None:
         find_container(local, kind, name)
-        known = ", ".join(v["name"] for v in local.state.children(f"{_base(kind, name)}/versions"))
-        message = f"no version {version!r} of the {KINDS[kind].lower()} {name!r}; there is: {known}"
+        known = there_is(local.state.names(f"{_base(kind, name)}/versions"))
+        message = f"no version {version!r} of the {KINDS[kind].lower()} {name!r}; {known}"
         raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
     return found
 
@@ -202,7 +193,7 @@ def create_container(local: cloud.Cloud, kind: str, name: str) -> dict:
 def next_version(local: cloud.Cloud, kind: str, name: str) -> str:
     """Return the version to follow the highest of an asset, which need not be there."""
     there = local.state.get(_base(kind, name))
-    return _counted(local, there)["properties"]["nextVersion"] if there else "1"
+    return _counted(local, kind, there)["properties"]["nextVersion"] if there else "1"
 
 
 def _new_container(kind: str, name: str) -> dict:
@@ -249,7 +240,7 @@ def delete(
     with local.state.locked():
         if not local.state.delete(f"{_base(kind, name)}/versions/{version}"):
             return Response(status_code=204)
-        if not local.state.children(f"{_base(kind, name)}/versions"):
+        if not local.state.names(f"{_base(kind, name)}/versions"):
             local.state.delete(_base(kind, name))
     return Response(status_code=200)
 

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import operations, quota, shapes
+from local_azureml.control_plane import lists, operations, quota, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
@@ -15,10 +15,10 @@ NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{0,30}[a-zA-Z0-9]")  # 2 to 32 c
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return the workspace's clusters."""
     local = cloud.current(request)
-    return {"value": [_shown(local, found) for found in local.state.children(f"{identifier}/computes")]}
+    return lists.answer(request, "computes", f"{identifier}/computes", lambda found: _shown(local, found))
 
 
 def _shown(local: cloud.Cloud, document: dict) -> dict:
@@ -46,9 +46,7 @@ def find(local: cloud.Cloud, name: str) -> dict:
     """Return the cluster's document, or refuse with the names that there are."""
     found = local.state.get(f"{cloud.WORKSPACE_ID}/computes/{name}")
     if found is None:
-        raise not_found(
-            "compute", name, [c["name"] for c in local.state.children(f"{cloud.WORKSPACE_ID}/computes")]
-        )
+        raise not_found("compute", name, local.state.names(f"{cloud.WORKSPACE_ID}/computes"))
     return found
 
 
@@ -78,7 +76,7 @@ def create(
             body = shapes.merged(before, body)
         document = _document(local, f"{identifier}/computes/{name}", name, body, before)
         local.state.put(document["id"], document)
-    request.app.state.jobs.warm()  # jobs follow a compute
+    request.app.state.warm()  # jobs follow a compute
     answer = _shown(local, document)
     return operations.start(local, 200 if before else 201, answer, lambda: _provision(local, document))
 

@@ -4,9 +4,11 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Depends, Query, Request
+from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
 
 from local_azureml import cloud, storage
+from local_azureml.control_plane import lists
 from local_azureml.errors import not_found
 
 router = APIRouter()
@@ -42,14 +44,10 @@ def _document(local: cloud.Cloud, name: str) -> dict:
 
 
 @router.get(PATH)
-def list_all(
-    request: Request,
-    is_default: bool = Query(False, alias="isDefault"),
-    identifier: str = Depends(cloud.workspace_id),
-) -> dict:
-    """Return the datastores, or the default one only."""
-    names = [DEFAULT] if is_default else list(CONTAINERS)
-    return {"value": [_document(cloud.current(request), name) for name in names]}
+def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
+    """Return the datastores."""
+    local = cloud.current(request)
+    return lists.answer(request, "datastores", [_document(local, name) for name in CONTAINERS])
 
 
 @router.get(f"{PATH}/{{name}}")

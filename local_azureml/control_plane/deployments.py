@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import addresses, endpoints, environments, operations, quota, shapes
+from local_azureml.control_plane import addresses, endpoints, environments, lists, operations, quota, shapes
 from local_azureml.errors import user_error
 
 router = APIRouter()
@@ -26,11 +26,10 @@ PROBE = {
 
 
 @router.get(PATH)
-def list_all(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def list_all(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return an endpoint's deployments."""
-    local = cloud.current(request)
-    endpoints.find(local, endpoint)
-    return {"value": list(endpoints.deployments_of(local, endpoint).values())}
+    parent = endpoints.find(cloud.current(request), endpoint)
+    return lists.answer(request, "deployments", f"{parent['id']}/deployments")
 
 
 @router.get(f"{PATH}/{{deployment}}")

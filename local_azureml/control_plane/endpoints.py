@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import operations, shapes
+from local_azureml.control_plane import lists, operations, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
@@ -32,7 +32,7 @@ def find(local: cloud.Cloud, endpoint: str, deployment: str = "") -> dict:
     """Return the document of an endpoint or of one of its deployments, or refuse with what there is."""
     found = local.state.get(f"{BASE}/{endpoint}")
     if found is None:
-        raise not_found("online endpoint", endpoint, [e["name"] for e in local.state.children(BASE)])
+        raise not_found("online endpoint", endpoint, local.state.names(BASE))
     if not deployment:
         return found
     here = local.state.get(f"{found['id']}/deployments/{deployment}")
@@ -59,10 +59,12 @@ def set_properties(local: cloud.Cloud, document: dict, **changes) -> None:
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return the endpoints."""
     local = cloud.current(request)
-    return {"value": [_shown(found) for found in [*local.state.children(BASE), *_of_others(local)]]}
+    others = _of_others(local)
+    there = [*local.state.children(BASE), *others] if others else BASE
+    return lists.answer(request, "onlineEndpoints", there, _shown)
 
 
 def _of_others(local: cloud.Cloud) -> list[dict]:
@@ -149,7 +151,7 @@ def _check_new_endpoint(local: cloud.Cloud, name: str, traffic: dict) -> None:
         )
     if traffic:
         raise user_error("traffic cannot be set when an endpoint is created: it has no deployments yet")
-    if len(local.state.children(BASE)) >= LIMIT:
+    if len(local.state.names(BASE)) >= LIMIT:
         raise user_error(f"the region has {LIMIT} endpoints already: delete one", "QuotaExceeded")
 
 

@@ -6,13 +6,15 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import environments, operations, shapes
+from local_azureml.control_plane import environments, lists, operations, shapes
 from local_azureml.errors import AzureError, not_found, user_error
+from local_azureml.state import equal
 
 router = APIRouter()
 CHANGEABLE = ("tags", "displayName", "description", "isArchived")  # of a job that is there
 SERVICES = ("Tracking", "Studio")  # that every job has
 FINAL = ("Completed", "Failed", "Canceled")
+SUBMITTED = equal("run.parent", None)  # not started by another job
 PATH = f"{cloud.WORKSPACE_PATH}/jobs"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}")
 LONGEST = 255 - len("dcid.") - 2 * len("_01234567")  # a folder is named after it, and after its children
@@ -22,12 +24,7 @@ def find(local: cloud.Cloud, name: str) -> dict:
     """Return a job's document, or refuse with the names that there are."""
     found = local.state.get(f"{cloud.WORKSPACE_ID}/jobs/{name}")
     if found is None:
-        known = [
-            job["name"]
-            for job in local.state.children(f"{cloud.WORKSPACE_ID}/jobs")
-            if not job["run"]["parent"]
-        ]
-        raise not_found("job", name, known)
+        raise not_found("job", name, local.state.names(f"{cloud.WORKSPACE_ID}/jobs", SUBMITTED))
     return found
 
 
@@ -73,10 +70,9 @@ def _rename(local: cloud.Cloud, document: dict, properties: dict) -> dict:
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return the jobs that were submitted, newest first, without their children."""
-    found = cloud.current(request).state.children(f"{identifier}/jobs")
-    return {"value": [_shown(job) for job in found[::-1] if not job["run"]["parent"]]}
+    return lists.answer(request, "jobs", f"{identifier}/jobs", _shown, (SUBMITTED,))
 
 
 @router.get(f"{PATH}/{{name}}")

@@ -9,7 +9,9 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
+from local_azureml.control_plane import shapes
 from local_azureml.errors import AzureError, not_found
+from local_azureml.state import before, equal
 
 router = APIRouter()
 PATH = (
@@ -20,6 +22,7 @@ HERE = PATH.format(subscription=cloud.SUBSCRIPTION, location=cloud.LOCATION)
 RESULTS = RESULTS_PATH.format(subscription=cloud.SUBSCRIPTION, location=cloud.LOCATION)
 VERSION = "2023-04-01"  # of the API, in the addresses that clients poll
 LONGEST = "PT1H"  # how long Azure lets a client wait for an operation
+KEPT = shapes.seconds(LONGEST)  # how long one is remembered after its end
 log = logging.getLogger(__name__)
 
 
@@ -60,6 +63,12 @@ def _run(local: cloud.Cloud, operation: str, work: Callable[[], None]) -> None:
 
 def _end(local: cloud.Cloud, operation: str, **how) -> None:
     local.state.merge(operation, endTime=cloud.now(), percentComplete=100.0, **how)
+    _forget(local)
+
+
+def _forget(local: cloud.Cloud) -> None:
+    """Remove the operations that ended longer ago than any client waits for one."""
+    local.state.delete_children(HERE, before("endTime", cloud.now(-KEPT)))
 
 
 def stopped() -> AzureError:
@@ -74,9 +83,9 @@ def recover(local: cloud.Cloud) -> None:
     Nothing is billed on but the nodes that a cluster keeps at least; `Deployments` starts its own again.
     """
     error = stopped().body()
-    for operation in local.state.children(HERE):
-        if operation["status"] == "InProgress":
-            _end(local, operation["id"], status="Failed", **error)
+    _forget(local)
+    for operation in local.state.children(HERE, equal("status", "InProgress")):
+        _end(local, operation["id"], status="Failed", **error)
     failed = {"provisioningState": "Failed"}
     _settle(local, "computes", {**failed, "provisioningErrors": [error]})
     _settle(local, "onlineEndpoints", failed)

@@ -34,16 +34,6 @@ def of_node(asked: dict, declared: dict) -> dict:
     return {"jobOutputType": asked.get("job_output_type") or declared.get("type") or "uri_folder", **kept}
 
 
-def written(local: cloud.Cloud, job: dict) -> dict[str, dict]:
-    """Return those outputs of a job's document of which there is something."""
-    outputs = job["properties"].get("outputs") or {}
-    return {
-        name: output
-        for name, output in outputs.items()
-        if datastores.folder_at(local, output["uri"]).exists()
-    }
-
-
 def lasting_uri(local: cloud.Cloud, uri: str) -> str:
     """Return the datastore address of a job's output; any other address as it is."""
     if run := re.fullmatch(r"runs:/([^/]+)/(.+)", uri):
@@ -59,7 +49,7 @@ def address(local: cloud.Cloud, job: str, output: str) -> str:
     """Return the datastore address of what a job wrote under `output`."""
     document = local.state.get(f"{cloud.WORKSPACE_ID}/jobs/{job}")
     if document is None:
-        raise not_found("job", job, [j["name"] for j in local.state.children(f"{cloud.WORKSPACE_ID}/jobs")])
+        raise not_found("job", job, local.state.names(f"{cloud.WORKSPACE_ID}/jobs"))
     known = document["properties"].get("outputs") or {}
     if output in ARTIFACTS and output not in known:
         known = {

@@ -3,9 +3,11 @@
 import copy
 import json
 
-from fastapi import APIRouter, Query, Request
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
 
 from local_azureml import cloud
+from local_azureml.control_plane import lists
 from local_azureml.errors import AzureError, not_found
 
 router = APIRouter()
@@ -84,22 +86,12 @@ def entry(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
 
 
 @router.get(f"{PATH}/versions")
-def versions(
-    request: Request,
-    registry: str,
-    kind: str,
-    name: str,
-    view: str = Query("ActiveOnly", alias="listViewType"),
-    top: int | None = Query(None, alias="$top", ge=1),
-) -> dict:
-    """Return the versions that are not archived, or those too, newest first, as many as `$top` says."""
+def versions(request: Request, registry: str, kind: str, name: str) -> JSONResponse:
+    """Return the versions, newest first."""
     _check(request, registry)
     local = cloud.current(request)
-    if "model-archived" in local.faults:
-        view = "All"
-    wanted = {"ActiveOnly": (False,), "ArchivedOnly": (True,)}.get(view, (False, True))
-    found = [entry for entry in entries(local, kind, name) if entry["properties"]["isArchived"] in wanted]
-    return {"value": found[:top]}
+    view = "All" if "model-archived" in local.faults else "ActiveOnly"
+    return lists.answer(request, f"registries/{kind}/versions", entries(local, kind, name), view=view)
 
 
 @router.get(f"{PATH}/versions/{{version}}")

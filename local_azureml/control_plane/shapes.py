@@ -144,8 +144,11 @@ class Output(Shape, total=False):
     assetVersion: Name
 
 
+JOB_TYPES = ("Command", "Pipeline", "Sweep", "AutoML", "Spark")
+
+
 class JobProperties(Shape, total=False):
-    jobType: Required[Annotated[Name, spelled("Command", "Pipeline", "Sweep", "AutoML", "Spark")]]
+    jobType: Required[Annotated[Name, spelled(*JOB_TYPES)]]
     experimentName: Name
     displayName: Name
     description: Text

@@ -1,8 +1,10 @@
 """The workspace: one, with its resource group and the addresses of its services."""
 
 from fastapi import APIRouter, Depends, Request
+from fastapi.responses import JSONResponse
 
 from local_azureml import cloud
+from local_azureml.control_plane import lists
 
 router = APIRouter(dependencies=[Depends(cloud.check_group)])
 public = APIRouter()  # read without a token
@@ -63,6 +65,6 @@ def discovery(request: Request, workspace: str) -> dict:
 
 @router.get(f"{cloud.GROUP_PATH}/providers/{cloud.PROVIDER}/workspaces")
 @router.get(f"/subscriptions/{{subscription}}/providers/{cloud.PROVIDER}/workspaces")
-def list_all(request: Request) -> dict:
+def list_all(request: Request) -> JSONResponse:
     """Return the one workspace there is."""
-    return {"value": [show(request, cloud.WORKSPACE_ID)]}
+    return lists.answer(request, "workspaces", [show(request, cloud.WORKSPACE_ID)])

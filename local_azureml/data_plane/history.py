@@ -1,22 +1,29 @@
 """Run history: the state, logs, errors and children of a run, as the SDK's stream and list read them."""
 
+import re
 from pathlib import Path
 
 from fastapi import APIRouter, Body, Depends, Request
-from fastapi.responses import RedirectResponse
+from fastapi.responses import JSONResponse, RedirectResponse
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import datastores, jobs, outputs, shapes
+from local_azureml.control_plane import datastores, jobs, lists, outputs, shapes
 from local_azureml.data_plane import tracking, visitors
 from local_azureml.errors import AzureError
+from local_azureml.state import equal
 
 router = APIRouter()
 public = APIRouter()  # read by browsers
 CHANGEABLE = {"displayName", "description", "hidden", "tags", "properties"}
 OF_RUN_ALONE = {"createdUtc", "displayName", "description", "experimentId", "hidden", "runType"}
 LOGS = ("user_logs", "logs")  # the folders of a run's artifacts in which logs lie
-DATA = ("uri_file", "uri_folder", "mltable")  # the SDK 1.35 fails where it asks for the address of a model
 PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"
+DATA_TYPES = ("uri_file", "uri_folder", "mltable")  # of outputs that are no models
+OUTPUT_ID = (
+    f"azureml://locations/{cloud.LOCATION}/workspaces/{cloud.WORKSPACE}"
+    "/data/azureml_{job}_output_data_{output}/versions/1"
+)
+OUTPUT = re.compile(OUTPUT_ID.format(job="(.+)", output="(.+)"))
 
 
 def _run(local: cloud.Cloud, document: dict) -> dict:
@@ -103,38 +110,49 @@ def data(
     name: str = Body(alias="runId", embed=True),
     identifier: str = Depends(cloud.workspace_id),
 ) -> dict:
-    """Return a run that is named in the body, with the addresses of what it wrote."""
+    """Return a run that is named in the body, with what it wrote."""
     local = cloud.current(request)
     job = jobs.find(local, name)
-    made = {
-        output: {
-            "assetId": f"azureml://jobs/{job['name']}/outputs/{output}",
-            "type": properties["jobOutputType"] if properties["jobOutputType"] in DATA else "uri_folder",
-        }
-        for output, properties in outputs.written(local, job).items()
+    asked = (job["properties"].get("outputs") or {}).items()
+    written = {
+        output: {"assetId": OUTPUT_ID.format(job=job["name"], output=output), "type": _data_type(settings)}
+        for output, settings in asked
+        if datastores.folder_at(local, settings["uri"]).exists()
     }
-    return {"runMetadata": {**_run(local, job), "outputs": made}}
+    return {"runMetadata": {**_run(local, job), "outputs": written}}
 
 
 @router.post(f"/data/v1.0{cloud.WORKSPACE_PATH}/dataversion/batchGetResolvedUris")
-def resolved(
+def addresses(
     request: Request,
-    wanted: list[str] = Body(alias="values", embed=True),
+    assets: list[str] = Body(alias="values", embed=True, max_length=1000),
     identifier: str = Depends(cloud.workspace_id),
 ) -> dict:
-    """Return the addresses in a datastore of what runs wrote."""
-    local = cloud.current(request)
-    places = {asset: outputs.lasting_uri(local, asset) for asset in wanted}
-    return {"values": {asset: {"uri": place} for asset, place in places.items()}}
+    """Return where the data assets lie that runs wrote, by their ids."""
+    local, found = cloud.current(request), {}
+    for asset in assets:
+        if not (named := OUTPUT.fullmatch(asset)):
+            message = f"the address of {asset!r} is not part of the stand-in; that of a run's output is"
+            raise AzureError(501, "NotImplemented", message)
+        found[asset] = {"uri": outputs.address(local, *named.groups()), "type": "UriFolder"}
+    return {"values": found}
+
+
+def _data_type(output: dict) -> str:
+    """Return the type of an output; a model is told as a folder, since the SDK 1.35 fails where it asks for one."""
+    kind = output.get("jobOutputType")
+    return kind if kind in DATA_TYPES else "uri_folder"
 
 
 @router.get(f"{PATH}/runs/{{name}}/children")
-def children(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def children(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return the runs that a run started, oldest first."""
     local = cloud.current(request)
-    parent = jobs.find(local, name)["name"]
-    found = [job for job in local.state.children(f"{identifier}/jobs") if job["run"]["parent"] == parent]
-    return {"value": [_run(local, job) for job in found]}
+    children = equal("run.parent", jobs.find(local, name)["name"])
+    below = f"{identifier}/jobs"
+    return lists.answer(
+        request, "runs/children", below, lambda job: _run(local, job), (children,), descending=False
+    )
 
 
 @public.get("/runs/{name}")

@@ -9,7 +9,7 @@ from local_azureml import cloud
 from local_azureml.control_plane import named_outputs, outputs
 from local_azureml.control_plane.jobs import FINAL
 from local_azureml.data_plane import tracking
-from local_azureml.engine import command_steps, processes, records
+from local_azureml.engine import command_steps, records
 from local_azureml.engine.journal import Journal
 from local_azureml.engine.pipelines import Pipelines, check_pipeline
 from local_azureml.engine.steps import STEP_LOG, CancelledError, StepError, Steps
@@ -22,7 +22,7 @@ class Jobs:
     """The jobs that run."""
 
     def __init__(self, local: cloud.Cloud, runs: tracking.Tracking):
-        self._local, self._runs = local, runs
+        self._local = local
         self._records = records.Records(local, runs)
         self._steps = Steps(local, self._records)
         self._pipelines = Pipelines(local, self._records, self._steps)
@@ -35,12 +35,6 @@ class Jobs:
         for document in self._local.state.children(f"{cloud.WORKSPACE_ID}/jobs"):
             if document["properties"]["status"] not in FINAL:
                 self._records.end(document["name"], "Failed", error)
-
-    def warm(self) -> None:
-        """Begin to import, behind the scenes, what the first job will need."""
-        with processes.STARTING:
-            processes.warm()
-        self._runs.warm()
 
     def submit(self, name: str, properties: dict) -> dict:
         """Return the document of a new job, and start it."""

@@ -62,28 +62,16 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _add_options(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--port", type=int, default=0, help="a free one by default")
-    parser.add_argument(
-        "--data-dir",
-        type=Path,
-        help="where state is kept between starts; by default a folder that is removed",
-    )
-    parser.add_argument(
-        "--base-model", type=Path, help="a Phi-3 checkpoint folder in place of the tiny model"
-    )
-    parser.add_argument(
-        "--fault",
-        action="append",
-        default=[],
-        metavar="NAME[=VALUE]",
-        help="see --list-faults; the signal USR1 switches all off",
-    )
-    parser.add_argument(
-        "--poll", type=float, default=1.0, help="seconds that Retry-After asks clients to wait"
-    )
-    parser.add_argument(
-        "--one-python", action="store_true", help="make no environments: run all in the stand-in's own Python"
-    )
+    add = parser.add_argument
+    add("--port", type=int, default=0, help="a free one by default")
+    kept = "where state is kept between starts; by default a folder that is removed"
+    add("--data-dir", type=Path, help=kept)
+    add("--base-model", type=Path, help="a Phi-3 checkpoint folder in place of the tiny model")
+    faults = "see --list-faults; the signal USR1 switches all off"
+    add("--fault", action="append", default=[], metavar="NAME[=VALUE]", help=faults)
+    add("--poll", type=float, default=1.0, help="seconds that Retry-After asks clients to wait")
+    alone = "make no environments: run all jobs in the stand-in's own Python"
+    add("--one-python", action="store_true", help=alone)
 
 
 def bind(port: int) -> socket.socket:

@@ -139,7 +139,7 @@ def addresses(
 
 
 def _data_type(output: dict) -> str:
-    """Return the type of an output; a model is told as a folder, since the SDK 1.35 fails where it asks for one."""
+    """Return the type of an output; a model is told as a folder: the SDK 1.35 fails where it asks for one."""
     kind = output.get("jobOutputType")
     return kind if kind in DATA_TYPES else "uri_folder"
 

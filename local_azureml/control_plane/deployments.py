@@ -72,6 +72,8 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     script = code.get("scoringScript")
     if code and not (script and code.get("codeId") and asked.get("environmentId")):
         raise user_error("a deployment with code names its code, the scoring script in it and an environment")
+    if script and not (addresses.resolve(local, code["codeId"]) / script).is_file():
+        raise user_error(f"there is no scoring script {script!r} in the code of the deployment")
     size = quota.size_named(local, asked.get("instanceType") or "")
     instances = int((body.get("sku") or {}).get("capacity") or 1)
     quota.check_quota(local, f"deployment {endpoint}/{name}", size, instances, reserve(size["name"]))
@@ -81,8 +83,6 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     }
     if shapes.seconds(settings["requestTimeout"]) > LONGEST_TIMEOUT:
         raise user_error(f"the request timeout is at most {LONGEST_TIMEOUT * 1000:.0f} ms")
-    if script and not (addresses.resolve(local, code["codeId"]) / script).is_file():
-        raise user_error(f"there is no scoring script {script!r} in the code of the deployment")
     if asked.get("model") or not script:
         addresses.resolve(local, asked.get("model") or "")
     if asked.get("environmentId"):

@@ -206,7 +206,7 @@ def _wait_for_health(container: Container, document: dict) -> None:
                     return
         except httpx.TransportError:
             continue  # not up yet
-    reason = "ended" if not process.alive else "did not answer its probe"
+    reason = "did not answer its probe" if process.wait(0) is None else "ended"
     process.kill()
     raise user_error(
         f"the container of {endpoints.label(document)} {reason}; its log says why", "ResourceNotReady"

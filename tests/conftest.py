@@ -46,8 +46,9 @@ QUICK = {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"}  # the SDK's stream then looks
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Leave to the SDK its own deprecations, and its connections, which it offers no way to close."""
+    """Start as any shell would, and leave to the SDK its deprecations and connections it can't close."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
+    surroundings.leave()  # as the stand-in does
     config.addinivalue_line("filterwarnings", "ignore:unclosed:ResourceWarning")
     for module in ("azure", "marshmallow", "msrest", "pkg_resources"):
         config.addinivalue_line("filterwarnings", f"ignore:::{module}")

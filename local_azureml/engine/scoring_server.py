@@ -107,7 +107,11 @@ class Server(socketserver.ThreadingUnixStreamServer):
                 return refusal(429, f"more than {QUEUED * self.most} requests at once; try again later")
             self.running += 1
         try:
-            made = self.threads.submit(self.answer, text).result(self.timeout_seconds)
+            future = self.threads.submit(self.answer, text)
+            try:
+                made = future.result(self.timeout_seconds)
+            finally:
+                future.cancel()  # one that nobody waits for any more need not begin
             return 200, json.dumps(made, default=plain), {"content-type": "application/json"}
         except TooSlow:
             return refusal(408, f"no answer within the request timeout of {self.timeout_seconds:g} s")

@@ -1,5 +1,6 @@
 """Deployments of online endpoints: what they ask for, and their logs."""
 
+import posixpath
 import re
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from fastapi.responses import JSONResponse, Response
 from local_azureml import cloud
 from local_azureml.control_plane import addresses, endpoints, environments, lists, operations, quota, shapes
 from local_azureml.errors import user_error
+from local_azureml.places import OutsideError, inside
 
 router = APIRouter()
 PATH = f"{endpoints.PATH}/{{endpoint}}/deployments"
@@ -63,6 +65,14 @@ def reserve(size: str) -> float:
     return 1.0 if LARGE.search(size) else RESERVE
 
 
+def _is_there(code: Path, script: str) -> bool:
+    """Return whether a scoring script lies in the code that it is said to be in."""
+    try:
+        return inside(code, posixpath.normpath(script)).is_file()
+    except OutsideError:
+        return False
+
+
 def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before: dict | None) -> dict:
     endpoints.check_name("deployment", name)
     asked = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
@@ -72,7 +82,7 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     script = code.get("scoringScript")
     if code and not (script and code.get("codeId") and asked.get("environmentId")):
         raise user_error("a deployment with code names its code, the scoring script in it and an environment")
-    if script and not (addresses.resolve(local, code["codeId"]) / script).is_file():
+    if script and not _is_there(addresses.resolve(local, code["codeId"]), script):
         raise user_error(f"there is no scoring script {script!r} in the code of the deployment")
     size = quota.size_named(local, asked.get("instanceType") or "")
     instances = int((body.get("sku") or {}).get("capacity") or 1)

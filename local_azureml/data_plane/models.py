@@ -204,7 +204,11 @@ class Models(AbstractStore):
         return self._shown_version(self._model(name), self._version(name, version))
 
     def get_model_version_download_uri(self, name, version):
-        return self.get_model_version(name, version).source
+        source = self.get_model_version(name, version).source
+        if not source.startswith(artifacts.STORED):  # MLflow's server would read any file of the machine
+            message = f"version {version!r} of {name!r} lies at {source!r}, where MLflow reads nothing here"
+            raise MlflowException(message, error_code=codes.INVALID_PARAMETER_VALUE)
+        return source
 
     def search_model_versions(self, filter_string=None, max_results=None, order_by=None, page_token=None):
         there = self._local.state.children(f"{cloud.WORKSPACE_ID}/{KIND}")

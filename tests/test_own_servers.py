@@ -160,12 +160,13 @@ def test_a_script_that_raises_in_init_fails_the_deployment_with_its_traceback_in
     assert client.online_deployments.get("blue", "own-failing").provisioning_state == "Failed"
 
 
-def test_a_script_that_is_not_in_the_code_is_refused(http, arm, scripted):
+@pytest.mark.parametrize("script", ["other.py", __file__])
+def test_a_script_that_is_not_in_the_code_is_refused(http, arm, scripted, script):
     path = f"{arm.workspace}/onlineEndpoints/{scripted}/deployments"
     asked = http.get(f"{path}/blue").json()
-    asked["properties"]["codeConfiguration"]["scoringScript"] = "other.py"
+    asked["properties"]["codeConfiguration"]["scoringScript"] = script
     answer = http.put(f"{path}/green", json=asked)
-    words = "there is no scoring script 'other.py' in the code of the deployment"
+    words = f"there is no scoring script {script!r} in the code of the deployment"
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, words)
 
 
@@ -187,6 +188,14 @@ def test_an_endpoint_that_takes_tokens_answers_to_one(client, place, tmp_path, e
     assert (shown.auth_mode, ask(client, tmp_path, name, {"data": [0]})) == (mode, [1])
     given = (token, token_of(environment), "x")
     assert [post(client, name, {"data": [0]}, each).status_code for each in given] == [200, 200, 401]
+
+
+def test_the_token_of_an_endpoint_opens_nothing_else(http, anonymous, arm):
+    path = f"{arm.workspace}/onlineEndpoints/own-token"
+    http.put(path, json={"location": "eastus", "properties": {"authMode": "AMLToken"}})
+    token = http.post(f"{path}/token").json()["accessToken"]
+    answer = anonymous.get(f"{arm.workspace}/jobs", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code == 401
 
 
 def test_an_endpoint_that_takes_tokens_gives_no_keys(http, arm, client):

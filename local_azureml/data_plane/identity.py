@@ -63,8 +63,8 @@ def check_header(request: Request) -> None:
         raise AzureError(400, "invalid_request", "no managed identity is here for that X-IDENTITY-HEADER")
 
 
-def make_token(local: cloud.Cloud, resource: str, expires: int) -> str:
-    """Return a signed token whose audience is `resource`."""
+def make_token(local: cloud.Cloud, resource: str, expires: int, key: str | None = None) -> str:
+    """Return a token whose audience is `resource`, signed with `key`, by default the one that opens all."""
     claims = {
         "aud": resource.rstrip("/"),
         "iss": f"{local.origin}/{cloud.TENANT}/",
@@ -73,7 +73,7 @@ def make_token(local: cloud.Cloud, resource: str, expires: int) -> str:
         "tid": cloud.TENANT,
         "name": "you",
     }
-    return jwt.encode(claims, local.secret("token_key"), algorithm="HS256")
+    return jwt.encode(claims, key or local.secret("token_key"), algorithm="HS256")
 
 
 def job_token(local: cloud.Cloud) -> str:
@@ -81,13 +81,14 @@ def job_token(local: cloud.Cloud) -> str:
     return make_token(local, cloud.AUDIENCE, int(time.time()) + cloud.LIFETIME)
 
 
-def check_token(request: Request) -> None:
-    """Refuse a request whose bearer token is not one that this stand-in gave out."""
+def check_token(request: Request, key: str | None = None) -> None:
+    """Refuse a request whose bearer token is not one that this stand-in gave out, signed with `key`."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")
     given = given if scheme.lower() == "bearer" else ""
     options = {"verify_aud": False}  # the control plane and the ML services each ask for their own audience
     try:
-        jwt.decode(given, cloud.current(request).secret("token_key"), algorithms=["HS256"], options=options)
+        key = key or cloud.current(request).secret("token_key")
+        jwt.decode(given, key, algorithms=["HS256"], options=options)
     except jwt.ExpiredSignatureError:
         raise AzureError(
             401,

@@ -59,12 +59,13 @@ async def score(request: Request, endpoint: str) -> Response:
 def token(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return a token for an endpoint whose auth mode is AMLToken."""
     local = cloud.current(request)
-    mode = endpoints.find(local, endpoint)["properties"]["authMode"]
+    document = endpoints.find(local, endpoint)
+    mode = document["properties"]["authMode"]
     if mode.lower() != "amltoken":
         raise user_error(f"the endpoint {endpoint!r} gives no tokens: its auth mode is {mode}")
     expires = int(time.time()) + cloud.LIFETIME
     return {
-        "accessToken": identity.make_token(local, cloud.AUDIENCE, expires),
+        "accessToken": identity.make_token(local, cloud.AUDIENCE, expires, document["keys"]["primaryKey"]),
         "tokenType": "Bearer",
         "expiryTimeUtc": expires,
         "refreshAfterTimeUtc": expires - cloud.LIFETIME // 2,
@@ -76,12 +77,26 @@ def check_key(request: Request) -> None:
     endpoint = request.path_params["endpoint"]
     document = cloud.current(request).state.get(f"{endpoints.BASE}/{endpoint}")
     if document and document["properties"]["authMode"].lower() != "key":
-        return identity.check_token(request)
-    keys = document["keys"].values() if document else ()
-    given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-    same = [hmac.compare_digest(given, key.encode()) for key in keys]
+        same = [_has_token(request, document)]
+    else:
+        keys = document["keys"].values() if document else ()
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        same = [hmac.compare_digest(given, key.encode()) for key in keys]
     if not any(same):
-        raise AzureError(401, "Unauthorized", "the key is not one of this endpoint's: read it with get_keys")
+        message = "the key or token is not one of this endpoint's: read it with get_keys"
+        raise AzureError(401, "Unauthorized", message)
+
+
+def _has_token(request: Request, document: dict) -> bool:
+    """Return whether a request has a token: one of the endpoint's own, which opens nothing else, or any."""
+    for key in (document["keys"]["primaryKey"], None):
+        try:
+            identity.check_token(request, key)
+            return True
+        except AzureError as error:
+            if error.code == "ExpiredAuthenticationToken":
+                raise
+    return False
 
 
 def _pick(local: cloud.Cloud, document: dict, asked: str | None) -> dict:

@@ -11,7 +11,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from local_azureml import cloud, storage
-from local_azureml.data_plane import blobs, identity, scoring, tracking, visitors
+from local_azureml.data_plane import artifacts, blobs, identity, scoring, tracking, visitors
 from local_azureml.errors import AzureError, answer
 
 KIB, MIB = 1024, 1024 * 1024
@@ -67,6 +67,7 @@ OPEN = (  # the first that matches counts
         16 * MIB,
     ),
     Door("POST", f"{tracking.PREFIX}/graphql", visitors.check_reader, PAGE, most=64 * KIB),
+    Door("PUT", f"{ARTIFACTS}/MLmodel", visitors.check_reader, PAGE, most=artifacts.LONGEST_MODEL),
     Door("PUT", ARTIFACTS, visitors.check_reader, PAGE, most=5000 * MIB),
     Door(ALL, f"{tracking.PREFIX}/{{path:path}}", visitors.check_reader, PAGE, most=16 * MIB),
 )

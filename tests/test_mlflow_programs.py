@@ -216,4 +216,31 @@ def test_a_signature_of_artifacts_opens_nothing_else(mlflow, run, anonymous, arm
     served = f"/{prefix}/api/2.0/mlflow-artifacts/artifacts"
     paths = [f"/{prefix}/api/2.0/mlflow/runs/get?run_id={run.run_id}", arm.workspace]
     paths += [f"{served}/azureml-blobstore/x", f"{served}?path=azureml-blobstore", served]
+    paths += [f"{served}?path=azureml-blobstore&path=azureml"]
     assert {anonymous.get(path, auth=auth).status_code for path in paths} <= {401, 403}
+
+
+def test_a_signature_is_told_no_other_and_no_longer_one(mlflow, run, anonymous, http):
+    address = mlflow.get_run(run.run_id).info.artifact_uri
+    user, _, signature = re.fullmatch("https://(.+)@.*", address)[1].rpartition(":")
+    file = f"/{address.partition('@')[2].partition('/')[2]}/told/MLmodel"
+    lines = ["a: mlflow-artifacts:/azureml/x", "b: mlflow-artifacts:/azureml-blobstore/y"]
+    lines += ["c: https://example.org/mlflow-artifacts:/azureml/z"]
+    assert http.put(file, content="\n".join(lines)).status_code == 200
+    told = anonymous.get(file, auth=(user.replace("%3A", ":"), signature)).text.split("\n")
+    assert f"//{user}:{signature}@" in told[0] and told[1:] == lines[1:]
+    assert http.get(file).text.count("@localhost") == 2
+
+
+def test_a_file_that_is_held_to_be_read_has_a_limit(mlflow, run, http):
+    path = mlflow.get_run(run.run_id).info.artifact_uri.partition("@")[2].partition("/")[2]
+    assert http.put(f"/{path}/long/MLmodel", content=bytes(17 * 1024 * 1024)).status_code == 413
+
+
+def test_mlflow_reads_no_model_that_lies_elsewhere(mlflow, http, arm, tmp_path):
+    (tmp_path / "canary.txt").write_text("sings")
+    asked = {"properties": {"modelUri": tmp_path.as_uri(), "modelType": "custom_model"}}
+    assert http.put(f"{arm.workspace}/models/outside/versions/1", json=asked).status_code == 201
+    path = f"/mlflow/v2.0{arm.workspace}/model-versions/get-artifact"
+    answer = http.get(path, params={"name": "outside", "version": "1", "path": "canary.txt"})
+    assert answer.status_code == 400 and "sings" not in answer.text

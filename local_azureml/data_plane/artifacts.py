@@ -22,7 +22,8 @@ STORED = "mlflow-artifacts:/"
 ROOT = f"{STORED}{storage.CONTAINERS['workspaceartifactstore']}/ExperimentRun"
 SERVED = "/api/2.0/mlflow-artifacts/artifacts"
 HOLDING = re.compile(r"/api/\d\.\d/(mlflow/|.*/MLmodel$)")  # what holds addresses of artifacts
-TOLD = re.compile(rf"{STORED}({'|'.join(storage.CONTAINERS.values())})(?=[/\"])")
+LONGEST_MODEL = 16 * 1024 * 1024  # bytes of an MLmodel file, which is held to be read
+TOLD = re.compile(rf"(?<![^\s\"']){STORED}({'|'.join(storage.CONTAINERS.values())})(?=[/\"])")
 
 
 def of_run(run: str) -> str:
@@ -45,22 +46,35 @@ def stored(address: str) -> str:
     return f"{STORED}{container}/{named[2].rstrip('/')}" if container else address
 
 
-def check_signature(request: Request) -> None:
-    """Refuse a request for artifacts whose user and password are not a signature of their container."""
-    scheme, _, given = request.headers["authorization"].partition(" ")
-    path = request.scope["path"].partition(SERVED)[2] or request.query_params.get("path", "")
-    container = path.strip("/").partition("/")[0]
-    try:
-        expires, _, signature = base64.b64decode(given).decode().rpartition(":")
-    except ValueError:
-        expires, signature = "", ""
-    if SERVED not in request.scope["path"] or scheme.lower() != "basic":
+def check_signature(request: Request, below: str) -> None:
+    """Refuse a request, at `below` MLflow's prefix, whose user and password don't sign for its container."""
+    if below != SERVED and not below.startswith(f"{SERVED}/"):
         raise AzureError(401, "AuthenticationFailed", "a signature opens artifacts only")
-    storage.check(cloud.current(request), container, unquote(expires), signature)
+    path = below.removeprefix(SERVED)
+    asked = [path] if path else request.query_params.getlist("path")  # of two, MLflow would take the first
+    container = asked[0].strip("/").partition("/")[0] if len(asked) == 1 else ""
+    storage.check(cloud.current(request), container, *_given(request.headers["authorization"]))
+
+
+def is_signature(authorization: str) -> bool:
+    """Return whether a request comes with a signature, not with a token."""
+    return authorization.lower().startswith("basic ")
+
+
+def _given(authorization: str) -> tuple[str, str]:
+    """Return the end and the signature that a request's user and password are."""
+    try:
+        expires, _, signature = base64.b64decode(authorization.partition(" ")[2]).decode().rpartition(":")
+    except ValueError:
+        return "", ""
+    return unquote(expires), signature
 
 
 class Addresses:
-    """Tells clients with a token the signed addresses of artifacts, and takes those back."""
+    """Tells clients with a token the signed addresses of artifacts, and takes those back.
+
+    Who comes with a signature is told addresses with that one, so that none opens more, or for longer.
+    """
 
     def __init__(self, app: ASGIApp, local: cloud.Cloud, prefix: str):
         self.app, self._local = app, local
@@ -74,24 +88,34 @@ class Addresses:
         below = scope["path"].partition(self._prefix)[2]
         if "authorization" not in Headers(scope=scope) or not HOLDING.match(below):
             return await self.app(scope, receive, send)
+        authorization, is_model = Headers(scope=scope)["authorization"], below.endswith("/MLmodel")
         asked = await _whole(receive)
         content = self._signed.sub(STORED, asked.decode("utf-8", "surrogateescape"))
         asked = content.encode("utf-8", "surrogateescape")
         headers = MutableHeaders(raw=list(scope["headers"]))
         headers["content-length"] = str(len(asked))
         pending: list[Message] = [{"type": "http.request", "body": asked}]
-        start, told = {}, bytearray()
+        start, told, is_long = {}, bytearray(), False
 
         async def taken_back() -> Message:
             return pending.pop() if pending else await receive()
 
+        def address(found: re.Match) -> str:
+            return self._address(found, authorization)
+
         async def signed(message: Message) -> None:
+            nonlocal is_long
             if message["type"] == "http.response.start":
+                length = int(Headers(raw=message["headers"]).get("content-length", 0))
+                is_long = is_model and length > LONGEST_MODEL
                 start.update(message)
+            if is_long:
+                return await send(message)
+            if message["type"] == "http.response.start":
                 return
             told.extend(message.get("body", b""))
             if not message.get("more_body"):
-                body = TOLD.sub(self._address, told.decode("utf-8", "surrogateescape"))
+                body = TOLD.sub(address, told.decode("utf-8", "surrogateescape"))
                 body = body.encode("utf-8", "surrogateescape")
                 MutableHeaders(scope=start)["content-length"] = str(len(body))
                 await send(start)
@@ -99,8 +123,15 @@ class Addresses:
 
         await self.app({**scope, "headers": headers.raw}, taken_back, signed)
 
-    def _address(self, found: re.Match) -> str:
-        expires, signature = storage.signed(self._local, found[1], time.time() + cloud.LIFETIME)
+    def _address(self, found: re.Match, authorization: str) -> str:
+        if is_signature(authorization):
+            expires, signature = _given(authorization)
+            try:
+                storage.check(self._local, found[1], expires, signature)
+            except AzureError:
+                return found[0]
+        else:
+            expires, signature = storage.signed(self._local, found[1], time.time() + cloud.LIFETIME)
         host = self._local.origin.removeprefix("https://")
         return f"https://{quote(expires, safe='')}:{signature}@{host}{self._prefix}{SERVED}/{found[1]}"
 

@@ -62,10 +62,11 @@ def check_reader(request: Request) -> None:
     path = request.scope["path"]
     if posixpath.normpath(path) != (path.rstrip("/") or "/"):
         raise user_error(f"the path {path!r} is not written out", "InvalidPath")
-    if "authorization" in request.headers:
-        basic = request.headers["authorization"].lower().startswith("basic ")
-        return artifacts.check_signature(request) if basic else identity.check_token(request)
     below = path.removeprefix(tracking.PREFIX)
+    if "authorization" in request.headers:
+        if artifacts.is_signature(request.headers["authorization"]):
+            return artifacts.check_signature(request, below)
+        return identity.check_token(request)
     reads = request.method in ("GET", "HEAD") or below in READING
     if not (reads and not below.startswith(NOT_THE_PAGES) and _has_cookie(request) and _is_own_page(request)):
         raise _refused()

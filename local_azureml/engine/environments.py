@@ -68,6 +68,8 @@ def _find(version: str) -> str | None:
     """Return a Python of that version which can be run here, if there is one."""
     if version == OWN or sys.version.startswith(f"{version} "):
         return sys.executable
+    if not re.fullmatch(r"\d+(\.\d+)*", version):  # it becomes part of a file's name
+        return None
     short = ".".join(version.split(".")[:2])
     candidates = [shutil.which(f"python{short}")]
     candidates += sorted(Path.home().glob(f".pyenv/versions/{short}.*/bin/python"))

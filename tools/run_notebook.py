@@ -33,7 +33,10 @@ class Client(PapermillNotebookClient):
     """Executes the cells, and prints headings and outputs as they come."""
 
     def __init__(self, manager, **options):
-        quiet = ["--IPKernelApp.log_level=CRITICAL"]  # else each start warns that loopback is not encrypted
+        quiet = [
+            "--IPKernelApp.log_level=CRITICAL",  # else each start warns that loopback is not encrypted
+            "--IPKernelApp.logging_config={'loggers': {'tornado': {'level': 50}}}",  # sockets' ends
+        ]
         options |= {"log_output": True, "on_cell_start": self.begin, "extra_arguments": quiet}
         super().__init__(manager, **options)
         self.heading, self.interrupted = "0. Start", None

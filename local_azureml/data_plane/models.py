@@ -68,24 +68,6 @@ class Models(AbstractStore):
             [RegisteredModelAlias(alias, version) for alias, version in _aliases(document).items()],
         )
 
-    def _shown_version(self, model: dict, document: dict) -> ModelVersion:
-        properties = document["properties"]
-        own = properties["properties"]
-        return ModelVersion(
-            model["name"],
-            document["name"],
-            _milliseconds(document, "createdAt"),
-            _milliseconds(document, "lastModifiedAt"),
-            properties.get("description"),
-            current_stage=properties.get("stage") or "None",
-            source=artifacts.stored(properties.get("modelUri") or ""),
-            run_id=own.get(RUN),
-            tags=[ModelVersionTag(key, value) for key, value in properties["tags"].items()],
-            run_link=own.get(RUN_LINK),
-            aliases=[alias for alias, version in _aliases(model).items() if version == document["name"]],
-            model_id=own.get(LOGGED_MODEL),
-        )
-
     def _model(self, name: str) -> dict:
         with _in_mlflows_words():
             return assets.find_container(self._local, KIND, name)
@@ -98,7 +80,7 @@ class Models(AbstractStore):
         """Return the versions of a model, oldest first, without those whose names are no numbers."""
         model = self._model(name)
         found = self._local.state.children(f"{model['id']}/versions")
-        return [self._shown_version(model, each) for each in found if each["name"].isdecimal()]
+        return [_shown_version(model, each) for each in found if each["name"].isdecimal()]
 
     def _latest(self, name: str) -> list[ModelVersion]:
         return list({version.current_stage: version for version in self._versions(name)}.values())
@@ -182,12 +164,12 @@ class Models(AbstractStore):
             properties["modelType"] = "mlflow_model" if is_mlflow else "custom_model"
             version = assets.next_version(self._local, KIND, name)
             document, _ = assets.register(self._local, KIND, name, version, properties)
-            return self._shown_version(self._model(name), document)
+            return _shown_version(self._model(name), document)
 
     def update_model_version(self, name, version, description):
         with self._local.state.locked():
             document = self._change(self._version(name, version), description=description)
-            return self._shown_version(self._model(name), document)
+            return _shown_version(self._model(name), document)
 
     def transition_model_version_stage(self, name, version, stage, archive_existing_versions):
         with self._local.state.locked():
@@ -195,13 +177,13 @@ class Models(AbstractStore):
                 if other.current_stage == stage and other.version != str(version):
                     self._change(self._version(name, other.version), stage="Archived")
             document = self._change(self._version(name, version), stage=stage)
-            return self._shown_version(self._model(name), document)
+            return _shown_version(self._model(name), document)
 
     def delete_model_version(self, name, version):
         self._local.state.delete(self._version(name, version)["id"])
 
     def get_model_version(self, name, version):
-        return self._shown_version(self._model(name), self._version(name, version))
+        return _shown_version(self._model(name), self._version(name, version))
 
     def get_model_version_download_uri(self, name, version):
         source = self.get_model_version(name, version).source
@@ -250,6 +232,25 @@ class Models(AbstractStore):
                 error_code=codes.INVALID_PARAMETER_VALUE,
             )
         return self.get_model_version(name, there[alias])
+
+
+def _shown_version(model: dict, document: dict) -> ModelVersion:
+    properties = document["properties"]
+    own = properties["properties"]
+    return ModelVersion(
+        model["name"],
+        document["name"],
+        _milliseconds(document, "createdAt"),
+        _milliseconds(document, "lastModifiedAt"),
+        properties.get("description"),
+        current_stage=properties.get("stage") or "None",
+        source=artifacts.stored(properties.get("modelUri") or ""),
+        run_id=own.get(RUN),
+        tags=[ModelVersionTag(key, value) for key, value in properties["tags"].items()],
+        run_link=own.get(RUN_LINK),
+        aliases=[alias for alias, version in _aliases(model).items() if version == document["name"]],
+        model_id=own.get(LOGGED_MODEL),
+    )
 
 
 def _aliases(model: dict) -> dict[str, str]:

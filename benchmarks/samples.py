@@ -1,0 +1,237 @@
+"""Run other people's notebooks on the stand-in, and tell how far each comes and what stops it.
+
+python -m local_azureml run --data-dir STATE -- python -m benchmarks.samples FOLDER [PART ...] [--page FILE]
+
+FOLDER holds notebooks and the files that they read, laid out as in their repository, and in
+FOLDER/web/HOST/PATH what they read from https://HOST/PATH. They run one after the other, in a copy, in
+kernels of the Python that runs this program; PART picks those whose path holds it. `CHANGES` names all by
+which the copy differs. docs/samples.md is the page of the samples of Azure/azureml-examples.
+"""
+
+import argparse
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+import nbformat
+from azure.ai.ml import MLClient
+from azure.ai.ml.entities import AmlCompute
+from azure.identity import DefaultAzureCredential
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+from local_azureml import cloud
+
+CHANGES = {
+    "ids": "placeholders of the subscription, the resource group and the workspace are filled in",
+    "pip": "cells' lines that install packages or call the Azure CLI are left out",
+    "web": "web addresses are replaced by local files",
+    "size": "machine sizes that the stand-in does not have are replaced by Standard_DS3_v2",
+    "cluster": "a cluster that the notebook expects is made beforehand",
+}
+IDS = {
+    "SUBSCRIPTION": cloud.SUBSCRIPTION,
+    "RESOURCE": cloud.GROUP,
+    "WORKSPACE": cloud.WORKSPACE,
+}
+PLACEHOLDER = re.compile(rf"<[\w -]*({'|'.join(IDS)})[\w -]*>", re.IGNORECASE)
+INSTALLS = re.compile(r"^\s*[%!]\s*(pip|conda|az|apt|apt-get)\b.*\n?", re.MULTILINE)
+SIZE = re.compile(r"\bstandard_[a-z]+\d\w*", re.IGNORECASE)
+SIZES = {size["name"].lower() for size in json.loads((cloud.SEEDS / "sizes.json").read_text("utf-8"))}
+CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC6s_v3"}
+TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
+PATIENCE = 900  # seconds for one cell
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class Row:
+    """How far one notebook came."""
+
+    notebook: str
+    changes: list[str]
+    cells: int  # of code, that ended
+    of: int
+    seconds: float
+    reason: str  # why it stopped; empty at the end
+
+
+def main() -> int:
+    """Return the exit status: 0, whatever the notebooks came to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the samples lie")
+    parser.add_argument("part", nargs="*", help="run the notebooks whose path holds this")
+    parser.add_argument("--page", type=Path, help="write the table there")
+    parser.add_argument("--keep", type=Path, help="keep the executed copies there")
+    options = parser.parse_args()
+    found = sorted(path.relative_to(options.folder) for path in options.folder.rglob("*.ipynb"))
+    chosen = [path for path in found if not options.part or any(part in str(path) for part in options.part)]
+    if not chosen:
+        parser.error(f"{options.folder} holds no notebook {' or '.join(options.part)}")
+    if "AZUREML_ARM_WORKSPACE_NAME" not in os.environ:
+        parser.error("start it by python -m local_azureml run -- python -m benchmarks.samples FOLDER")
+    with tempfile.TemporaryDirectory(prefix="samples-") as temporary:
+        copy = (options.keep or Path(temporary) / "copy").resolve()
+        changed = prepare(options.folder.resolve(), copy)
+        rows = [follow(copy, path, changed) for path in chosen]
+    print(table(rows))
+    if options.page:
+        options.page.write_text(page(rows), encoding="utf-8")
+    return 0
+
+
+def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
+    """Copy the samples, change them, and return what was changed in each file."""
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    web = folder / "web"
+    addresses = {
+        f"https://{file.relative_to(web)}": f"{copy / file.relative_to(folder)}"
+        for file in web.rglob("*")
+        if file.is_file()
+    }
+    names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=True))
+    (copy / "config.json").write_text(json.dumps(names))
+    texts = [file for file in copy.rglob("*") if file.suffix in TEXTS and copy / "web" not in file.parents]
+    return {file.relative_to(copy): change(file, addresses) for file in texts}
+
+
+def change(file: Path, addresses: dict[str, str]) -> set[str]:
+    """Change a file in its place and return the names of the changes."""
+    notebook = nbformat.read(file, as_version=4) if file.suffix == ".ipynb" else None
+    sources = [cell.source for cell in notebook.cells] if notebook else [file.read_text("utf-8")]
+    changes = set()
+
+    def note(name: str, text: str, new: str) -> str:
+        if new != text:
+            changes.add(name)
+        return new
+
+    for number, text in enumerate(sources):
+        text = note("ids", text, PLACEHOLDER.sub(lambda found: IDS[found[1].upper()], text))
+        if notebook:
+            text = note("pip", text, INSTALLS.sub("", text))
+        for address, local in sorted(addresses.items(), key=lambda pair: -len(pair[0])):
+            text = note("web", text, text.replace(address, local))
+        text = note(
+            "size",
+            text,
+            SIZE.sub(lambda found: found[0] if found[0].lower() in SIZES else "Standard_DS3_v2", text),
+        )
+        sources[number] = text
+    if notebook:
+        for cell, text in zip(notebook.cells, sources, strict=True):
+            cell.source = text
+        nbformat.write(notebook, file)
+    elif changes:
+        file.write_text(sources[0], "utf-8")
+    return changes
+
+
+def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
+    """Run one notebook to its end or to the cell that stops it."""
+    notebook = nbformat.read(copy / path, as_version=4)
+    nearby = {
+        name
+        for file, names in changed.items()
+        if path.parent in (file.parent, *file.parents)
+        for name in names
+    }
+    if expected := [name for name in CLUSTERS if any(name in cell.source for cell in notebook.cells)]:
+        make_clusters(expected)
+        nearby.add("cluster")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    client = NotebookClient(
+        notebook,
+        timeout=PATIENCE,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(copy / path.parent)}},
+    )
+    begun, reason = time.monotonic(), ""
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        reason = f"{error.ename}: {ESCAPES.sub('', error.evalue)}"
+    except CellTimeoutError:
+        reason = f"a cell took more than {PATIENCE} s"
+    except DeadKernelError:
+        reason = "the kernel died"
+    nbformat.write(notebook, copy / path)
+    ended = sum(1 for cell in code if succeeded(cell))
+    row = Row(
+        str(path),
+        [name for name in CHANGES if name in nearby],
+        ended,
+        len(code),
+        time.monotonic() - begun,
+        reason,
+    )
+    print(
+        f"{row.notebook}: {row.cells} of {row.of} cells, {row.seconds:.0f} s. {row.reason}", file=sys.stderr
+    )
+    return row
+
+
+def succeeded(cell: nbformat.NotebookNode) -> bool:
+    failed = any(output.output_type == "error" for output in cell.outputs)
+    return "shell.execute_reply" in cell.metadata.get("execution", {}) and not failed
+
+
+def make_clusters(names: list[str]) -> None:
+    """Make the clusters of these names."""
+    client = MLClient(DefaultAzureCredential(), cloud.SUBSCRIPTION, cloud.GROUP, cloud.WORKSPACE)
+    for name in names:
+        client.compute.begin_create_or_update(
+            AmlCompute(name=name, size=CLUSTERS[name], max_instances=4)
+        ).result()
+
+
+def table(rows: list[Row]) -> str:
+    """Return the table in Markdown."""
+    head = ["| notebook | changes | cells | seconds | what stops it |", "|---|---|---|---|---|"]
+    return "\n".join([*head, *map(line, rows)])
+
+
+def line(row: Row) -> str:
+    reason = row.reason.partition("\nCode:")[0].replace(cloud.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
+    reason = " ".join(reason.split())
+    reason = reason[:300] + ("…" if len(reason) > 300 else "") or "nothing: it reached its end"
+    cells = [
+        f"`{row.notebook}`",
+        ", ".join(row.changes),
+        f"{row.cells} of {row.of}",
+        f"{row.seconds:.0f}",
+        reason,
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+def page(rows: list[Row]) -> str:
+    """Return the page that is kept in the docs."""
+    done = sum(not row.reason for row in rows)
+    changes = "\n".join(f"- *{name}*: {what}." for name, what in CHANGES.items())
+    return INTRODUCTION.format(done=done, count=len(rows), changes=changes) + f"\n{table(rows)}\n"
+
+
+INTRODUCTION = """\
+# Other people's notebooks
+
+Microsoft's public samples of the SDK (Azure/azureml-examples), each run on the stand-in to its end or to
+the cell that stops it: {done} of {count} reach their end. The page is made by `python -m benchmarks.samples`,
+which takes any folder of notebooks; the samples are not part of this repository. Their code is unchanged
+except for:
+
+{changes}
+
+The local files hold made-up rows in the form of the originals, and models trained on such. Prose was left
+out. *Cells* counts those with code.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -3,9 +3,10 @@
 import subprocess
 import sys
 import zipfile
+from collections.abc import Iterator
 
 import pytest
-from conftest import client_of
+from conftest import StandIn, client_of, point
 from test_commands import ended, log_of, make_command, reason
 
 from local_azureml.control_plane.environments import specification
@@ -25,23 +26,27 @@ def wheel(folder, name: str, version: str) -> None:
         file.writestr(f"{information}/RECORD", "")
 
 
-@pytest.fixture
-def stocked(tmp_path, monkeypatch, stand_in_with):
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[StandIn]:
     """A stand-in whose installer finds two versions of the package `localmade`, and nothing else."""
-    shelf = tmp_path / "wheels"
-    shelf.mkdir()
+    shelf = tmp_path_factory.mktemp("wheels")
     for version in ("1.0", "2.0"):
         wheel(shelf, "localmade", version)
-    for name, value in {
-        "PIP_NO_INDEX": "1",
-        "PIP_FIND_LINKS": str(shelf),
-        "PIP_CONFIG_FILE": "/dev/null",
-    }.items():
-        monkeypatch.setenv(name, value)
-    return stand_in_with()
+    only_there = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": "/dev/null"}
+    with pytest.MonkeyPatch.context() as patch:
+        point(patch, only_there)
+        served = StandIn(tmp_path_factory.mktemp("stocked"))
+        point(patch, served.environment)
+        yield served
+        served.end()
 
 
-def environment(*lines: str, name: str = "made", **options):
+@pytest.fixture(scope="module")
+def client(served):
+    return client_of()
+
+
+def made_of(*lines: str, name: str = "made", **options):
     """Return an environment with a conda file of these lines, those after "pip:" for pip."""
     from azure.ai.ml.entities import Environment
 
@@ -61,45 +66,43 @@ SHOW = "python -c 'import localmade, sys; print(localmade.VERSION, sys.prefix)'"
     ("lines", "version"),
     [(("localmade=1.0",), "1.0"), ((f"python={OWN}", "pip", "pip:", "localmade"), "2.0")],
 )
-def test_a_command_runs_in_the_environment_that_its_conda_file_asks_for(stocked, tmp_path, lines, version):
-    job = ended(client_of(), make_command(SHOW, environment=environment(*lines)))
-    shown = log_of(client_of(), job, tmp_path / "logs").splitlines()[-1]
-    assert shown.startswith(f"{version} {stocked.cloud.folder}/environments/")
+def test_a_command_runs_in_the_environment_that_its_conda_file_asks_for(
+    client, served, tmp_path, lines, version
+):
+    job = ended(client, make_command(SHOW, environment=made_of(*lines)))
+    shown = log_of(client, job, tmp_path / "logs").splitlines()[-1]
+    assert shown.startswith(f"{version} {served.folder}/environments/")
 
 
-def test_an_environment_has_nothing_of_the_stand_in(stocked):
-    job = make_command("python -c 'import fastapi'", environment=environment("localmade"))
-    assert ended(client_of(), job).status == "Failed"
+def test_an_environment_has_nothing_of_the_stand_in(client):
+    job = make_command("python -c 'import fastapi'", environment=made_of("localmade"))
+    assert ended(client, job).status == "Failed"
 
 
-def test_an_environment_is_made_once(stocked, tmp_path):
+def test_an_environment_is_made_once(client, tmp_path):
     texts = []
     for number in "ab":
-        asked = environment("localmade", name=f"made-{number}")
-        job = ended(client_of(), make_command("true", environment=asked))
-        texts.append(log_of(client_of(), job, tmp_path / number))
+        asked = made_of("localmade>1", name=f"made-{number}")
+        job = ended(client, make_command("true", environment=asked))
+        texts.append(log_of(client, job, tmp_path / number))
     assert ["as made before" in text for text in texts] == [False, True]
 
 
-def test_what_a_job_installs_stays_in_its_environment(stocked, tmp_path):
+def test_what_a_job_installs_stays_in_its_environment(client, tmp_path):
     text = "python -m ensurepip >/dev/null && python -m pip install localmade==1.0"
-    assert (
-        ended(client_of(), make_command(text, environment=environment("localmade=2.0"))).status == "Completed"
-    )
+    assert ended(client, make_command(text, environment=made_of("localmade=2.0"))).status == "Completed"
     found = subprocess.run([sys.executable, "-c", "import localmade"], capture_output=True)
     assert found.returncode == 1
 
 
-def test_a_package_that_cannot_be_had_is_named(stocked):
-    words = reason(client_of(), make_command("true", environment=environment("pip:", "no-such-thing==3")))
+def test_a_package_that_cannot_be_had_is_named(client):
+    words = reason(client, make_command("true", environment=made_of("pip:", "no-such-thing==3")))
     assert "the environment can't be made" in words and "no-such-thing==3" in words
 
 
-def test_a_python_that_is_not_here_is_named_and_so_is_the_one_in_its_place(stocked, tmp_path):
-    job = ended(client_of(), make_command(SHOW, environment=environment("python=3.2", "localmade=1.0")))
-    assert f"Python 3.2 is not on this machine: {OWN} in its place" in log_of(
-        client_of(), job, tmp_path / "logs"
-    )
+def test_a_python_that_is_not_here_is_named_and_so_is_the_one_in_its_place(client, tmp_path):
+    job = ended(client, make_command(SHOW, environment=made_of("python=3.2", "localmade=1.0")))
+    assert f"Python 3.2 is not on this machine: {OWN} in its place" in log_of(client, job, tmp_path / "logs")
 
 
 def test_an_image_without_a_specification_is_named_in_the_first_line_of_the_log(client, tmp_path):
@@ -123,9 +126,7 @@ def test_a_curated_name_is_known_in_the_workspace_too(client, tmp_path, name):
 
 def test_one_python_for_all_is_an_option(stand_in_with, tmp_path):
     stand_in_with(options=("--one-python",))
-    job = ended(
-        client_of(), make_command("python -c 'import torch'", environment=environment("localmade=1.0"))
-    )
+    job = ended(client_of(), make_command("python -c 'import torch'", environment=made_of("localmade=1.0")))
     assert job.status == "Completed"
 
 
@@ -133,7 +134,7 @@ def test_a_conda_file_that_cannot_be_read_is_refused(client):
     from azure.core.exceptions import HttpResponseError
 
     with pytest.raises(HttpResponseError, match=r"the conda file of the environment .* can't be read"):
-        client.jobs.create_or_update(make_command("true", environment=environment({"pip": 3})))
+        client.jobs.create_or_update(make_command("true", environment=made_of({"pip": 3})))
 
 
 @pytest.mark.parametrize(

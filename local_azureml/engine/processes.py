@@ -20,7 +20,7 @@ from local_azureml import surroundings
 from local_azureml.engine import descendants
 from local_azureml.errors import full_disk
 
-CONTEXT = multiprocessing.get_context("forkserver")
+CONTEXT, COLD = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
 PRELOADED = [  # importing these costs seconds; no child pays for it again
     "local_azureml.engine.chat_completion.validation",
     "local_azureml.engine.chat_completion.model_import",
@@ -74,7 +74,8 @@ class Process:
         self.folder, self.log = folder, log
         self._mark = secrets.token_hex(16)
         environment = {**environment, descendants.MARK: self._mark}
-        self._child = CONTEXT.Process(
+        self._warm = entry.partition(":")[0] in PRELOADED
+        self._child = (CONTEXT if self._warm else COLD).Process(
             target=_run,
             args=(entry, specification, Place(0, str(log), str(folder), environment)),
             daemon=True,
@@ -124,8 +125,9 @@ class Process:
 
     def _live(self) -> None:
         try:
-            with STARTING:
-                warm()
+            with STARTING, _interrupts_blocked():
+                if self._warm:
+                    warm()
                 self._child.start()
         except (OSError, EOFError) as error:
             self.log.write_text(f"the process could not be started: {error!r}\n")

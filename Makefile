@@ -72,8 +72,9 @@ notebook: .venv/installed ## Execute the notebook on the stand-in, store its out
 	$(python) tools/refresh_pages.py
 
 .PHONY: pages
-pages: .venv/installed ## Renew what the pages take from the notebook and from the stand-in
+pages: .venv/installed ## Renew what the pages take from the notebook, the stand-in and the SDK
 	$(python) tools/refresh_pages.py
+	$(python) -m local_azureml run -- $(python) -m tools.sdk_operations
 
 .PHONY: faults
 faults: .venv/installed ## Run the notebook with every fault and every interruption, and show what each cost and left

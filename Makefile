@@ -29,7 +29,8 @@ install: .venv/installed ## Make the environment in .venv; the other targets do 
 .venv/installed: $(requirements) $(CONSTRAINTS)
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "$(PYTHON) is Python %d.%d, and 3.10 or later is needed: make PYTHON=/path/to/python3.12" % sys.version_info[:2])'
 	@test -x $(python) || $(PYTHON) -m venv .venv
-	$(python) tools/install.py $(requirements:%=-r %) -c $(CONSTRAINTS)
+	@echo "Installing the packages into .venv: more than a minute with uv, four with pip"
+	$(python) tools/install.py --quiet $(requirements:%=-r %) -c $(CONSTRAINTS)
 	@touch $@
 
 .PHONY: run

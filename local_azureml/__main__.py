@@ -199,7 +199,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     if shutil.which(command[0]) is None:
         raise UsageError(f"{command[0]!r} is no program that can be started")
     with Server(options, folder).warm() as server:
-        child = failures.adopted() or psutil.Popen(command, env=surroundings.of_child(server.cloud))
+        child = failures.adopted() or psutil.Popen(command, env=surroundings.of_command(server.cloud))
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
         }

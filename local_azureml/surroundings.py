@@ -16,8 +16,8 @@ HIDDEN = (  # what would lead a process elsewhere; a star stands for any end
     *("ARM_CLOUD_METADATA_URL", "REGISTRY_DISCOVERY_ENDPOINT_URL"),  # another cloud, or an earlier start's
     *("MLFLOW_*", "_MLFLOW_*"),  # another tracking server, and what ours is told about itself
     *("HF_*", "HUGGINGFACE_*", "HUGGING_FACE_*", "TRANSFORMERS_*"),  # another hub, and its cache
-    *("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP"),  # another Python
 )
+PYTHON = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP")  # the caller's own, which no job on Azure would see
 LEADS_ELSEWHERE = "|".join(HIDDEN).replace("*", "[A-Za-z0-9_]*")  # for Python and for sed
 LIBRARIES = {  # how the engine's libraries are to behave; a command's own are left alone
     "HF_HUB_OFFLINE": "1",
@@ -37,15 +37,20 @@ def clean() -> dict[str, str]:
     return kept | {"PATH": os.pathsep.join(search), "PYTHONUTF8": "1"}
 
 
-def leave() -> None:
-    """Remove from this process's variables those that lead elsewhere."""
-    for name in os.environ.keys() - clean().keys():
+def leave(*others: str) -> None:
+    """Remove from this process's variables those that lead elsewhere, and `others`."""
+    for name in (os.environ.keys() - clean().keys()) | (os.environ.keys() & set(others)):
         del os.environ[name]
 
 
+def of_command(cloud: Cloud) -> dict[str, str]:
+    """Return the variables of a caller's command: the caller's own, and those that lead to `cloud`."""
+    return clean() | cloud.environment()
+
+
 def of_child(cloud: Cloud, /, **own: str) -> dict[str, str]:
-    """Return the variables of a child: those that lead to `cloud`, and on top its own."""
-    return clean() | cloud.environment() | own
+    """Return the variables of a job or a deployment: those that lead to `cloud`, and on top its own."""
+    return {name: value for name, value in of_command(cloud).items() if name not in PYTHON} | own
 
 
 def lines(cloud: Cloud) -> str:

@@ -278,9 +278,10 @@ def test_nothing_that_leads_elsewhere_reaches_the_command(tmp_path):
     assert ended.returncode == 0, ended.stderr
     got = json.loads(ended.stdout)
     assert {name: got[name] for name in ELSEWHERE.keys() & got.keys() if got[name] == ELSEWHERE[name]} == {
-        name: ELSEWHERE[name] for name in ("LC_ALL", "PYTHONCOERCECLOCALE")
+        name: ELSEWHERE[name] for name in ("LC_ALL", "PYTHONCOERCECLOCALE", "PYTHONSTARTUP")
     }
     assert (got["NO_PROXY"], got["PYTHONUTF8"]) == ("localhost,127.0.0.1", "1")
+    assert got["PYTHONPATH"] == f"{ROOT}"  # the command is the caller's own
 
 
 def test_the_lines_of_serve_hide_in_a_shell_what_run_hides_from_its_command(stand_in):
@@ -293,4 +294,4 @@ def test_the_lines_of_serve_hide_in_a_shell_what_run_hides_from_its_command(stan
     )
     got = dict(line.split("=", 1) for line in shell.stdout.splitlines())
     kept = {name for name in ELSEWHERE.keys() & got.keys() if got[name] == ELSEWHERE[name]}
-    assert (kept, shell.stderr) == ({"LC_ALL", "PYTHONCOERCECLOCALE", "PYTHONUTF8"}, "")
+    assert (kept, shell.stderr) == ({"LC_ALL", "PYTHONCOERCECLOCALE", "PYTHONSTARTUP", "PYTHONUTF8"}, "")

@@ -174,7 +174,7 @@ class Place:
         sys.stdout.reconfigure(encoding="utf-8", line_buffering=True, errors="backslashreplace")
         sys.stderr.reconfigure(encoding="utf-8", line_buffering=True, errors="backslashreplace")
         os.chdir(self.folder)
-        surroundings.leave()
+        surroundings.leave(*surroundings.PYTHON)
         os.environ.update(surroundings.LIBRARIES | self.environment)
         here = replace(self, group=os.getpgid(0))
         if self.group == 0:

@@ -1,4 +1,4 @@
-"""Seconds of a command job, from its submission to Completed: the first one, later ones, in a new environment.
+"""Seconds of a command job, from its submission to Completed: the first, later ones, in a new environment.
 
 python -m local_azureml run -- python -m benchmarks.commands
 """

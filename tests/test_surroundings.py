@@ -35,16 +35,14 @@ import sys
 
 import mlflow
 from azure.ai.ml import MLClient, command
-from azure.ai.ml.entities import AmlCompute, Environment
+from azure.ai.ml.entities import Environment
 from azure.identity import DefaultAzureCredential
 
 names = [os.environ[f"AZUREML_ARM_{name}"] for name in ("SUBSCRIPTION", "RESOURCEGROUP", "WORKSPACE_NAME")]
 workspace = MLClient(DefaultAzureCredential(), *names)
-workspace.compute.begin_create_or_update(AmlCompute(name="short", size="Standard_DS3_v2")).result()
 job = command(
     command="python -c 'import mlflow; mlflow.log_metric(\\"answer\\", 42)'",
     environment=Environment(name="plain", version="1", image="python:3.11"),
-    compute="short",
 )
 name = workspace.jobs.create_or_update(job).name
 workspace.jobs.stream(name)

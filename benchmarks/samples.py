@@ -3,9 +3,10 @@
 python -m local_azureml run --data-dir STATE -- python -m benchmarks.samples FOLDER [PART ...] [--page FILE]
 
 FOLDER holds notebooks and the files that they read, laid out as in their repository, and in
-FOLDER/web/HOST/PATH what they read from https://HOST/PATH. They run one after the other, in a copy, in
-kernels of the Python that runs this program; PART picks those whose path holds it. `CHANGES` names all by
-which the copy differs. docs/samples.md is the page of the samples of Azure/azureml-examples.
+FOLDER/web/HOST/PATH what they read from https://HOST/PATH, or by its other name with wasbs://. They run one
+after the other, in a copy, in kernels of the Python that runs this program; PART picks those whose path
+holds it. `CHANGES` names all by which the copy differs. docs/samples.md is the page of the samples of
+Azure/azureml-examples.
 """
 
 import argparse
@@ -44,7 +45,7 @@ PLACEHOLDER = re.compile(rf"<[\w -]*({'|'.join(IDS)})[\w -]*>", re.IGNORECASE)
 INSTALLS = re.compile(r"^\s*[%!]\s*(pip|conda|az|apt|apt-get)\b.*\n?", re.MULTILINE)
 SIZE = re.compile(r"\bstandard_[a-z]+\d\w*", re.IGNORECASE)
 SIZES = {size["name"].lower() for size in json.loads((cloud.SEEDS / "sizes.json").read_text("utf-8"))}
-CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC6s_v3"}
+CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 PATIENCE = 900  # seconds for one cell
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -90,11 +91,11 @@ def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
     """Copy the samples, change them, and return what was changed in each file."""
     shutil.copytree(folder, copy, dirs_exist_ok=True)
     web = folder / "web"
-    addresses = {
-        f"https://{file.relative_to(web)}": f"{copy / file.relative_to(folder)}"
-        for file in web.rglob("*")
-        if file.is_file()
-    }
+    addresses = {}
+    for file in filter(Path.is_file, web.rglob("*")):
+        host, *path = file.relative_to(web).parts
+        names = [f"https://{host}/{'/'.join(path)}", f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}"]
+        addresses |= dict.fromkeys(names, f"{copy / file.relative_to(folder)}")
     names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=True))
     (copy / "config.json").write_text(json.dumps(names))
     texts = [file for file in copy.rglob("*") if file.suffix in TEXTS and copy / "web" not in file.parents]

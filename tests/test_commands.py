@@ -103,6 +103,17 @@ def test_a_pipeline_is_a_node_of_another(client, tmp_path):
     assert (job.status, made.read_text()) == ("Completed", "ab3" * 4)
 
 
+def test_a_component_within_itself_is_refused(http, arm):
+    identifiers = [f"{arm.workspace}/components/{name}/versions/1" for name in ("hen", "egg")]
+    nodes = [{"of": {"type": "pipeline", "componentId": identifier}} for identifier in identifiers]
+    for identifier, name, jobs in zip(identifiers, ("hen", "egg"), reversed(nodes), strict=True):
+        spec = {"name": name, "version": "1", "type": "pipeline", "jobs": jobs}
+        http.put(identifier, json={"properties": {"componentSpec": spec}}).raise_for_status()
+    job = {"properties": {"jobType": "Pipeline", "jobs": nodes[0]}}
+    told = http.put(f"{arm.workspace}/jobs/hen-and-egg", json=job)
+    assert (told.status_code, "hen" in told.text and "itself" in told.text) == (400, True)
+
+
 @pytest.mark.parametrize("kind", ["uri_folder", "mltable", "mlflow_model", "custom_model"])
 def test_an_output_with_a_name_is_an_asset_when_the_job_has_completed(client, kind):
     from azure.ai.ml import Output

@@ -117,6 +117,10 @@ class Limits(Shape, total=False):
     timeout: Duration
 
 
+class NodeLimits(Shape, total=False):
+    timeout: Duration | Annotated[float, Field(gt=0)]  # of a sweep, a number of seconds
+
+
 class Resources(Shape, total=False):
     instanceCount: Count
     instance_count: Count
@@ -132,7 +136,7 @@ class Node(Shape, total=False):
     type: Name
     resources: Resources
     distribution: Distribution
-    limits: Limits
+    limits: NodeLimits
     environmentVariables: Tags
     environment_variables: Tags
 

@@ -127,8 +127,11 @@ def component(local: cloud.Cloud, node: dict) -> dict:
     raise user_error(f"the node {node.get('name')!r} names no component: {identifier!r}")
 
 
-def check_pipeline(local: cloud.Cloud, nodes: dict) -> None:
-    """Refuse a pipeline with nodes that are not played, or inputs that a component does not have."""
+def check_pipeline(local: cloud.Cloud, nodes: dict, within: tuple[dict, ...] = ()) -> None:
+    """Refuse a pipeline with nodes that are not played, or inputs that a component does not have.
+
+    `within` are the components that the nodes lie in, the outermost first.
+    """
     if not nodes:
         raise user_error("the pipeline has no nodes")
     for key, node in nodes.items():
@@ -141,7 +144,9 @@ def check_pipeline(local: cloud.Cloud, nodes: dict) -> None:
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
         if spec["name"] != FINE_TUNING and spec.get("type") == "pipeline":
-            check_pipeline(local, spec.get("jobs"))
+            if spec in within:
+                raise user_error(f"the component {spec['name']} lies within itself, as the node {key!r}")
+            check_pipeline(local, spec.get("jobs"), (*within, spec))
         else:
             command_steps.check(local, spec, node)
 

@@ -2,7 +2,9 @@
 
 import json
 import os
+import shutil
 import ssl
+import textwrap
 import time
 import warnings
 
@@ -98,6 +100,24 @@ def test_any_mlflow_model_answers_a_table(client, regression, tmp_path):
     assert [round(value, 6) for value in answer] == [4.0, 3.0]
 
 
+def test_a_model_may_hold_a_config_json_of_its_own(client, place, linear, tmp_path):
+    folder = shutil.copytree(linear, tmp_path / "model")
+    (folder / "config.json").write_text('["a", "b"]')
+    name = place("own-config", model=a_model(folder)).endpoint_name
+    answer = ask(client, tmp_path, name, {"input_data": {"columns": ["a", "b"], "data": [[0.0, 1.0]]}})
+    assert [round(value, 6) for value in answer] == [4.0]
+
+
+def test_a_model_without_a_python_of_its_own_gets_the_stand_ins(client, place, linear, tmp_path):
+    folder = shutil.copytree(linear, tmp_path / "model")
+    (folder / "python_env.yaml").write_text("")
+    (folder / "requirements.txt").write_text("no-such-package-anywhere==1\n")
+    with pytest.raises(Exception, match="its log says why"):
+        place("own-python", model=a_model(folder))
+    log = client.online_deployments.get_logs("blue", "own-python", lines=100)
+    assert "no-such-package-anywhere" in log and "Traceback" not in log
+
+
 @pytest.mark.parametrize(
     ("request_body", "words"),
     [
@@ -142,6 +162,28 @@ def scripted(place, tmp_path_factory):
 def test_a_scoring_script_answers_with_its_model_and_variables(client, scripted, tmp_path):
     assert ask(client, tmp_path, scripted, {"data": [1, 2]}) == [4, 7]
     assert "starting" in client.online_deployments.get_logs("blue", scripted, lines=50)
+
+
+def test_a_script_loads_the_mlflow_model_of_its_deployment_and_may_write_beside_it(
+    client, place, linear, tmp_path
+):
+    text = """
+        import json, os, pathlib
+        import mlflow
+
+        def init():
+            global model
+            folder = pathlib.Path(os.environ["AZUREML_MODEL_DIR"], "model")
+            model = mlflow.pyfunc.load_model(str(folder))
+            (folder / "MLmodel").write_text("")
+
+        def run(raw_data):
+            return model.predict(json.loads(raw_data)).tolist()
+    """
+    asked = script_of(tmp_path, textwrap.dedent(text), model=a_model(linear))
+    name = place("own-both", **asked).endpoint_name
+    assert [round(value, 6) for value in ask(client, tmp_path, name, [{"a": 0.0, "b": 1.0}])] == [4.0]
+    assert (linear / "MLmodel").read_text()
 
 
 def test_a_script_that_raises_on_a_request_is_the_models_fault(client, scripted):

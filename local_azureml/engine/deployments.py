@@ -188,7 +188,7 @@ def _is_any_model(model: str) -> bool:
         config = json.loads((checkpoint.find(folder) / "config.json").read_text(encoding="utf-8"))
     except (UserError, ValueError):
         return True
-    return checkpoint.ARCHITECTURE not in (config.get("architectures") or [])
+    return not isinstance(config, dict) or checkpoint.ARCHITECTURE not in (config.get("architectures") or [])
 
 
 def _wait_for_health(container: Container, document: dict) -> None:

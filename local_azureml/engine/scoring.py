@@ -24,17 +24,15 @@ def run(specification: dict) -> None:
     asked = specification["environment"] if script else _of_model(Path(model), specification["one_python"])
     python = environments.python_of(asked, Path(specification["environments"]))
     variables = environments.variables(python, processes.here.environment)
-    code = Path("code")
-    shutil.rmtree(code, ignore_errors=True)
+    code, place = Path("code"), Path("model")
+    for folder in (code, place):
+        shutil.rmtree(folder, ignore_errors=True)
+        folder.mkdir()
     if script:
-        shutil.copytree(specification["code"], code)  # a script may write beside itself
-    code.mkdir(exist_ok=True)
-    place = Path("model")
-    place.mkdir(exist_ok=True)
-    if model:
-        link = place / Path(model).name
-        link.unlink(missing_ok=True)
-        link.symlink_to(model)
+        shutil.copytree(specification["code"], code, dirs_exist_ok=True)  # a script may write beside itself
+    if script and model:  # no link: MLflow follows none
+        copy = shutil.copytree if Path(model).is_dir() else shutil.copy2
+        copy(model, place / Path(model).name)
     variables |= {"AZUREML_MODEL_DIR": str(place.resolve()), "AML_APP_ROOT": str(code.resolve())}
     variables |= specification["variables"]
     told = {
@@ -60,8 +58,8 @@ def _of_model(folder: Path, one_python: bool) -> dict | None:
     if all(_is_here(line) for line in wanted):
         print(f"the model's {len(wanted)} requirements are met by {sys.executable}", flush=True)
         return None
-    asked = yaml.safe_load(python_env.read_text(encoding="utf-8")) if python_env.is_file() else {}
-    version = str(asked.get("python") or environments.OWN)
+    asked = yaml.safe_load(python_env.read_text(encoding="utf-8")) if python_env.is_file() else None
+    version = str((asked or {}).get("python") or environments.OWN)
     python = ".".join(version.split(".")[:2])
     return {"name": f"of the model {folder.name}", "python": python, "requirements": wanted}
 

@@ -197,6 +197,20 @@ def test_a_data_file_keeps_its_name_and_lands_in_the_default_datastore(client, f
     assert "/datastores/workspaceblobstore/paths/LocalUpload/" in made.path
 
 
+@pytest.mark.parametrize("kind", ["data", "models"])
+def test_an_assets_path_names_the_workspace_so_that_other_programs_can_read_it(client, folder, kind):
+    from azure.ai.ml.entities import Data, Model
+
+    file = folder / "notes.txt"
+    file.write_text("a")
+    asked = (
+        Data(name="whole", path=file, type="uri_file") if kind == "data" else Model(name="whole", path=file)
+    )
+    made = getattr(client, kind).create_or_update(asked)
+    assert made.path.startswith(f"azureml://subscriptions/{client.subscription_id}/resourcegroups/")
+    assert "/datastores/workspaceblobstore/paths/LocalUpload/" in made.path
+
+
 def test_a_file_that_was_uploaded_before_is_not_uploaded_again(client, folder):
     from azure.ai.ml.entities import Data
 

@@ -8,6 +8,7 @@ from local_azureml.errors import AzureError, not_found, user_error
 
 PLACEHOLDER = re.compile(r"\$\{\{\s*(\w+)\s*\}\}")
 ARTIFACTS = ("artifacts", "default")  # the outputs by which every job's logs, outputs and artifacts are named
+SHORT = re.compile(r"azureml://datastores/([^/]+)/paths/(.*)", re.IGNORECASE)
 MODELS = ("mlflow_model", "custom_model", "triton_model")  # the types of outputs that are models
 
 
@@ -35,7 +36,9 @@ def of_node(asked: dict, declared: dict) -> dict:
 
 
 def lasting_uri(local: cloud.Cloud, uri: str) -> str:
-    """Return the datastore address of a job's output; any other address as it is."""
+    """Return the whole datastore address of a job's output or of a short one; any other address as it is."""
+    if short := SHORT.fullmatch(uri):
+        return datastores.uri(*short.groups())
     if run := re.fullmatch(r"runs:/([^/]+)/(.+)", uri):
         return datastores.uri("workspaceartifactstore", f"ExperimentRun/dcid.{run[1]}/{run[2]}")
     named = re.fullmatch(r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths)?(/.*)?", uri.rstrip("/"))

@@ -86,6 +86,18 @@ def test_the_versions_of_a_model_are_listed(registry_client):
     assert [model.version for model in registry_client.models.list("Phi-3-mini-4k-instruct")] == ["14"]
 
 
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        ("models", ["Phi-3-mini-4k-instruct", "Phi-4"]),
+        ("components", ["chat_completion_pipeline"]),
+        ("environments", []),
+    ],
+)
+def test_what_the_registry_holds_is_listed(registry_client, kind, names):
+    assert sorted(found.name for found in getattr(registry_client, kind).list()) == names
+
+
 def test_the_archived_version_is_listed_where_it_is_asked_for(http, arm):
     path = f"/mferp/managementfrontend{arm.registry}/models/Phi-3-mini-4k-instruct/versions"
     views = ("ActiveOnly", "ArchivedOnly", "All")  # the SDK asks a registry for none of them

@@ -39,6 +39,7 @@ def _most(query: Query, value: str) -> None:
 
 
 def _view(query: Query, value: str) -> None:
+    value = value.removeprefix("ListViewType.").replace("_", "")  # the SDK's own name for it, of registries
     query.where += VIEWS[_word("listViewType", value, VIEWS)]
 
 

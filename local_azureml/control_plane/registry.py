@@ -14,7 +14,8 @@ router = APIRouter()
 NAME = "azureml"
 FOLDER = cloud.SEEDS / "registry"
 RESOURCE = f"{cloud.GROUP_PATH}/providers/{cloud.PROVIDER}/registries/{{registry}}"
-PATH = f"/mferp/managementfrontend{RESOURCE}/{{kind}}/{{name}}"
+LISTS = f"/mferp/managementfrontend{RESOURCE}/{{kind}}"
+PATH = f"{LISTS}/{{name}}"
 KINDS = {"models": "Model", "components": "Component", "environments": "Environment"}
 
 
@@ -101,11 +102,23 @@ def version(request: Request, registry: str, kind: str, name: str, version: str)
     return entry(cloud.current(request), kind, name, version)
 
 
+@router.get(LISTS)
+def list_all(request: Request, registry: str, kind: str) -> JSONResponse:
+    """Return the assets of a kind, without their versions."""
+    _check(request, registry)
+    local = cloud.current(request)
+    return lists.answer(request, kind, [_container(local, kind, name) for name in _names(local, kind)])
+
+
 @router.get(PATH)
 def show(request: Request, registry: str, kind: str, name: str) -> dict:
     """Return what all versions share, and which is the newest."""
     _check(request, registry)
-    newest = next(e for e in entries(cloud.current(request), kind, name) if not e["properties"]["isArchived"])
+    return _container(cloud.current(request), kind, name)
+
+
+def _container(local: cloud.Cloud, kind: str, name: str) -> dict:
+    newest = next(e for e in entries(local, kind, name) if not e["properties"]["isArchived"])
     identifier = newest["id"].partition("/versions/")[0]
     properties = {"latestVersion": newest["name"], "isArchived": False, "tags": {}, "properties": {}}
     return {"id": identifier, "name": name, "properties": properties, "systemData": newest["systemData"]}

@@ -146,6 +146,27 @@ def test_tags_aliases_and_stages_of_mlflow_are_kept(client, mlflow, registered):
     assert client.models.get("by-mlflow", "1").tags == {"colour": "blue"}
 
 
+@pytest.mark.parametrize("source", ["by-mlflow@one", "by-mlflow/latest", "by-mlflow/1", None])
+def test_a_version_is_made_of_another_or_of_a_logged_model(http, arm, mlflow, run, registered, source):
+    mlflow.MlflowClient().set_registered_model_alias("by-mlflow", "one", "1")
+    api = f"/mlflow/v2.0{arm.workspace}/api/2.0/mlflow"
+    http.post(f"{api}/registered-models/create", json={"name": "of-another"})
+    filtered = {"filter_string": f"source_run_id = '{run.run_id}'", "output_format": "list"}
+    [logged] = mlflow.search_logged_models([run.experiment_id], **filtered)
+    body = {"name": "of-another", "source": f"models:/{source or logged.model_id}"}
+    body |= {} if source else {"model_id": logged.model_id}
+    made = http.post(f"{api}/model-versions/create", json=body).json()["model_version"]["source"]
+    wanted = registered.source if source else logged.artifact_location
+    assert made.partition("mlflow-artifacts/")[2] == wanted.partition("mlflow-artifacts/")[2] != ""
+
+
+@pytest.mark.parametrize("source", ["by-mlflow@nobody", "by-mlflow/9", "by-mlflow", "", "a/b/c"])
+def test_a_version_of_none_that_is_there_is_refused(http, arm, registered, source):
+    body = {"name": "by-mlflow", "source": f"models:/{source}"}
+    told = http.post(f"/mlflow/v2.0{arm.workspace}/api/2.0/mlflow/model-versions/create", json=body)
+    assert told.status_code in (400, 404) and told.json()["error_code"] != "INTERNAL_ERROR"
+
+
 def test_a_model_without_versions_is_no_stumbling_block(client, mlflow):
     mlflow.MlflowClient().create_registered_model("empty", description="nothing yet")
     assert mlflow.MlflowClient().get_registered_model("empty").description == "nothing yet"

@@ -13,6 +13,7 @@ from mlflow.entities.model_registry import (
 )
 from mlflow.exceptions import MlflowException
 from mlflow.protos import databricks_pb2 as codes
+from mlflow.store.artifact.utils.models import get_model_name_and_version
 from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.model_registry.abstract_store import AbstractStore
 from mlflow.utils.search_utils import SearchModelUtils, SearchModelVersionUtils, SearchUtils
@@ -148,10 +149,10 @@ class Models(AbstractStore):
         local_model_path=None,
         model_id=None,
     ):
-        if model_id and source.startswith("models:/"):
-            source = self._runs.get_logged_model(model_id).artifact_location
-        elif source.startswith("models:/"):
-            source = self.get_model_version_download_uri(*source.removeprefix("models:/").split("/"))
+        if source.startswith("models:/"):
+            named = get_model_name_and_version(self, source)  # or the id of a logged model, alone
+            logged = len(named) == 1 and self._runs.get_logged_model(*named)
+            source = logged.artifact_location if logged else self.get_model_version_download_uri(*named)
         known = {RUN: run_id, LOGGED_MODEL: model_id, RUN_LINK: run_link}
         properties = {
             "modelUri": artifacts.datastore_uri(source),

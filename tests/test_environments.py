@@ -142,10 +142,12 @@ def test_a_conda_file_that_cannot_be_read_is_refused(client):
     [
         (["python=3.8", "numpy=1.21.2"], "3.8", ["numpy==1.21.2.*"]),
         (["python>=3.9,<3.12", "pandas>=1.1,<1.2"], "3.9", ["pandas>=1.1,<1.2"]),
-        (["python==3.10.4", "scipy==1.7.1"], "3.10.4", ["scipy==1.7.1"]),
+        (["python==3.10.4", "joblib==1.2"], "3.10.4", ["joblib==1.2"]),
+        (["scikit-learn=1.2.2", "numpy"], None, ["scikit-learn==1.2.2.*", "numpy", "numpy<2"]),
+        (["scipy==1.13.1", "numpy"], None, ["scipy==1.13.1", "numpy"]),
         (["conda-forge::pytorch=1.13=py38_0", "pip=21.2.4"], None, ["torch==1.13.*"]),
         (["python 3.8", "scikit-learn"], "3.8", ["scikit-learn"]),
-        (["matplotlib-base=3.5.*"], None, ["matplotlib==3.5.*"]),
+        (["matplotlib-base=3.9.*"], None, ["matplotlib==3.9.*"]),
     ],
 )
 def test_what_conda_asks_for_is_said_in_pips_words(conda, python, requirements):

@@ -3,6 +3,7 @@
 import re
 
 import yaml
+from packaging.version import Version
 
 from local_azureml import cloud
 from local_azureml.control_plane import assets, registry
@@ -28,7 +29,17 @@ ON_INDEX = {  # the names on Python's package index of what conda calls otherwis
     "dask-core": "dask",
     "pytables": "tables",
 }
+NEEDED = {  # by a component of a decorated function, whose command is mldesigner
+    "mldesigner": ["mldesigner"],
+    "mldesigner-minimal": ["mldesigner"],
+}
 OWN = ("pip", "wheel")  # every environment has its own
+FOR_NUMPY_2 = {  # the first versions that run with it; pip's of before do not say so, as conda's do
+    "scikit-learn": "1.4.2",
+    "scipy": "1.13",
+    "pandas": "2.2.2",
+    "matplotlib": "3.8.4",
+}
 
 
 def check(local: cloud.Cloud, identifier: str) -> dict:
@@ -47,6 +58,8 @@ def check(local: cloud.Cloud, identifier: str) -> dict:
     if named := IN_REGISTRY.fullmatch(identifier):
         if named[1].lower() != registry.NAME:
             raise not_found("registry", named[1], [registry.NAME])
+        if named[2] in NEEDED:
+            return {"name": named[2], "python": None, "requirements": NEEDED[named[2]]}
         return {"name": named[2], "requirements": None, "instead": assets.CURATED}
     if named := CURATED.fullmatch(identifier):
         return {"name": named[1], "requirements": None, "instead": assets.CURATED}
@@ -74,7 +87,15 @@ def specification(conda: list[str], pip: list[str]) -> dict:
             python = versions.lstrip("=<>~!").partition(",")[0].removesuffix(".*") or None
         elif name not in OWN:
             requirements.append(ON_INDEX.get(name, name) + _pips(versions))
+    if any(map(_is_for_numpy_1, requirements)):
+        requirements.append("numpy<2")
     return {"python": python, "requirements": [*requirements, *pip]}
+
+
+def _is_for_numpy_1(requirement: str) -> bool:
+    name, _, version = requirement.partition("==")
+    first = FOR_NUMPY_2.get(name)
+    return bool(first and version) and Version(version.removesuffix(".*")) < Version(first)
 
 
 def _pips(versions: str) -> str:

@@ -5,22 +5,45 @@ from pathlib import Path
 from urllib.parse import unquote
 
 from fastapi import APIRouter, Depends, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import lists
-from local_azureml.errors import not_found
+from local_azureml.control_plane import lists, shapes
+from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
 PATH = f"{cloud.WORKSPACE_PATH}/datastores"
 DEFAULT = "workspaceblobstore"
 ADDRESS = re.compile(r"azureml://(?:.*/)?datastores/([^/]+)/paths/(.*)", re.IGNORECASE)
 CONTAINERS = storage.CONTAINERS
+NAME = re.compile(r"[a-z0-9_]{1,255}", re.IGNORECASE)
+OTHERS = f"{cloud.WORKSPACE_ID}/datastores"  # below it, those of other storage accounts
 
 
-def _document(local: cloud.Cloud, name: str) -> dict:
+def find(local: cloud.Cloud, name: str) -> dict:
+    """Return a datastore's document, or refuse with the names that there are."""
+    if name in CONTAINERS:
+        return _own(local, name)
+    if found := local.state.get(f"{OTHERS}/{name}"):
+        return found
+    raise not_found("datastore", name, [*CONTAINERS, *local.state.names(OTHERS)])
+
+
+def _container(local: cloud.Cloud, name: str) -> str:
+    """Return the container of a datastore, or refuse one that lies elsewhere."""
+    properties = find(local, name)["properties"]
     if name not in CONTAINERS:
-        raise not_found("datastore", name, list(CONTAINERS))
+        account = properties.get("accountName")
+        message = f"the storage account {account!r} of the datastore {name!r} is not part of the stand-in"
+        raise AzureError(501, "NotImplemented", message)
+    return CONTAINERS[name]
+
+
+def _shown(document: dict) -> dict:
+    return {key: value for key, value in document.items() if key != "secrets"}
+
+
+def _own(local: cloud.Cloud, name: str) -> dict:
     host = local.origin.removeprefix("https://")
     return {
         "id": f"{cloud.WORKSPACE_ID}/datastores/{name}",
@@ -47,28 +70,70 @@ def _document(local: cloud.Cloud, name: str) -> dict:
 def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return the datastores."""
     local = cloud.current(request)
-    return lists.answer(request, "datastores", [_document(local, name) for name in CONTAINERS])
+    there = [*(_own(local, name) for name in CONTAINERS), *local.state.children(OTHERS)]
+    return lists.answer(request, "datastores", there, _shown)
 
 
 @router.get(f"{PATH}/{{name}}")
 def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return one datastore."""
-    return _document(cloud.current(request), name)
+    return _shown(find(cloud.current(request), name))
+
+
+@router.put(f"{PATH}/{{name}}")
+def create(
+    request: Request, name: str, body: shapes.Datastore, identifier: str = Depends(cloud.workspace_id)
+) -> JSONResponse:
+    """Keep a datastore of another storage account, of which nothing is read here."""
+    local = cloud.current(request)
+    _refuse_own(request, name)
+    if not NAME.fullmatch(name):
+        raise user_error(f"datastore name {name!r}: letters, digits and underscores; at most 255")
+    credentials = dict(body["properties"]["credentials"])
+    secrets = credentials.pop("secrets", None) or {"secretsType": credentials.get("credentialsType")}
+    with local.state.locked():
+        before = local.state.get(f"{OTHERS}/{name}")
+        document = {
+            "id": f"{OTHERS}/{name}",
+            "name": name,
+            "type": f"{cloud.PROVIDER}/workspaces/datastores",
+            "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+            "properties": {**body["properties"], "credentials": credentials, "isDefault": False},
+            "secrets": secrets,
+        }
+        local.state.put(document["id"], document)
+    return JSONResponse(_shown(document), 200 if before else 201)
+
+
+@router.delete(f"{PATH}/{{name}}")
+def delete(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
+    """Forget a datastore of another storage account; one that is not there is no error."""
+    _refuse_own(request, name)
+    there = cloud.current(request).state.delete(f"{OTHERS}/{name}")
+    return Response(status_code=200 if there else 204)
+
+
+def _refuse_own(request: Request, name: str) -> None:
+    if name in CONTAINERS:
+        message = f"{request.method} of the workspace's own datastore {name} is not part of the stand-in"
+        raise AzureError(501, "NotImplemented", message)
 
 
 @router.post(f"{PATH}/{{name}}/listSecrets")
 def list_secrets(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
-    """Return the signature that opens the datastore's container."""
-    _document(cloud.current(request), name)
-    return {"secretsType": "Sas", "sasToken": storage.signature(cloud.current(request), CONTAINERS[name])}
+    """Return the signature that opens the datastore's container, or the secrets of another account's."""
+    local = cloud.current(request)
+    if name not in CONTAINERS:
+        return find(local, name)["secrets"]
+    return {"secretsType": "Sas", "sasToken": storage.signature(local, CONTAINERS[name])}
 
 
 @router.get(f"/datastore/v1.0{PATH}/{{name}}")
 def show_to_readers(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return one datastore in the words of azureml-fsspec and mltable, with the signature that opens it."""
     local = cloud.current(request)
-    known = _document(local, name)["properties"]
-    signature = storage.signature(local, CONTAINERS[name])
+    signature = storage.signature(local, _container(local, name))
+    known = find(local, name)["properties"]
     return {
         "name": name,
         "dataStoreType": known["datastoreType"],
@@ -88,8 +153,7 @@ def show_to_readers(request: Request, name: str, identifier: str = Depends(cloud
 
 def folder_of(local: cloud.Cloud, name: str, path: str = "") -> Path:
     """Return the folder or file behind `path` of a datastore."""
-    _document(local, name)
-    return storage.place(local, CONTAINERS[name], path.rstrip("/"))
+    return storage.place(local, _container(local, name), path.rstrip("/"))
 
 
 def folder_at(local: cloud.Cloud, address: str) -> Path:

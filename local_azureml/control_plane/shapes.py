@@ -216,6 +216,20 @@ class _Asset(Shape, total=False):
     properties: Required[AssetProperties]
 
 
+class DatastoreProperties(Shape, total=False):
+    datastoreType: Required[Name]
+    credentials: Required[dict[str, Any]]
+    accountName: Name
+    containerName: Name
+    description: Text
+    tags: Tags
+    properties: Tags
+
+
+class _Datastore(Shape, total=False):
+    properties: Required[DatastoreProperties]
+
+
 class EndpointProperties(Shape, total=False):
     description: Text
     properties: Tags
@@ -284,6 +298,7 @@ Compute = Annotated[_Compute, CLEAN, Body()]
 Job = Annotated[_Job, CLEAN, Body()]
 Run = Annotated[_Run, CLEAN, Body()]
 Asset = Annotated[_Asset, CLEAN, Body()]
+Datastore = Annotated[_Datastore, CLEAN, Body()]
 Endpoint = Annotated[_Endpoint, CLEAN, Body()]
 Deployment = Annotated[_Deployment, CLEAN, Body()]
 NewKey = Annotated[_NewKey, CLEAN, Body()]

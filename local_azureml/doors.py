@@ -66,6 +66,9 @@ OPEN = (  # the first that matches counts
         "a client of an endpoint has its key",
         16 * MIB,
     ),
+    Door(
+        READ, "/endpoints/{endpoint}/swagger.json", scoring.check_key, "a client of an endpoint has its key"
+    ),
     Door("POST", f"{tracking.PREFIX}/graphql", visitors.check_reader, PAGE, most=64 * KIB),
     Door("PUT", f"{ARTIFACTS}/MLmodel", visitors.check_reader, PAGE, most=artifacts.LONGEST_MODEL),
     Door("PUT", ARTIFACTS, visitors.check_reader, PAGE, most=5000 * MIB),

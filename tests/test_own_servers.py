@@ -186,6 +186,14 @@ def test_a_script_loads_the_mlflow_model_of_its_deployment_and_may_write_beside_
     assert (linear / "MLmodel").read_text()
 
 
+def test_an_endpoint_tells_by_name_that_it_has_no_description(client, regression, anonymous, http):
+    endpoint = client.online_endpoints.get(regression)
+    headers = {"Authorization": f"Bearer {client.online_endpoints.get_keys(regression).primary_key}"}
+    told = anonymous.get(endpoint.openapi_uri, headers=headers)
+    assert told.status_code == 501 and "OpenAPI description" in told.text
+    assert anonymous.get(endpoint.openapi_uri).status_code == 401
+
+
 def test_a_script_that_raises_on_a_request_is_the_models_fault(client, scripted):
     assert post(client, scripted, {"data": [None]}).status_code == 424
     assert "TypeError" in client.online_deployments.get_logs("blue", scripted, lines=50)

@@ -55,6 +55,13 @@ async def score(request: Request, endpoint: str) -> Response:
     return Response(answer.content, answer.status_code, shown)
 
 
+@router.get("/endpoints/{endpoint}/swagger.json")
+def describe(request: Request, endpoint: str) -> None:
+    """Refuse: no deployment describes itself here."""
+    message = f"the OpenAPI description of the endpoint {endpoint!r} is not part of the stand-in"
+    raise AzureError(501, "NotImplemented", message)
+
+
 @router.post(f"{endpoints.PATH}/{{endpoint}}/token")
 def token(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
     """Return a token for an endpoint whose auth mode is AMLToken."""

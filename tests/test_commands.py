@@ -114,6 +114,18 @@ def test_a_component_within_itself_is_refused(http, arm):
     assert (told.status_code, "hen" in told.text and "itself" in told.text) == (400, True)
 
 
+def test_a_node_runs_on_the_compute_that_an_input_names(client):
+    from azure.ai.ml import dsl
+
+    work = make_command("true")
+
+    @dsl.pipeline()
+    def placed(where: str):
+        work().compute = where
+
+    assert ended(client, placed(where=SHORT)).status == "Completed"
+
+
 @pytest.mark.parametrize("kind", ["uri_folder", "mltable", "mlflow_model", "custom_model"])
 def test_an_output_with_a_name_is_an_asset_when_the_job_has_completed(client, kind):
     from azure.ai.ml import Output

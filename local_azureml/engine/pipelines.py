@@ -37,7 +37,7 @@ class Pipelines:
         root = self._records.get(parent)["run"]["root"] or parent
         made: dict[str, dict] = {}  # by node, its outputs
         for key in _in_order(nodes):
-            node = nodes[key]
+            node = {**nodes[key], "computeId": _bound(nodes[key].get("computeId"), values)}
             child = f"{root}_{secrets.token_hex(4)}"
             spec = component(self._local, node)
             made[key] = self._outputs(child, promoted, spec, node)

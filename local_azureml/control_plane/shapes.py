@@ -113,6 +113,12 @@ class Distribution(Shape, total=False):
     process_count_per_instance: Count
 
 
+class Described(Shape, total=False):
+    description: Text
+    tags: Tags
+    properties: Tags
+
+
 class Limits(Shape, total=False):
     timeout: Duration
 
@@ -151,14 +157,11 @@ class Output(Shape, total=False):
 JOB_TYPES = ("Command", "Pipeline", "Sweep", "AutoML", "Spark")
 
 
-class JobProperties(Shape, total=False):
+class JobProperties(Described, total=False):
     jobType: Required[Annotated[Name, spelled(*JOB_TYPES)]]
     experimentName: Name
     displayName: Name
-    description: Text
     isArchived: bool
-    tags: Tags
-    properties: Tags
     command: Text
     environmentId: Text
     codeId: Text
@@ -178,12 +181,9 @@ class _Job(Shape, total=False):
     properties: Required[JobProperties]
 
 
-class _Run(Shape, total=False):
+class _Run(Described, total=False):
     displayName: Name
-    description: Text
     hidden: bool
-    tags: Tags
-    properties: Tags
 
 
 class ComponentSpec(Shape, total=False):
@@ -199,10 +199,7 @@ class ComponentSpec(Shape, total=False):
     outputs: dict[str, dict[str, Any]]
 
 
-class AssetProperties(Shape, total=False):
-    description: Text
-    tags: Tags
-    properties: Tags
+class AssetProperties(Described, total=False):
     isArchived: bool
     isAnonymous: bool
     modelUri: Annotated[str, Field(pattern=URI, max_length=10_000)]
@@ -216,14 +213,11 @@ class _Asset(Shape, total=False):
     properties: Required[AssetProperties]
 
 
-class DatastoreProperties(Shape, total=False):
+class DatastoreProperties(Described, total=False):
     datastoreType: Required[Name]
     credentials: Required[dict[str, Any]]
     accountName: Name
     containerName: Name
-    description: Text
-    tags: Tags
-    properties: Tags
 
 
 class _Datastore(Shape, total=False):

@@ -226,6 +226,10 @@ class _Endpoint(Resource, total=False):
     properties: Required[EndpointProperties]
 
 
+class _EndpointChange(Resource, total=False):
+    properties: EndpointProperties
+
+
 class RequestSettings(Shape, total=False):
     requestTimeout: Duration
     maxConcurrentRequestsPerInstance: Count
@@ -281,6 +285,7 @@ Job = Annotated[_Job, CLEAN, Body()]
 Run = Annotated[_Run, CLEAN, Body()]
 Asset = Annotated[_Asset, CLEAN, Body()]
 Endpoint = Annotated[_Endpoint, CLEAN, Body()]
+EndpointChange = Annotated[_EndpointChange, CLEAN, Body()]
 Deployment = Annotated[_Deployment, CLEAN, Body()]
 NewKey = Annotated[_NewKey, CLEAN, Body()]
 LogRequest = Annotated[_LogRequest, CLEAN, Body()]

@@ -44,7 +44,7 @@ PLACEHOLDER = re.compile(rf"<[\w -]*({'|'.join(IDS)})[\w -]*>", re.IGNORECASE)
 INSTALLS = re.compile(r"^\s*[%!]\s*(pip|conda|az|apt|apt-get)\b.*\n?", re.MULTILINE)
 SIZE = re.compile(r"\bstandard_[a-z]+\d\w*", re.IGNORECASE)
 SIZES = {size["name"].lower() for size in json.loads((cloud.SEEDS / "sizes.json").read_text("utf-8"))}
-CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC6s_v3"}
+CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 PATIENCE = 900  # seconds for one cell
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -76,6 +76,8 @@ def main() -> int:
         parser.error(f"{options.folder} holds no notebook {' or '.join(options.part)}")
     if "AZUREML_ARM_WORKSPACE_NAME" not in os.environ:
         parser.error("start it by python -m local_azureml run -- python -m benchmarks.samples FOLDER")
+    workspace = connect().workspaces.get(cloud.WORKSPACE)
+    os.environ["MLFLOW_TRACKING_URI"] = workspace.mlflow_tracking_uri  # as on a compute instance
     with tempfile.TemporaryDirectory(prefix="samples-") as temporary:
         copy = (options.keep or Path(temporary) / "copy").resolve()
         changed = prepare(options.folder.resolve(), copy)
@@ -182,9 +184,13 @@ def succeeded(cell: nbformat.NotebookNode) -> bool:
     return "shell.execute_reply" in cell.metadata.get("execution", {}) and not failed
 
 
+def connect() -> MLClient:
+    return MLClient(DefaultAzureCredential(), cloud.SUBSCRIPTION, cloud.GROUP, cloud.WORKSPACE)
+
+
 def make_clusters(names: list[str]) -> None:
     """Make the clusters of these names."""
-    client = MLClient(DefaultAzureCredential(), cloud.SUBSCRIPTION, cloud.GROUP, cloud.WORKSPACE)
+    client = connect()
     for name in names:
         client.compute.begin_create_or_update(
             AmlCompute(name=name, size=CLUSTERS[name], max_instances=4)
@@ -228,6 +234,7 @@ except for:
 
 {changes}
 
+MLflow is told of the workspace, as on a compute instance.
 The local files hold made-up rows in the form of the originals, and models trained on such. Prose was left
 out. *Cells* counts those with code.
 """

@@ -170,6 +170,7 @@ def register(local: cloud.Cloud, kind: str, name: str, version: str, properties:
         )
     if properties.get("modelUri"):
         properties["modelUri"] = outputs.lasting_uri(local, properties["modelUri"])
+    properties |= {key: datastores.full(properties[key]) for key in PLACES if properties.get(key)}
     with local.state.locked():
         before = local.state.get(f"{_base(kind, name)}/versions/{version}")
         if before and any(before["properties"].get(key) != properties.get(key) for key in PLACES):

@@ -105,6 +105,12 @@ def uri(name: str, path: str) -> str:
     return f"azureml://{workspace}/datastores/{name}/paths/{path}"
 
 
+def full(address: str) -> str:
+    """Return an address with its workspace where it names only a datastore; any other as it is."""
+    named = ADDRESS.fullmatch(address) if address.lower().startswith("azureml://datastores/") else None
+    return uri(*named.groups()) if named else address
+
+
 def run_log(local: cloud.Cloud, run: str, name: str) -> Path:
     """Return the file of a run's log, which is a blob of the artifact store."""
     return folder_of(local, "workspaceartifactstore", f"ExperimentRun/dcid.{run}/{name}")

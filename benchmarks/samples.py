@@ -18,6 +18,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from azure.ai.ml import MLClient
@@ -93,7 +94,7 @@ def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
     shutil.copytree(folder, copy, dirs_exist_ok=True)
     web = folder / "web"
     addresses = {
-        f"https://{file.relative_to(web)}": f"{copy / file.relative_to(folder)}"
+        f"https://{quote(str(file.relative_to(web)))}": f"{copy / file.relative_to(folder)}"
         for file in web.rglob("*")
         if file.is_file()
     }

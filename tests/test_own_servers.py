@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import ssl
 import time
 import warnings
@@ -96,6 +97,19 @@ def test_any_mlflow_model_answers_a_table(client, regression, tmp_path):
     table = {"columns": ["b", "a"], "index": [0, 1], "data": [[1.0, 0.0], [0.0, 1.0]]}
     answer = ask(client, tmp_path, regression, {"input_data": table})
     assert [round(value, 6) for value in answer] == [4.0, 3.0]
+
+
+def test_a_model_with_a_conda_file_alone_gets_the_environment_that_it_names(client, linear, place, tmp_path):
+    from azure.ai.ml.entities import Model
+    from azure.core.exceptions import HttpResponseError
+
+    shutil.copytree(linear, tmp_path / "old")
+    (tmp_path / "old/requirements.txt").unlink()
+    (tmp_path / "old/conda.yaml").write_text("dependencies: [python, {pip: [no-such-thing==3]}]")
+    model = Model(name="old", path=tmp_path / "old", type="mlflow_model")
+    with pytest.raises(HttpResponseError):
+        place("old-model", model=model)
+    assert "no-such-thing==3" in client.online_deployments.get_logs("blue", "old-model", lines=50)
 
 
 @pytest.mark.parametrize(

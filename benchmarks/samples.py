@@ -1,6 +1,6 @@
 """Run other people's notebooks on the stand-in, and tell how far each comes and what stops it.
 
-python -m local_azureml run --data-dir STATE -- python -m benchmarks.samples FOLDER [PART ...] [--page FILE]
+python -m local_azureml run --data-dir STATE -- python -m benchmarks.samples [--page FILE] FOLDER [PART ...]
 
 FOLDER holds notebooks and the files that they read, laid out as in their repository, and in
 FOLDER/web/HOST/PATH what they read from https://HOST/PATH, or by its other name with wasbs://. They run one
@@ -10,6 +10,7 @@ Azure/azureml-examples.
 """
 
 import argparse
+import io
 import json
 import os
 import re
@@ -17,12 +18,16 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
+from contextlib import redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
+from urllib.parse import quote
 
 import nbformat
 from azure.ai.ml import MLClient
 from azure.ai.ml.entities import AmlCompute
+from azure.ai.ml.exceptions import JobException
 from azure.identity import DefaultAzureCredential
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
@@ -60,7 +65,13 @@ class Row:
     cells: int  # of code, that ended
     of: int
     seconds: float
-    reason: str  # why it stopped; empty at the end
+    jobs: dict[str, int]  # that it submitted, by the status that each ended with
+    reason: str  # why it stopped, or why a job of its failed; empty if neither
+
+    @property
+    def done(self) -> bool:
+        """Whether all cells ended, and all jobs completed."""
+        return self.cells == self.of and set(self.jobs) <= {"Completed"}
 
 
 def main() -> int:
@@ -77,6 +88,8 @@ def main() -> int:
         parser.error(f"{options.folder} holds no notebook {' or '.join(options.part)}")
     if "AZUREML_ARM_WORKSPACE_NAME" not in os.environ:
         parser.error("start it by python -m local_azureml run -- python -m benchmarks.samples FOLDER")
+    workspace = connect().workspaces.get(cloud.WORKSPACE)
+    os.environ["MLFLOW_TRACKING_URI"] = workspace.mlflow_tracking_uri  # as on a compute instance
     with tempfile.TemporaryDirectory(prefix="samples-") as temporary:
         copy = (options.keep or Path(temporary) / "copy").resolve()
         changed = prepare(options.folder.resolve(), copy)
@@ -93,7 +106,7 @@ def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
     web = folder / "web"
     addresses = {}
     for file in filter(Path.is_file, web.rglob("*")):
-        host, *path = file.relative_to(web).parts
+        host, *path = quote(str(file.relative_to(web))).split("/")
         names = [f"https://{host}/{'/'.join(path)}", f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}"]
         addresses |= dict.fromkeys(names, f"{copy / file.relative_to(folder)}")
     names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=True))
@@ -153,7 +166,7 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
         kernel_name="python3",
         resources={"metadata": {"path": str(copy / path.parent)}},
     )
-    begun, reason = time.monotonic(), ""
+    begun, reason, before = time.monotonic(), "", submitted()
     try:
         client.execute()
     except CellExecutionError as error:
@@ -164,18 +177,31 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
         reason = "the kernel died"
     nbformat.write(notebook, copy / path)
     ended = sum(1 for cell in code if succeeded(cell))
-    row = Row(
-        str(path),
-        [name for name in CHANGES if name in nearby],
-        ended,
-        len(code),
-        time.monotonic() - begun,
-        reason,
-    )
-    print(
-        f"{row.notebook}: {row.cells} of {row.of} cells, {row.seconds:.0f} s. {row.reason}", file=sys.stderr
-    )
+    jobs, failures = outcomes(submitted() - before)
+    changes = [name for name in CHANGES if name in nearby]
+    reason = reason or "; ".join(f"a job of its failed: {failure}" for failure in failures)
+    row = Row(str(path), changes, ended, len(code), time.monotonic() - begun, jobs, reason)
+    print(line(row), file=sys.stderr)
     return row
+
+
+def submitted() -> set[str]:
+    """Return the names of the workspace's jobs."""
+    return {job.name for job in connect().jobs.list()}
+
+
+def outcomes(names: set[str]) -> tuple[dict[str, int], list[str]]:
+    """Wait for jobs, and return how many ended with each status, and why the failed ones did."""
+    client, counts, failures = connect(), Counter(), []
+    for name in sorted(names):
+        try:
+            with redirect_stdout(io.StringIO()):
+                client.jobs.stream(name)
+        except JobException as error:
+            said = re.search(r'"message": "(.+?)"', str(error))
+            failures.append(said[1] if said else str(error))
+        counts[client.jobs.get(name).status] += 1
+    return dict(counts), failures
 
 
 def succeeded(cell: nbformat.NotebookNode) -> bool:
@@ -183,9 +209,13 @@ def succeeded(cell: nbformat.NotebookNode) -> bool:
     return "shell.execute_reply" in cell.metadata.get("execution", {}) and not failed
 
 
+def connect() -> MLClient:
+    return MLClient(DefaultAzureCredential(), cloud.SUBSCRIPTION, cloud.GROUP, cloud.WORKSPACE)
+
+
 def make_clusters(names: list[str]) -> None:
     """Make the clusters of these names."""
-    client = MLClient(DefaultAzureCredential(), cloud.SUBSCRIPTION, cloud.GROUP, cloud.WORKSPACE)
+    client = connect()
     for name in names:
         client.compute.begin_create_or_update(
             AmlCompute(name=name, size=CLUSTERS[name], max_instances=4)
@@ -194,7 +224,7 @@ def make_clusters(names: list[str]) -> None:
 
 def table(rows: list[Row]) -> str:
     """Return the table in Markdown."""
-    head = ["| notebook | changes | cells | seconds | what stops it |", "|---|---|---|---|---|"]
+    head = ["| notebook | changes | cells | jobs | seconds | what stops it |", "|---|---|---|---|---|---|"]
     return "\n".join([*head, *map(line, rows)])
 
 
@@ -202,19 +232,14 @@ def line(row: Row) -> str:
     reason = row.reason.partition("\nCode:")[0].replace(cloud.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
     reason = " ".join(reason.split())
     reason = reason[:300] + ("…" if len(reason) > 300 else "") or "nothing: it reached its end"
-    cells = [
-        f"`{row.notebook}`",
-        ", ".join(row.changes),
-        f"{row.cells} of {row.of}",
-        f"{row.seconds:.0f}",
-        reason,
-    ]
-    return f"| {' | '.join(cells)} |"
+    jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))
+    cells = [f"`{row.notebook}`", ", ".join(row.changes), f"{row.cells} of {row.of}", jobs]
+    return f"| {' | '.join([*cells, f'{row.seconds:.0f}', reason])} |"
 
 
 def page(rows: list[Row]) -> str:
     """Return the page that is kept in the docs."""
-    done = sum(not row.reason for row in rows)
+    done = sum(row.done for row in rows)
     changes = "\n".join(f"- *{name}*: {what}." for name, what in CHANGES.items())
     return INTRODUCTION.format(done=done, count=len(rows), changes=changes) + f"\n{table(rows)}\n"
 
@@ -223,14 +248,15 @@ INTRODUCTION = """\
 # Other people's notebooks
 
 Microsoft's public samples of the SDK (Azure/azureml-examples), each run on the stand-in to its end or to
-the cell that stops it: {done} of {count} reach their end. The page is made by `python -m benchmarks.samples`,
-which takes any folder of notebooks; the samples are not part of this repository. Their code is unchanged
-except for:
+the cell that stops it: {done} of {count} reach their end with every job completed. The page is made by
+`python -m benchmarks.samples`, which takes any folder of notebooks; the samples are not part of this
+repository. Their code is unchanged except for:
 
 {changes}
 
-The local files hold made-up rows in the form of the originals, and models trained on such. Prose was left
-out. *Cells* counts those with code.
+MLflow is told of the workspace, as on a compute instance. Prose was left out. The local files hold made-up
+rows in the form of the originals, and models trained on such; some scripts beside the notebooks could not be
+had and were written anew. *Cells* counts those with code, *jobs* what they submitted.
 """
 
 

@@ -29,7 +29,7 @@ from local_azureml.control_plane import (
     registry,
     workspace,
 )
-from local_azureml.data_plane import artifacts, blobs, history, hub, identity, scoring, tracking
+from local_azureml.data_plane import artifacts, blobs, history, hub, identity, scoring, tracking, uploads
 from local_azureml.doors import Doors
 from local_azureml.engine.deployments import Deployments
 from local_azureml.engine.jobs import Jobs
@@ -47,6 +47,7 @@ CONTROL_PLANE = (
     operations,
     registry,
     history,
+    uploads,
 )
 OWN_KEYS = (identity, blobs, scoring, hub)  # services whose requests carry another credential, or none
 PUBLIC = (workspace, history)  # services of the control plane that answer some requests without a token

@@ -193,8 +193,8 @@ def test_a_data_file_keeps_its_name_and_lands_in_the_default_datastore(client, f
     made = client.data.create_or_update(
         Data(name="letters", version="1", path=folder / "a.txt", type="uri_file")
     )
-    assert made.path.startswith("azureml://") and made.path.endswith("/a.txt")
-    assert "/datastores/workspaceblobstore/paths/LocalUpload/" in made.path
+    assert made.path.startswith("azureml://subscriptions/") and made.path.endswith("/a.txt")
+    assert "/workspaces/local/datastores/workspaceblobstore/paths/LocalUpload/" in made.path
 
 
 @pytest.mark.parametrize("kind", ["data", "models"])

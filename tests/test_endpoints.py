@@ -153,6 +153,27 @@ def test_an_update_in_other_capitals_keeps_the_name(http, arm, empty):
 # keys
 
 
+def test_the_deployments_client_of_mlflow_moves_traffic_and_nothing_else(client, live, tmp_path):
+    from mlflow.deployments import get_deploy_client
+
+    uri = client.workspaces.get(client.workspace_name).mlflow_tracking_uri
+    deployments, config = get_deploy_client(uri), tmp_path / "traffic.json"
+
+    def moved(traffic: dict[str, int]) -> dict[str, int]:
+        config.write_text(json.dumps({"traffic": traffic}))
+        changed = deployments.update_endpoint("live-endpoint", {"endpoint-config-file": str(config)})
+        return changed["properties"]["traffic"]
+
+    assert [moved({}), moved({"demo": 100})] == [{}, {"demo": 100}]
+    found = client.online_endpoints.get("live-endpoint")
+    assert (found.tags, found.auth_mode, found.scoring_uri) == ({"run": "7"}, "key", live.scoring_uri)
+
+
+def test_a_patch_of_an_endpoint_that_is_not_there_is_answered_404(http, arm):
+    answer = http.patch(f"{arm.workspace}/onlineEndpoints/ghost", json={"tags": {"a": "b"}})
+    assert answer.status_code == 404
+
+
 def test_an_endpoint_has_two_keys_which_differ(client, empty):
     keys = client.online_endpoints.get_keys("empty-endpoint")
     assert len({keys.primary_key, keys.secondary_key}) == 2

@@ -95,6 +95,14 @@ def test_what_a_job_installs_stays_in_its_environment(client, tmp_path):
     assert found.returncode == 1
 
 
+def test_what_a_job_without_a_specification_installs_is_the_jobs_alone(client, tmp_path):
+    text = "pip install localmade==1.0 && python -c 'import torch, localmade; print(localmade.VERSION)'"
+    job = ended(client, make_command(text))
+    assert log_of(client, job, tmp_path).splitlines()[-1] == "1.0"
+    found = subprocess.run([sys.executable, "-c", "import localmade"], capture_output=True)
+    assert found.returncode == 1
+
+
 def test_a_package_that_cannot_be_had_is_named(client):
     words = reason(client, make_command("true", environment=made_of("pip:", "no-such-thing==3")))
     assert "the environment can't be made" in words and "no-such-thing==3" in words

@@ -111,6 +111,20 @@ def test_a_model_that_the_sdk_registered_is_mlflows(client, mlflow, run, tmp_pat
     assert mlflow.sklearn.load_model("models:/by-sdk/1").predict([[1.0, 0.0]]).tolist() == [1]
 
 
+def test_a_folder_is_registered_from_where_it_lies(client, mlflow, run, tmp_path, monkeypatch):
+    mlflow.artifacts.download_artifacts(run_id=run.run_id, artifact_path="model", dst_path=tmp_path)
+    monkeypatch.chdir(tmp_path)
+    made = mlflow.register_model("file://model", "from-a-folder")
+    assert (str(made.version), client.models.get("from-a-folder", "1").type) == ("1", "mlflow_model")
+    assert mlflow.sklearn.load_model("models:/from-a-folder/1").predict([[1.0, 0.0]]).tolist() == [1]
+
+
+@pytest.mark.parametrize("path", ["../../canary.txt", "/canary.txt", "a//b", ""])
+def test_a_file_is_uploaded_to_its_own_place_alone(http, arm, path):
+    address = f"/artifact/v2.0{arm.workspace}/artifacts/LocalUpload/folder/batch/metadata"
+    assert http.post(address, json={"paths": [{"path": path}]}).status_code == 400
+
+
 @pytest.mark.parametrize("path", ["runs:/{}/model", "azureml://jobs/{}/outputs/artifacts/paths/model/"])
 def test_a_model_is_registered_by_the_address_of_its_run(client, mlflow, path):
     from azure.ai.ml.entities import Model

@@ -108,14 +108,17 @@ def test_a_model_may_hold_a_config_json_of_its_own(client, place, linear, tmp_pa
     assert [round(value, 6) for value in answer] == [4.0]
 
 
-def test_a_model_without_a_python_of_its_own_gets_the_stand_ins(client, place, linear, tmp_path):
-    folder = shutil.copytree(linear, tmp_path / "model")
-    (folder / "python_env.yaml").write_text("")
-    (folder / "requirements.txt").write_text("no-such-package-anywhere==1\n")
-    with pytest.raises(Exception, match="its log says why"):
-        place("own-python", model=a_model(folder))
-    log = client.online_deployments.get_logs("blue", "own-python", lines=100)
-    assert "no-such-package-anywhere" in log and "Traceback" not in log
+def test_a_model_with_a_conda_file_alone_gets_the_environment_that_it_names(client, linear, place, tmp_path):
+    from azure.ai.ml.entities import Model
+    from azure.core.exceptions import HttpResponseError
+
+    shutil.copytree(linear, tmp_path / "old")
+    (tmp_path / "old/requirements.txt").unlink()
+    (tmp_path / "old/conda.yaml").write_text("dependencies: [python, {pip: [no-such-thing==3]}]")
+    model = Model(name="old", path=tmp_path / "old", type="mlflow_model")
+    with pytest.raises(HttpResponseError):
+        place("old-model", model=model)
+    assert "no-such-thing==3" in client.online_deployments.get_logs("blue", "old-model", lines=50)
 
 
 @pytest.mark.parametrize(

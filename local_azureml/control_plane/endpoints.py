@@ -92,8 +92,27 @@ def create(
     local = cloud.current(request)
     with local.state.locked():
         before = local.state.get(f"{BASE}/{endpoint}")
-        document = _endpoint(local, before["name"] if before else endpoint, body, before)
-        local.state.put(document["id"], document)
+        return _write(local, before["name"] if before else endpoint, body, before)
+
+
+@router.patch(f"{PATH}/{{endpoint}}")
+def change(
+    request: Request,
+    endpoint: str,
+    body: shapes.EndpointChange,
+    identifier: str = Depends(cloud.workspace_id),
+) -> JSONResponse:
+    """Change the traffic, tags or description of an endpoint; what is not named stays."""
+    local = cloud.current(request)
+    with local.state.locked():
+        before = find(local, endpoint)
+        properties = {**before["properties"], **body.get("properties", {})}
+        return _write(local, before["name"], {**before, **body, "properties": properties}, before)
+
+
+def _write(local: cloud.Cloud, name: str, body: dict, before: dict | None) -> JSONResponse:
+    document = _endpoint(local, name, body, before)
+    local.state.put(document["id"], document)
     return operations.start(
         local,
         200 if before else 201,

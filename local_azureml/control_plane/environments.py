@@ -51,7 +51,7 @@ def check(local: cloud.Cloud, identifier: str) -> dict:
         properties = assets.find(local, "environments", *named.groups())["properties"]
         name = ":".join(named.groups())
         if conda := properties.get("condaFile"):
-            return {"name": name, **_read(name, conda)}
+            return {"name": name, **read(name, conda)}
         source = properties.get("image") or "a Dockerfile"
         says = "" if source == assets.CURATED else ", which has no conda file,"
         return {"name": name, "requirements": None, "instead": f"{source}{says}"}
@@ -66,7 +66,7 @@ def check(local: cloud.Cloud, identifier: str) -> dict:
     raise user_error(f"{identifier!r} is not the id of an environment", "InvalidEnvironmentId")
 
 
-def _read(name: str, conda: str) -> dict:
+def read(name: str, conda: str) -> dict:
     """Return the Python and pip's requirements that a conda file asks for."""
     try:
         listed = (yaml.safe_load(conda) or {}).get("dependencies") or []

@@ -123,10 +123,6 @@ class Limits(Shape, total=False):
     timeout: Duration
 
 
-class NodeLimits(Shape, total=False):
-    timeout: Duration | Annotated[float, Field(gt=0)]  # of a sweep, a number of seconds
-
-
 class Resources(Shape, total=False):
     instanceCount: Count
     instance_count: Count
@@ -142,7 +138,7 @@ class Node(Shape, total=False):
     type: Name
     resources: Resources
     distribution: Distribution
-    limits: NodeLimits
+    limits: Limits | dict[str, float]  # of a sweep, numbers
     environmentVariables: Tags
     environment_variables: Tags
 
@@ -224,9 +220,7 @@ class _Datastore(Shape, total=False):
     properties: Required[DatastoreProperties]
 
 
-class EndpointProperties(Shape, total=False):
-    description: Text
-    properties: Tags
+class EndpointProperties(Described, total=False):
     authMode: Annotated[Name, spelled("Key", "AMLToken", "AADToken")]
     traffic: dict[str, int]
     mirrorTraffic: dict[str, int]
@@ -236,6 +230,10 @@ class EndpointProperties(Shape, total=False):
 class _Endpoint(Resource, total=False):
     location: Required[Name]
     properties: Required[EndpointProperties]
+
+
+class _EndpointChange(Resource, total=False):
+    properties: EndpointProperties
 
 
 class RequestSettings(Shape, total=False):
@@ -294,6 +292,7 @@ Run = Annotated[_Run, CLEAN, Body()]
 Asset = Annotated[_Asset, CLEAN, Body()]
 Datastore = Annotated[_Datastore, CLEAN, Body()]
 Endpoint = Annotated[_Endpoint, CLEAN, Body()]
+EndpointChange = Annotated[_EndpointChange, CLEAN, Body()]
 Deployment = Annotated[_Deployment, CLEAN, Body()]
 NewKey = Annotated[_NewKey, CLEAN, Body()]
 LogRequest = Annotated[_LogRequest, CLEAN, Body()]

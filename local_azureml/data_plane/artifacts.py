@@ -18,8 +18,10 @@ from local_azureml import cloud, storage
 from local_azureml.control_plane import datastores
 from local_azureml.errors import AzureError
 
+DATASTORE = "workspaceartifactstore"
 STORED = "mlflow-artifacts:/"
-ROOT = f"{STORED}{storage.CONTAINERS['workspaceartifactstore']}/ExperimentRun"
+ROOT = f"{STORED}{storage.CONTAINERS[DATASTORE]}/ExperimentRun"
+UPLOADED = "azureml://artifacts/"  # begins the address that Azure's plugin gives to a folder it uploads
 SERVED = "/api/2.0/mlflow-artifacts/artifacts"
 HOLDING = re.compile(r"/api/\d\.\d/(mlflow/|.*/MLmodel$)")  # what holds addresses of artifacts
 LONGEST_MODEL = 16 * 1024 * 1024  # bytes of an MLmodel file, which is held to be read
@@ -33,6 +35,8 @@ def of_run(run: str) -> str:
 
 def datastore_uri(address: str) -> str:
     """Return the datastore's address of what lies at an address of MLflow's; any other as it is."""
+    if address.startswith(UPLOADED):
+        return datastores.uri(DATASTORE, address.removeprefix(UPLOADED))
     container, _, path = address.removeprefix(STORED).lstrip("/").partition("/")
     names = {held: name for name, held in storage.CONTAINERS.items()}
     known = address.startswith(STORED) and container in names

@@ -3,6 +3,7 @@
 import re
 import shutil
 import socket
+import sys
 import time
 from pathlib import Path
 
@@ -32,7 +33,11 @@ def run(specification: dict) -> None:
             shutil.copy(source, code)
     command = ["bash", "-c", fill(specification)]
     python = environments.python_of(specification["environment"], Path(specification["environments"]))
-    environment = environments.variables(python, processes.here.environment) | specification["variables"]
+    if python == sys.executable:
+        environment = environments.layer(Path("layer"), processes.here.environment)
+    else:
+        environment = environments.variables(python, processes.here.environment)
+    environment |= specification["variables"]
     _wait(
         [psutil.Popen(command, cwd=code, env=environment | rank) for rank in _ranks(specification)],
         specification["timeout"],

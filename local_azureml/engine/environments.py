@@ -5,9 +5,11 @@ import json
 import os
 import re
 import shutil
+import site
 import subprocess
 import sys
 import time
+import venv
 from pathlib import Path
 
 import filelock
@@ -17,6 +19,7 @@ from local_azureml.engine.processes import UserError
 INSTALLER = Path(__file__).parents[2] / "tools" / "install.py"
 MADE = "made"  # in an environment's folder, once all is installed
 PINNED = re.compile(r"\s*(==|~=|===)\s*[^;,\s]+")
+PIP = '#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
@@ -54,6 +57,19 @@ def python_of(specification: dict | None, folder: Path) -> str:
     return str(python)
 
 
+def layer(place: Path, inherited: dict[str, str]) -> dict[str, str]:
+    """Return the variables of a program in the stand-in's own Python, with a layer for what it installs."""
+    venv.EnvBuilder().create(place)
+    bins, packages = place.resolve() / "bin", place / "lib" / f"python{OWN}" / "site-packages"
+    below = [f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages()]
+    (packages / "below.pth").write_text("\n".join(below), encoding="utf-8")
+    for name in ("pip", "pip3"):  # those of the stand-in would install there
+        (bins / name).write_text(PIP, encoding="utf-8")
+        (bins / name).chmod(0o755)
+    search = os.pathsep.join([str(bins), inherited.get("PATH", os.defpath)])
+    return inherited | {"PATH": search, "VIRTUAL_ENV": str(bins.parent)}
+
+
 def variables(python: str, inherited: dict[str, str]) -> dict[str, str]:
     """Return the variables with which a program finds that Python, and nothing of the stand-in's, first."""
     if python == sys.executable:
@@ -66,11 +82,11 @@ def variables(python: str, inherited: dict[str, str]) -> dict[str, str]:
 
 def _find(version: str) -> str | None:
     """Return a Python of that version which can be run here, if there is one."""
-    if version == OWN or sys.version.startswith(f"{version} "):
-        return sys.executable
     if not re.fullmatch(r"\d+(\.\d+)*", version):  # it becomes part of a file's name
         return None
     short = ".".join(version.split(".")[:2])
+    if short == OWN:
+        return sys.executable
     candidates = [shutil.which(f"python{short}")]
     candidates += sorted(Path.home().glob(f".pyenv/versions/{short}.*/bin/python"))
     candidates += sorted(Path.home().glob(f".local/share/uv/python/cpython-{short}.*/bin/python"))

@@ -7,11 +7,12 @@ import sys
 from importlib import metadata
 from pathlib import Path
 
-import yaml
 from packaging.requirements import InvalidRequirement, Requirement
 
+from local_azureml.control_plane.environments import read
 from local_azureml.engine import environments, processes
 from local_azureml.engine.processes import UserError
+from local_azureml.errors import AzureError
 
 SERVER = Path(__file__).with_name("scoring_server.py")
 
@@ -50,18 +51,19 @@ def run(specification: dict) -> None:
 
 def _of_model(folder: Path, one_python: bool) -> dict | None:
     """Return the specification of the environment that an MLflow model asks for; None where it fits ours."""
-    file, python_env = folder / "requirements.txt", folder / "python_env.yaml"
+    file = folder / "conda.yaml"
     if one_python or not file.is_file():
         return None
-    lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    wanted = [line for line in lines if line and not line.startswith("#")]
-    if all(_is_here(line) for line in wanted):
-        print(f"the model's {len(wanted)} requirements are met by {sys.executable}", flush=True)
+    name = f"of the model {folder.name}"
+    try:
+        asked = read(name, file.read_text(encoding="utf-8"))
+    except AzureError as error:
+        raise UserError(error.message) from None
+    if all(_is_here(line) for line in asked["requirements"]):
+        count = len(asked["requirements"])
+        print(f"the model's {count} requirements are met by {sys.executable}", flush=True)
         return None
-    asked = yaml.safe_load(python_env.read_text(encoding="utf-8")) if python_env.is_file() else None
-    version = str((asked or {}).get("python") or environments.OWN)
-    python = ".".join(version.split(".")[:2])
-    return {"name": f"of the model {folder.name}", "python": python, "requirements": wanted}
+    return {"name": name, **asked}
 
 
 def _is_here(line: str) -> bool:

@@ -1,0 +1,34 @@
+"""Files that no run wrote: where Azure's plugin of MLflow puts a folder that it is to register."""
+
+from fastapi import APIRouter, Body, Depends, Request
+from typing_extensions import Required
+
+from local_azureml import cloud, storage
+from local_azureml.control_plane import shapes
+from local_azureml.data_plane import artifacts
+
+router = APIRouter()
+ORIGIN = "LocalUpload"
+PATH = f"/artifact/v2.0{cloud.WORKSPACE_PATH}/artifacts/{ORIGIN}/{{container}}"
+
+
+class File(shapes.Shape, total=False):
+    path: Required[shapes.Text]
+
+
+@router.post(f"{PATH}/batch/metadata")
+def begin(
+    request: Request,
+    container: str,
+    files: list[File] = Body(alias="paths", embed=True, max_length=1000),
+    identifier: str = Depends(cloud.workspace_id),
+) -> dict:
+    """Return the addresses to which files are to be written, by their paths."""
+    local, store = cloud.current(request), storage.CONTAINERS[artifacts.DATASTORE]
+    found = {}
+    for path in (file["path"] for file in files):
+        name = f"{ORIGIN}/{container}/{path}"
+        storage.place(local, store, name)  # refuses what would lead elsewhere
+        known = {"origin": ORIGIN, "container": container, "path": path}
+        found[path] = {**known, "contentUri": storage.address(local, store, name)}
+    return {"artifacts": {}, "artifactContentInformation": found, "errors": {}}

@@ -52,6 +52,7 @@ SIZE = re.compile(r"\bstandard_[a-z]+\d\w*", re.IGNORECASE)
 SIZES = {size["name"].lower() for size in json.loads((cloud.SEEDS / "sizes.json").read_text("utf-8"))}
 CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
+NOTHING = "nothing: it reached its end"
 PATIENCE = 900  # seconds for one cell
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -68,18 +69,13 @@ class Row:
     jobs: dict[str, int]  # that it submitted, by the status that each ended with
     reason: str  # why it stopped, or why a job of its failed; empty if neither
 
-    @property
-    def done(self) -> bool:
-        """Whether all cells ended, and all jobs completed."""
-        return self.cells == self.of and set(self.jobs) <= {"Completed"}
-
 
 def main() -> int:
     """Return the exit status: 0, whatever the notebooks came to."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("folder", type=Path, help="where the samples lie")
     parser.add_argument("part", nargs="*", help="run the notebooks whose path holds this")
-    parser.add_argument("--page", type=Path, help="write the table there")
+    parser.add_argument("--page", type=Path, help="write the lines of the table there, beside its others")
     parser.add_argument("--keep", type=Path, help="keep the executed copies there")
     options = parser.parse_args()
     found = sorted(path.relative_to(options.folder) for path in options.folder.rglob("*.ipynb"))
@@ -94,9 +90,10 @@ def main() -> int:
         copy = (options.keep or Path(temporary) / "copy").resolve()
         changed = prepare(options.folder.resolve(), copy)
         rows = [follow(copy, path, changed) for path in chosen]
-    print(table(rows))
+    lines = {row.notebook: line(row) for row in rows}
+    print(table(lines))
     if options.page:
-        options.page.write_text(page(rows), encoding="utf-8")
+        options.page.write_text(page(kept(options.page) | lines), encoding="utf-8")
     return 0
 
 
@@ -222,26 +219,32 @@ def make_clusters(names: list[str]) -> None:
         ).result()
 
 
-def table(rows: list[Row]) -> str:
-    """Return the table in Markdown."""
+def table(lines: dict[str, str]) -> str:
+    """Return the table in Markdown, of lines by their notebooks."""
     head = ["| notebook | changes | cells | jobs | seconds | what stops it |", "|---|---|---|---|---|---|"]
-    return "\n".join([*head, *map(line, rows)])
+    return "\n".join([*head, *(lines[notebook] for notebook in sorted(lines))])
+
+
+def kept(page: Path) -> dict[str, str]:
+    """Return the lines that a page has, by their notebooks."""
+    lines = page.read_text("utf-8").splitlines() if page.exists() else []
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if ".ipynb | " in line}
 
 
 def line(row: Row) -> str:
     reason = row.reason.partition("\nCode:")[0].replace(cloud.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
     reason = " ".join(reason.split())
-    reason = reason[:300] + ("…" if len(reason) > 300 else "") or "nothing: it reached its end"
+    reason = reason[:300] + ("…" if len(reason) > 300 else "") or NOTHING
     jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))
-    cells = [f"`{row.notebook}`", ", ".join(row.changes), f"{row.cells} of {row.of}", jobs]
+    cells = [row.notebook, ", ".join(row.changes), f"{row.cells} of {row.of}", jobs]
     return f"| {' | '.join([*cells, f'{row.seconds:.0f}', reason])} |"
 
 
-def page(rows: list[Row]) -> str:
+def page(lines: dict[str, str]) -> str:
     """Return the page that is kept in the docs."""
-    done = sum(row.done for row in rows)
+    done = sum(NOTHING in line for line in lines.values())
     changes = "\n".join(f"- *{name}*: {what}." for name, what in CHANGES.items())
-    return INTRODUCTION.format(done=done, count=len(rows), changes=changes) + f"\n{table(rows)}\n"
+    return INTRODUCTION.format(done=done, count=len(lines), changes=changes) + f"\n{table(lines)}\n"
 
 
 INTRODUCTION = """\
@@ -256,7 +259,8 @@ repository. Their code is unchanged except for:
 
 MLflow is told of the workspace, as on a compute instance. Prose was left out. The local files hold made-up
 rows in the form of the originals, and models trained on such; some scripts beside the notebooks could not be
-had and were written anew. *Cells* counts those with code, *jobs* what they submitted.
+had and were written anew, and `load_component(path=)`, which the SDK no longer takes, is spelt `source=`.
+*Cells* counts those with code, *jobs* what they submitted.
 """
 
 

@@ -42,7 +42,8 @@ def nothing(request: Request) -> None:
     """Let everybody in."""
 
 
-BLOBS = f"/{storage.ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{{container}}"
+ACCOUNT = f"/{storage.ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}"
+BLOBS = f"{ACCOUNT}/{{container}}"
 READ, WRITE, ALL = "GET HEAD", "PUT POST PATCH DELETE", "GET HEAD OPTIONS PUT POST PATCH DELETE"
 ARTIFACTS = f"{tracking.PREFIX}/{{api}}/2.0/mlflow-artifacts/artifacts/{{path:path}}"
 ONLY_SEEDS = "what ships with the stand-in, as public as on the hub"
@@ -57,6 +58,7 @@ OPEN = (  # the first that matches counts
     Door(READ, "/api/datasets/{rest:path}", nothing, ONLY_SEEDS),
     Door(READ, "/datasets/{rest:path}", nothing, ONLY_SEEDS),
     Door("POST", "/api/datasets/{rest:path}", nothing, ONLY_SEEDS, most=MIB),
+    Door(READ, ACCOUNT, storage.check_signature, SIGNED),
     Door(ALL, BLOBS, storage.check_signature, SIGNED),
     Door(ALL, f"{BLOBS}/{{name:path}}", storage.check_signature, SIGNED, most=blobs.BLOCK_LIMIT),
     Door(

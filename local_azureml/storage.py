@@ -41,8 +41,9 @@ def signed(local: cloud.Cloud, container: str, expires: float) -> tuple[str, str
 
 def check_signature(request: Request) -> None:
     """Refuse a request whose address is not signed for its container, or no longer."""
-    se, sig = (request.query_params.get(name, "") for name in ("se", "sig"))
-    check(cloud.current(request), request.path_params["container"], se, sig)
+    se, sig, prefix = (request.query_params.get(name, "") for name in ("se", "sig", "prefix"))
+    container = request.path_params.get("container", prefix.partition("/")[0])
+    check(cloud.current(request), container, se, sig)
 
 
 def check(local: cloud.Cloud, container: str, se: str, given: str) -> None:

@@ -226,3 +226,6 @@ def test_what_azureml_fsspec_is_told_of_a_datastore_opens_it(http, arm, anonymou
     host = f"{section['accountName']}.blob.{section['endpoint']}"
     address = f"https://{host}/{section['containerName']}/for-readers/a.csv?{section['credential']}"
     assert (told["dataStoreType"], anonymous.get(address).text) == ("AzureBlob", "a,b\n1,2\n")
+    asked = f"comp=list&delimiter=/&prefix={section['containerName']}/for-readers/"
+    listed = anonymous.get(f"https://{host}?{asked}&{section['credential']}").text
+    assert f"<Name>{section['containerName']}/for-readers/a.csv</Name>" in listed  # pandas.read_parquet

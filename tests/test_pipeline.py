@@ -629,7 +629,7 @@ def gone(pid: int) -> bool:
 
 
 def started(folder: Path) -> list[int]:
-    for _ in range(600):
+    for _ in range(2400):  # the libraries may be imported first, on a busy machine
         with_pids = folder / "pids.json"
         if with_pids.exists() and with_pids.stat().st_size:
             return json.loads(with_pids.read_text())

@@ -46,10 +46,8 @@ def _check_played(request: Request) -> None:
             raise AzureError(501, "NotImplemented", f"{message} is not part of the stand-in")
 
 
-router = APIRouter(
-    prefix=f"/{storage.ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}/{{container}}",
-    dependencies=[Depends(storage.check_container), Depends(_check_played)],
-)
+router = APIRouter(prefix=f"/{storage.ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}")
+CHECKED = {"dependencies": [Depends(storage.check_container), Depends(_check_played)]}
 
 
 def _metadata_file(local: cloud.Cloud, container: str, name: str) -> Path:
@@ -78,8 +76,8 @@ def _tag(file: Path) -> str:
     return f'"0x{file.stat().st_mtime_ns:X}"'
 
 
-@router.head("")
-@router.get("")
+@router.head("/{container}", **CHECKED)
+@router.get("/{container}", **CHECKED)
 def container(
     request: Request, container: str, comp: str = "", prefix: str = "", delimiter: str = ""
 ) -> Response:
@@ -87,35 +85,44 @@ def container(
     local = cloud.current(request)
     if comp != "list":
         return Response(headers={"ETag": '"0x1"', "Last-Modified": formatdate(0, usegmt=True)})
-    names = sorted(name for name in storage.names(local, container) if name.startswith(prefix))
-    listing = _listing(local, container, names, prefix, delimiter)
+    return Response(_listing(local, container, prefix, delimiter), media_type="application/xml")
+
+
+@router.get("", dependencies=[Depends(_check_played)])
+def account(request: Request, comp: str, prefix: str, delimiter: str = "") -> Response:
+    """Return the list of a container's blobs to azureml-fsspec, which takes the account for the container."""
+    container, _, prefix = prefix.partition("/")
+    storage.check_container(container)
+    listing = _listing(cloud.current(request), container, prefix, delimiter, f"{container}/")
     return Response(listing, media_type="application/xml")
 
 
-def _listing(local: cloud.Cloud, container: str, names: list[str], prefix: str, delimiter: str) -> bytes:
+def _listing(local: cloud.Cloud, container: str, prefix: str, delimiter: str, before: str = "") -> bytes:
+    """Return XML with the names of blobs and folders, `before` in front of each."""
     results = ElementTree.Element("EnumerationResults", ContainerName=container)
-    ElementTree.SubElement(results, "Prefix").text = prefix
+    ElementTree.SubElement(results, "Prefix").text = before + prefix
     blobs = ElementTree.SubElement(results, "Blobs")
     folders = set()
-    for name in names:
+    for name in sorted(name for name in storage.names(local, container) if name.startswith(prefix)):
         rest = name.removeprefix(prefix)
         if delimiter and delimiter in rest:
             folder = prefix + rest.split(delimiter)[0] + delimiter
             if folder not in folders:
                 folders.add(folder)
-                ElementTree.SubElement(ElementTree.SubElement(blobs, "BlobPrefix"), "Name").text = folder
+                ElementTree.SubElement(ElementTree.SubElement(blobs, "BlobPrefix"), "Name").text = (
+                    before + folder
+                )
             continue
-        _entry(
-            ElementTree.SubElement(blobs, "Blob"), name, _headers(local, container, name), local, container
-        )
+        blob = ElementTree.SubElement(blobs, "Blob")
+        ElementTree.SubElement(blob, "Name").text = before + name
+        _entry(blob, _headers(local, container, name), storage.place(local, container, name))
     ElementTree.SubElement(results, "NextMarker")
     return ElementTree.tostring(results, encoding="utf-8", xml_declaration=True)
 
 
-def _entry(blob: ElementTree.Element, name: str, headers: dict, local: cloud.Cloud, container: str) -> None:
-    ElementTree.SubElement(blob, "Name").text = name
+def _entry(blob: ElementTree.Element, headers: dict, file: Path) -> None:
     properties = ElementTree.SubElement(blob, "Properties")
-    size = storage.place(local, container, name).stat().st_size
+    size = file.stat().st_size
     values = {"Last-Modified": headers["Last-Modified"], "Etag": headers["ETag"], "Content-Length": str(size)}
     for key, value in {**values, "BlobType": "BlockBlob"}.items():
         ElementTree.SubElement(properties, key).text = value
@@ -125,13 +132,13 @@ def _entry(blob: ElementTree.Element, name: str, headers: dict, local: cloud.Clo
             ElementTree.SubElement(metadata, key.removeprefix("x-ms-meta-")).text = value
 
 
-@router.put("")
+@router.put("/{container}", **CHECKED)
 def make_container(container: str) -> Response:
     """Refuse: a workspace's containers are there from the start."""
     raise AzureError(409, "ContainerAlreadyExists", f"the container {container!r} is there already")
 
 
-@router.head("/{name:path}")
+@router.head("/{container}/{name:path}", **CHECKED)
 def properties(request: Request, container: str, name: str) -> Response:
     """Return a blob's headers."""
     local = cloud.current(request)
@@ -140,7 +147,7 @@ def properties(request: Request, container: str, name: str) -> Response:
     return Response(headers={**headers, "Content-Length": str(size)})
 
 
-@router.get("/{name:path}")
+@router.get("/{container}/{name:path}", **CHECKED)
 def read(request: Request, container: str, name: str) -> Response:
     """Return a blob, or the range of it that is asked for."""
     local = cloud.current(request)
@@ -175,7 +182,7 @@ def _bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
             yield chunk
 
 
-@router.put("/{name:path}")
+@router.put("/{container}/{name:path}", **CHECKED)
 async def write(request: Request, container: str, name: str, comp: str = "", blockid: str = "") -> Response:
     """Write a blob whole, one block of it, its list of blocks, or its metadata."""
     local = cloud.current(request)
@@ -214,7 +221,7 @@ def _check_conditions(request: Request, tag: str | None) -> None:
         raise AzureError(412, "ConditionNotMet", "the blob was changed in the meantime")
 
 
-@router.delete("/{name:path}")
+@router.delete("/{container}/{name:path}", **CHECKED)
 def delete(request: Request, container: str, name: str) -> Response:
     """Delete a blob."""
     local = cloud.current(request)

@@ -30,6 +30,7 @@ PRELOADED = [  # importing these costs seconds; no child pays for it again
     "local_azureml.engine.serving",
     "local_azureml.engine.chat_completion.warmed",
 ]
+LIGHT = ["local_azureml.engine.command", "local_azureml.engine.scoring"]  # need none of that, nor wait for it
 LONGEST_FOLDER = 60  # bytes; multiprocessing adds two random names to it
 ERROR = "error.json"  # in a child's folder: why it failed
 STARTING = threading.Lock()  # also guards every reading of an exit code, which the pipe holds only once
@@ -74,7 +75,7 @@ class Process:
         self.folder, self.log = folder, log
         self._mark = secrets.token_hex(16)
         environment = {**environment, descendants.MARK: self._mark}
-        self._warm = entry.partition(":")[0] in PRELOADED
+        self._warm = entry.partition(":")[0] not in LIGHT
         self._child = (CONTEXT if self._warm else COLD).Process(
             target=_run,
             args=(entry, specification, Place(0, str(log), str(folder), environment)),

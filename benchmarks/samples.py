@@ -167,7 +167,7 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
     try:
         client.execute()
     except CellExecutionError as error:
-        reason = f"{error.ename}: {ESCAPES.sub('', error.evalue)}"
+        reason = f"{error.ename}: {ESCAPES.sub('', error.evalue)}".replace(str(copy), "FOLDER")
     except CellTimeoutError:
         reason = f"a cell took more than {PATIENCE} s"
     except DeadKernelError:

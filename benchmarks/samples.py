@@ -54,6 +54,7 @@ CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 NOTHING = "nothing: it reached its end"
 PATIENCE = 900  # seconds for one cell
+CAUSE = re.compile(r"^(?!UserError)(\S+(?:Error|Exception): .+|.+: command not found)$", re.MULTILINE)
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -105,7 +106,10 @@ def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
     for file in filter(Path.is_file, web.rglob("*")):
         host, *path = quote(str(file.relative_to(web))).split("/")
         names = [f"https://{host}/{'/'.join(path)}", f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}"]
-        addresses |= dict.fromkeys(names, f"{copy / file.relative_to(folder)}")
+        local = copy / str(file.relative_to(folder)).replace(" ", "_")  # else a command takes it for several
+        local.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, local)
+        addresses |= dict.fromkeys(names, f"{local}")
     names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=True))
     (copy / "config.json").write_text(json.dumps(names))
     texts = [file for file in copy.rglob("*") if file.suffix in TEXTS and copy / "web" not in file.parents]
@@ -192,11 +196,11 @@ def outcomes(names: set[str]) -> tuple[dict[str, int], list[str]]:
     client, counts, failures = connect(), Counter(), []
     for name in sorted(names):
         try:
-            with redirect_stdout(io.StringIO()):
+            with redirect_stdout(io.StringIO()) as log:
                 client.jobs.stream(name)
         except JobException as error:
-            said = re.search(r'"message": "(.+?)"', str(error))
-            failures.append(said[1] if said else str(error))
+            said = CAUSE.findall(log.getvalue()) or re.findall(r'"message": "(.+?)"', str(error))
+            failures.append(said[-1] if said else str(error))
         counts[client.jobs.get(name).status] += 1
     return dict(counts), failures
 

@@ -20,6 +20,7 @@ COUNTERPARTS = {  # variables, since an address may hold a password, and a comma
     "index-url": "UV_DEFAULT_INDEX",
     "extra-index-url": "UV_INDEX",
     "find-links": "UV_FIND_LINKS",
+    "constraint": "UV_CONSTRAINT",
     "cert": "SSL_CERT_FILE",
     "default-timeout": "UV_HTTP_TIMEOUT",
     "no-cache-dir": "UV_NO_CACHE",
@@ -58,7 +59,7 @@ def install_with_uv(uv: str, python: str, settings: dict[str, str], arguments: l
     if sys.dont_write_bytecode:  # else each module is compiled when it is first imported, few of them
         command += ["--compile-bytecode"]
     variables = {COUNTERPARTS[name]: value for name, value in settings.items() if name in COUNTERPARTS}
-    for name, between in (("UV_INDEX", " "), ("UV_FIND_LINKS", ",")):  # pip's may stand on lines of their own
+    for name, between in (("UV_INDEX", " "), ("UV_CONSTRAINT", " "), ("UV_FIND_LINKS", ",")):  # of pip, lines
         if name in variables:
             variables[name] = between.join(variables[name].split())
     return subprocess.run([*command, *arguments], env={**os.environ, **variables}).returncode

@@ -21,15 +21,7 @@ from local_azureml.engine import descendants
 from local_azureml.errors import full_disk
 
 CONTEXT, COLD = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
-PRELOADED = [  # importing these costs seconds; no child pays for it again
-    "local_azureml.engine.chat_completion.validation",
-    "local_azureml.engine.chat_completion.model_import",
-    "local_azureml.engine.chat_completion.preprocess",
-    "local_azureml.engine.chat_completion.finetune",
-    "local_azureml.engine.chat_completion.convert",
-    "local_azureml.engine.serving",
-    "local_azureml.engine.chat_completion.warmed",
-]
+PRELOADED = ["local_azureml.engine.chat_completion.warmed"]  # imports that take seconds, for no child again
 LIGHT = ["local_azureml.engine.command", "local_azureml.engine.scoring"]  # need none of that, nor wait for it
 LONGEST_FOLDER = 60  # bytes; multiprocessing adds two random names to it
 ERROR = "error.json"  # in a child's folder: why it failed

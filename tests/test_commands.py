@@ -27,7 +27,7 @@ def ended(client, job):
     """Submit a job, and return it when it has ended."""
     name = client.jobs.create_or_update(job, experiment_name="commands").name
     while (found := client.jobs.get(name)).status not in ("Completed", "Failed", "Canceled"):
-        time.sleep(0.05)
+        time.sleep(0.2)
     return found
 
 

@@ -43,7 +43,7 @@ def run(mlflow, tmp_path_factory):
         mlflow.log_text("Grüße", "notes.txt")
         mlflow.log_dict({"a": 1}, "deep/a.json")
         model = LogisticRegression().fit([[0.0, 1.0], [1.0, 0.0]] * 9, [0, 1] * 9)
-        mlflow.sklearn.log_model(model, name="model")
+        mlflow.sklearn.log_model(model, name="model", pip_requirements=["scikit-learn"])
     return started.info
 
 

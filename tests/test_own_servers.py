@@ -90,22 +90,16 @@ def a_model(path, kind: str = "mlflow_model"):
 
 
 @pytest.fixture(scope="module")
-def regression(place, linear):
-    return place("own-linear", model=a_model(linear)).endpoint_name
+def regression(place, linear, tmp_path_factory):
+    folder = shutil.copytree(linear, tmp_path_factory.mktemp("regression") / "model")
+    (folder / "config.json").write_text('["a", "b"]')
+    return place("own-linear", model=a_model(folder)).endpoint_name
 
 
-def test_any_mlflow_model_answers_a_table(client, regression, tmp_path):
+def test_any_mlflow_model_answers_a_table_whatever_its_own_config_json_holds(client, regression, tmp_path):
     table = {"columns": ["b", "a"], "index": [0, 1], "data": [[1.0, 0.0], [0.0, 1.0]]}
     answer = ask(client, tmp_path, regression, {"input_data": table})
     assert [round(value, 6) for value in answer] == [4.0, 3.0]
-
-
-def test_a_model_may_hold_a_config_json_of_its_own(client, place, linear, tmp_path):
-    folder = shutil.copytree(linear, tmp_path / "model")
-    (folder / "config.json").write_text('["a", "b"]')
-    name = place("own-config", model=a_model(folder)).endpoint_name
-    answer = ask(client, tmp_path, name, {"input_data": {"columns": ["a", "b"], "data": [[0.0, 1.0]]}})
-    assert [round(value, 6) for value in answer] == [4.0]
 
 
 def test_a_model_with_a_conda_file_alone_gets_the_environment_that_it_names(client, linear, place, tmp_path):

@@ -74,13 +74,15 @@ def ask(client, tmp_path, endpoint: str, request) -> object:
     return json.loads(said)
 
 
-def post(client, endpoint: str, request, token: str | None = None) -> httpx.Response:
+def post(
+    client, endpoint: str, request, token: str | None = None, headers: dict | None = None, **more
+) -> httpx.Response:
     """Return what the endpoint itself says: the SDK reads no answers of 424 and 408."""
     token = client.online_endpoints.get_keys(endpoint).primary_key if token is None else token
-    headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": "blue"}
+    headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": "blue", **(headers or {})}
     verify = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
     address = client.online_endpoints.get(endpoint).scoring_uri
-    return httpx.post(address, json=request, headers=headers, verify=verify)
+    return httpx.post(address, json=request, headers=headers, verify=verify, **more)
 
 
 def a_model(path, kind: str = "mlflow_model"):
@@ -195,6 +197,34 @@ def test_an_endpoint_tells_by_name_that_it_has_no_description(client, regression
     told = anonymous.get(endpoint.openapi_uri, headers=headers)
     assert told.status_code == 501 and "OpenAPI description" in told.text
     assert anonymous.get(endpoint.openapi_uri).status_code == 401
+
+
+RAW = """
+from {package}.aml_request import AMLRequest, rawhttp
+from {package}.aml_response import AMLResponse
+
+def init(): pass
+
+@rawhttp
+def run(request: AMLRequest):
+    if request.method != "POST" or "image" not in request.files:
+        return AMLResponse("no image", 400)
+    image = request.files["image"].read() * int(request.args["times"])
+    return AMLResponse(image, 200, {{"Content-Type": "image/x", "X-Name": request.headers["X-Name"]}})
+"""
+
+
+@pytest.mark.parametrize("package", ["azureml.contrib.services", "azureml_inference_server_http.api"])
+def test_a_script_may_take_requests_and_answer_as_they_come(client, place, tmp_path, package):
+    name = f"own-raw-{len(package)}"
+    place(name, **script_of(tmp_path, RAW.format(package=package)))
+    sent = {"files": {"image": b"\xff\x00"}, "params": {"times": "2"}, "headers": {"X-Name": "mine"}}
+    answer = post(client, name, None, **sent)
+    headers = [answer.headers[name] for name in ("content-type", "x-name", "azureml-model-deployment")]
+    assert (answer.status_code, answer.content, headers) == (200, b"\xff\0" * 2, ["image/x", "mine", "blue"])
+    refused = post(client, name, {})
+    told = (refused.status_code, refused.headers["ms-azureml-model-error-statuscode"], refused.text)
+    assert told == (424, "400", "no image")
 
 
 def test_a_script_that_raises_on_a_request_is_the_models_fault(client, scripted):

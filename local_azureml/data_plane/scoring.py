@@ -4,6 +4,7 @@ import hmac
 import random
 import time
 import uuid
+from collections.abc import Mapping
 
 import httpx
 from fastapi import APIRouter, Depends, Request
@@ -15,12 +16,8 @@ from local_azureml.data_plane import identity
 from local_azureml.errors import AzureError, user_error
 
 router = APIRouter()
-PASSED_ON = (
-    "content-type",
-    "ms-azureml-model-error-statuscode",
-    "ms-azureml-model-error-reason",
-    "retry-after",
-)
+OURS = ("host", "authorization", "connection", "content-length", "content-encoding", "transfer-encoding")
+OURS += ("date", "server")  # headers that each of the two requests, and of their answers, has of its own
 
 
 @router.post("/endpoints/{endpoint}/score")
@@ -39,20 +36,24 @@ async def score(request: Request, endpoint: str) -> Response:
     started = time.perf_counter()
     transport, longest = httpx.AsyncHTTPTransport(uds=str(socket)), deployments.LONGEST_TIMEOUT + 10
     async with httpx.AsyncClient(transport=transport, timeout=longest) as client:
-        headers = {"content-type": "application/json"}
+        headers = {"content-type": "application/json"} | _passed_on(request.headers)
         try:
-            answer = await client.post("http://deployment/score", content=body, headers=headers)
+            address = httpx.URL("http://deployment/score", query=request.url.query.encode())
+            answer = await client.post(address, content=body, headers=headers)
         except httpx.TransportError as error:
             name = endpoints.label(deployment)
             message = f"the container of {name} does not answer: {error or type(error)}"
             raise AzureError(424, "ModelFailed", message) from None
-    shown = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
-    shown |= {
+    shown = _passed_on(answer.headers) | {
         "azureml-model-deployment": deployment["name"],
         "x-ms-run-fn-exec-ms": f"{(time.perf_counter() - started) * 1000:.3f}",
         "x-request-id": request.headers.get("x-request-id") or str(uuid.uuid4()),
     }
     return Response(answer.content, answer.status_code, shown)
+
+
+def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items() if name.lower() not in OURS}
 
 
 @router.get("/endpoints/{endpoint}/swagger.json")

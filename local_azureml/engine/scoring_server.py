@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooSlow
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import NamedTuple
 
 QUEUED = 2  # times the concurrency limit: what Azure holds in flight before it answers 429
 SENTENCE = "An unexpected error occurred in scoring script. Check the logs for more info."
@@ -24,24 +25,54 @@ class BadRequestError(Exception):
     """What a request got wrong."""
 
 
+class Whole(NamedTuple):
+    """An answer that is not put into JSON."""
+
+    status: int
+    body: bytes
+    headers: dict
+
+
 def of_script(path):
-    """Return what answers a request's text by a script's `run`, after its `init`."""
+    """Return what answers a request by a script's `run`, after its `init`."""
     sys.path.insert(0, str(Path(path).parent))
+    with contextlib.suppress(ImportError):
+        import raw_http  # needs Flask, which whatever environment has that is made for it
+
+        raw_http.offer()
     specification = importlib.util.spec_from_file_location("scoring_script", path)
     module = importlib.util.module_from_spec(specification)
     sys.modules["scoring_script"] = module
     specification.loader.exec_module(module)
     module.init()
+    if "raw_http" in sys.modules and raw_http.DECORATED:
+        return of_raw_requests(module.run, raw_http)
     with contextlib.suppress(ImportError):
         from inference_schema.schema_util import is_schema_decorated
 
         if is_schema_decorated(module.run):
-            return lambda text: module.run(**json.loads(text))
-    return module.run
+            return of_text(lambda text: module.run(**json.loads(text)))
+    return of_text(module.run)
+
+
+def of_text(run):
+    """Return what answers a request by its text alone."""
+    return lambda method, address, headers, body: run(body.decode("utf-8", "replace"))
+
+
+def of_raw_requests(run, raw_http):
+    """Return what answers a request by a `run` that takes it as it came, and may answer so."""
+
+    def answer(*request):
+        made = run(raw_http.request_of(*request))
+        sent = raw_http.answer_of(made)
+        return Whole(*sent) if sent else made
+
+    return answer
 
 
 def of_model(folder):
-    """Return what answers a request's text by an MLflow model's `predict`."""
+    """Return what answers a request by an MLflow model's `predict`."""
     import mlflow.pyfunc
     from mlflow.exceptions import MlflowException
 
@@ -54,7 +85,7 @@ def of_model(folder):
         except MlflowException as error:  # what the model's signature does not take
             raise BadRequestError(str(error)) from error
 
-    return answer
+    return of_text(answer)
 
 
 def table_of(text):
@@ -100,18 +131,20 @@ class Server(socketserver.ThreadingUnixStreamServer):
         self.threads = ThreadPoolExecutor(self.most)
         super().__init__(specification["socket"], Handler)
 
-    def handle(self, text):
+    def handle(self, *request):
         """Return status, body and headers of the answer to a request."""
         with self.counting:
             if self.running >= QUEUED * self.most:
                 return refusal(429, f"more than {QUEUED * self.most} requests at once; try again later")
             self.running += 1
         try:
-            future = self.threads.submit(self.answer, text)
+            future = self.threads.submit(self.answer, *request)
             try:
                 made = future.result(self.timeout_seconds)
             finally:
                 future.cancel()  # one that nobody waits for any more need not begin
+            if isinstance(made, Whole):
+                return made
             return 200, json.dumps(made, default=plain), {"content-type": "application/json"}
         except TooSlow:
             return refusal(408, f"no answer within the request timeout of {self.timeout_seconds:g} s")
@@ -149,15 +182,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_POST(self):
         begun = time.monotonic()
-        text = self.rfile.read(int(self.headers.get("content-length") or 0)).decode("utf-8", "replace")
-        status, body, headers = self.server.handle(text)
+        content = self.rfile.read(int(self.headers.get("content-length") or 0))
+        status, body, headers = self.server.handle(self.command, self.path, dict(self.headers), content)
         self._send(status, body, headers)
         print(f"{status} in {time.monotonic() - begun:.2f} s, {len(body)} characters", flush=True)
 
     def _send(self, status, body, headers):
-        content = body.encode()
+        content = body if isinstance(body, bytes) else body.encode()
         self.send_response(status)
-        for name, value in {**headers, "content-length": str(len(content))}.items():
+        written = {name.lower(): value for name, value in headers.items()}
+        for name, value in {**written, "content-length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)

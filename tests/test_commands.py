@@ -106,6 +106,16 @@ def test_a_pipeline_is_a_node_of_another(client, tmp_path):
     assert (job.status, made.read_text()) == ("Completed", "ab3" * 4)
 
 
+@pytest.mark.parametrize("name", ["a%20b.txt", "a b.txt"])
+def test_the_name_of_an_input_is_taken_as_it_is(client, tmp_path, name):
+    from azure.ai.ml import Input
+
+    (tmp_path / name).write_text("read")
+    given = {"rows": Input(type="uri_file", path=str(tmp_path / name))}
+    job = ended(client, make_command("cat '${{inputs.rows}}'", inputs=given))
+    assert log_of(client, job, tmp_path / "logs").endswith("read")
+
+
 @pytest.fixture
 def web(tmp_path):
     """The address of a server of a folder with one file."""

@@ -191,12 +191,47 @@ def test_a_script_loads_the_mlflow_model_of_its_deployment_and_may_write_beside_
     assert (linear / "MLmodel").read_text()
 
 
-def test_an_endpoint_tells_by_name_that_it_has_no_description(client, regression, anonymous, http):
-    endpoint = client.online_endpoints.get(regression)
-    headers = {"Authorization": f"Bearer {client.online_endpoints.get_keys(regression).primary_key}"}
-    told = anonymous.get(endpoint.openapi_uri, headers=headers)
+def described(client, anonymous, endpoint: str, query: str = "") -> httpx.Response:
+    """Return what an endpoint says of itself, as SDK and Azure's portal ask for it."""
+    token = client.online_endpoints.get_keys(endpoint).primary_key
+    headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": "blue"}
+    return anonymous.get(client.online_endpoints.get(endpoint).openapi_uri + query, headers=headers)
+
+
+def test_an_mlflow_model_tells_by_name_that_it_has_no_description(client, regression, anonymous):
+    told = described(client, anonymous, regression)
     assert told.status_code == 501 and "OpenAPI description" in told.text
-    assert anonymous.get(endpoint.openapi_uri).status_code == 401
+    assert anonymous.get(client.online_endpoints.get(regression).openapi_uri).status_code == 401
+
+
+SCHEMAS = """
+def is_schema_decorated(run): return hasattr(run, "schemas")
+def get_input_schema(run): return run.schemas[0]
+def get_output_schema(run): return run.schemas[1]
+"""
+DECORATED = """
+def init(): pass
+def run(data): return data
+run.schemas = ({"title": "given"}, {"title": "made"})
+"""
+
+
+def test_a_script_is_described_by_its_decorators(client, place, anonymous, tmp_path):
+    asked = script_of(tmp_path, DECORATED)
+    (tmp_path / "code/inference_schema").mkdir()  # in place of the package, what the server asks of it
+    (tmp_path / "code/inference_schema/schema_util.py").write_text(SCHEMAS)
+    place("own-described", **asked)
+    told = described(client, anonymous, "own-described", "?version=2").json()
+    definitions = {"ServiceInput": {"title": "given"}, "ServiceOutput": {"title": "made"}}
+    assert (told["definitions"], [*told["paths"]]) == (definitions, ["/score"])
+    assert described(client, anonymous, "own-described", "?version=3").status_code == 501
+
+
+def test_a_script_without_decorators_is_described_by_a_file_beside_it(client, place, anonymous, tmp_path):
+    asked = script_of(tmp_path, SCORE)
+    (tmp_path / "code/swagger.json").write_text('{"swagger": "2.0", "info": {"title": "mine"}}')
+    place("own-file", **asked)
+    assert described(client, anonymous, "own-file").json()["info"] == {"title": "mine"}
 
 
 RAW = """

@@ -34,7 +34,7 @@ class Whole(NamedTuple):
 
 
 def of_script(path):
-    """Return what answers a request by a script's `run`, after its `init`."""
+    """Return what answers a request by a script's `run`, after its `init`, and its OpenAPI description."""
     sys.path.insert(0, str(Path(path).parent))
     with contextlib.suppress(ImportError):
         import raw_http  # needs Flask, which whatever environment has that is made for it
@@ -45,14 +45,36 @@ def of_script(path):
     sys.modules["scoring_script"] = module
     specification.loader.exec_module(module)
     module.init()
+    schemas = [{"type": "object", "example": {}}] * 2
     if "raw_http" in sys.modules and raw_http.DECORATED:
-        return of_raw_requests(module.run, raw_http)
+        return of_raw_requests(module.run, raw_http), description(schemas)
     with contextlib.suppress(ImportError):
-        from inference_schema.schema_util import is_schema_decorated
+        from inference_schema import schema_util
 
-        if is_schema_decorated(module.run):
-            return of_text(lambda text: module.run(**json.loads(text)))
-    return of_text(module.run)
+        if schema_util.is_schema_decorated(module.run):
+            schemas = [schema_util.get_input_schema(module.run), schema_util.get_output_schema(module.run)]
+            return of_text(lambda text: module.run(**json.loads(text))), description(schemas)
+    return of_text(module.run), description(schemas)
+
+
+def description(schemas):
+    """Return the file swagger.json beside the code, or one with the schemas of a request and its answer."""
+    own = Path("swagger.json")
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    given, made = ({"schema": {"$ref": f"#/definitions/Service{way}"}} for way in ("Input", "Output"))
+    body = {"in": "body", "name": "serviceInputPayload", **given}
+    answers = {"200": {"description": "What the script returned", **made}}
+    run = {"operationId": "RunMLService", "parameters": [body], "responses": answers}
+    described = {
+        "swagger": "2.0",
+        "info": {"title": "ML service", "version": "1.0"},
+        "consumes": ["application/json"],
+        "produces": ["application/json"],
+        "paths": {"/score": {"post": run}},
+        "definitions": {"ServiceInput": schemas[0], "ServiceOutput": schemas[1]},
+    }
+    return json.dumps(described)
 
 
 def of_text(run):
@@ -124,8 +146,9 @@ class Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, specification, answer):
-        self.answer, self.timeout_seconds = answer, specification["timeout"]
+    def __init__(self, specification, answer, described):
+        self.answer, self.described = answer, described
+        self.timeout_seconds = specification["timeout"]
         self.most = max(1, specification["most"])
         self.running, self.counting = 0, threading.Lock()
         self.threads = ThreadPoolExecutor(self.most)
@@ -178,7 +201,8 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing of what no one asked; `do_POST` says how each request ended."""
 
     def do_GET(self):
-        self._send(200, '{"status": "healthy"}', {"content-type": "application/json"})
+        said = self.server.described if self.path.startswith("/swagger.json") else '{"status": "healthy"}'
+        self._send(200 if said else 404, said or "", {"content-type": "application/json"})
 
     def do_POST(self):
         begun = time.monotonic()
@@ -202,9 +226,9 @@ def main(file):
     specification = json.loads(Path(file).read_text(encoding="utf-8"))
     begun = time.monotonic()
     script = specification["script"]
-    answer = of_script(script) if script else of_model(specification["model"])
+    answer, described = of_script(script) if script else (of_model(specification["model"]), None)
     print(f"loaded in {time.monotonic() - begun:.1f} s", flush=True)
-    Server(specification, answer).serve_forever()
+    Server(specification, answer, described).serve_forever()
 
 
 if __name__ == "__main__":

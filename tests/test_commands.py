@@ -3,7 +3,10 @@
 import time
 
 import pytest
-from conftest import client_of
+from conftest import client_of, served
+from starlette.applications import Starlette
+from starlette.routing import Mount
+from starlette.staticfiles import StaticFiles
 
 SHORT = "serverless"
 
@@ -101,6 +104,40 @@ def test_a_pipeline_is_a_node_of_another(client, tmp_path):
     client.jobs.download(job.name, download_path=tmp_path, output_name="last")
     (made,) = tmp_path.rglob("a.txt")
     assert (job.status, made.read_text()) == ("Completed", "ab3" * 4)
+
+
+@pytest.mark.parametrize("name", ["a%20b.txt", "a b.txt"])
+def test_the_name_of_an_input_is_taken_as_it_is(client, tmp_path, name):
+    from azure.ai.ml import Input
+
+    (tmp_path / name).write_text("read")
+    given = {"rows": Input(type="uri_file", path=str(tmp_path / name))}
+    job = ended(client, make_command("cat '${{inputs.rows}}'", inputs=given))
+    assert log_of(client, job, tmp_path / "logs").endswith("read")
+
+
+@pytest.fixture
+def web(tmp_path):
+    """The address of a server of a folder with one file."""
+    (tmp_path / "two words.csv").write_text("a,b")
+    with served(Starlette(routes=[Mount("/", StaticFiles(directory=tmp_path))])) as port:
+        yield f"http://127.0.0.1:{port}"
+
+
+def test_an_input_at_a_web_address_is_downloaded_for_the_job(client, tmp_path, web):
+    from azure.ai.ml import Input
+
+    given = {"rows": Input(type="uri_file", path=f"{web}/two%20words.csv")}
+    job = ended(client, make_command("cat '${{inputs.rows}}'; basename '${{inputs.rows}}'", inputs=given))
+    assert log_of(client, job, tmp_path / "logs").endswith("a,btwo words.csv\n")
+
+
+def test_a_web_address_that_has_nothing_is_named(client, web):
+    from azure.ai.ml import Input
+
+    for address, words in ((f"{web}/x.csv", "is answered with 404"), ("http://127.0.0.1:9/x", "downloaded:")):
+        job = make_command("cat ${{inputs.rows}}", inputs={"rows": Input(type="uri_file", path=address)})
+        assert (said := reason(client, job)) and f"{address} " in said and words in said
 
 
 def test_a_component_within_itself_is_refused(http, arm):

@@ -6,10 +6,14 @@ import zipfile
 from collections.abc import Iterator
 
 import pytest
+import yaml
 from conftest import StandIn, client_of, point
+from packaging.requirements import Requirement
 from test_commands import ended, log_of, make_command, reason
 
-from local_azureml.control_plane.environments import specification
+from local_azureml.control_plane import registry
+from local_azureml.control_plane.environments import read, specification
+from tools.install import find_uv
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -32,7 +36,8 @@ def served(tmp_path_factory) -> Iterator[StandIn]:
     shelf = tmp_path_factory.mktemp("wheels")
     for version in ("1.0", "2.0"):
         wheel(shelf, "localmade", version)
-    only_there = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": "/dev/null"}
+    empty = tmp_path_factory.mktemp("index").as_uri()  # of no index at all uv is not told
+    only_there = {"PIP_INDEX_URL": empty, "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": "/dev/null"}
     with pytest.MonkeyPatch.context() as patch:
         point(patch, only_there)
         served = StandIn(tmp_path_factory.mktemp("stocked"))
@@ -113,23 +118,56 @@ def test_a_python_that_is_not_here_is_named_and_so_is_the_one_in_its_place(clien
     assert f"Python 3.2 is not on this machine: {OWN} in its place" in log_of(client, job, tmp_path / "logs")
 
 
+@pytest.mark.skipif(not find_uv("another"), reason="pip can't be asked for the lowest version")
+def test_a_version_that_is_not_there_for_the_python_in_place_is_replaced_by_the_next(client, tmp_path):
+    job = ended(client, make_command(SHOW, environment=made_of("python=3.2", "localmade=0.5")))
+    assert log_of(client, job, tmp_path / "logs").splitlines()[-1].startswith("1.0 ")
+
+
 def test_an_image_without_a_specification_is_named_in_the_first_line_of_the_log(client, tmp_path):
     first = log_of(client, ended(client, make_command("true")), tmp_path).splitlines()[0]
     assert "python:3.11, which has no conda file, is not run here: the stand-in's own Python" in first
 
 
-def test_a_curated_environment_is_named_in_the_first_line_of_the_log(client, tmp_path):
-    name = "azureml://registries/azureml/environments/sklearn-1.5/versions/9"
-    first = log_of(client, ended(client, make_command("true", environment=name)), tmp_path).splitlines()[0]
-    assert first.startswith("environment sklearn-1.5: an image of Azure's own is not run here")
+def test_a_curated_environment_asks_for_what_azure_says_of_it(client):
+    name = "azureml://registries/azureml/environments/sklearn-1.5/labels/latest"
+    words = reason(client, make_command("true", environment=name))
+    assert "the environment can't be made" in words and "pandas~=1.5.3" in words
 
 
 @pytest.mark.parametrize(
-    "name", ["AzureML-sklearn-1.0-ubuntu20.04-py38-cpu@latest", "AzureML-tensorflow-2:3"]
+    ("name", "known"),
+    [
+        ("AzureML-sklearn-1.0-ubuntu20.04-py38-cpu", "sklearn-1.0"),
+        ("AzureML-sklearn-1.5", "sklearn-1.5"),
+        ("AzureML-ACPT-pytorch-1.13-py38-cuda11.7-gpu", "acpt-pytorch-1.13-cuda11.7"),
+        ("tensorflow-2.12-cuda11", "tensorflow-2.12-cuda11"),
+        ("lightgbm-3.2", "AzureML-lightgbm-3.2-ubuntu18.04-py37-cpu"),
+    ],
 )
-def test_a_curated_name_is_known_in_the_workspace_too(client, tmp_path, name):
-    job = ended(client, make_command("true", environment=name))
-    assert "an image of Azure's own is not run here" in log_of(client, job, tmp_path)
+def test_a_curated_environment_is_known_by_each_of_its_names(name, known):
+    assert registry.specification_of(name).stem == known
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "azureml://registries/azureml/environments/automl/versions/9",
+        "AzureML-TensorFlow-2.3-GPU@latest",
+    ],
+)
+def test_a_curated_environment_of_which_nothing_is_known_is_named_in_the_first_line_of_the_log(
+    client, tmp_path, name
+):
+    first = log_of(client, ended(client, make_command("true", environment=name)), tmp_path).splitlines()[0]
+    assert "an image of Azure's own is not run here: the stand-in's own Python" in first
+
+
+@pytest.mark.parametrize("file", registry.ENVIRONMENTS.values(), ids=lambda file: file.stem)
+def test_what_is_known_of_a_curated_environment_can_be_read(file):
+    asked = read(file.stem, file.read_text())
+    assert yaml.safe_load(file.read_text())["name"] == file.stem
+    assert [Requirement(line).name for line in asked["requirements"]] != []
 
 
 def test_one_python_for_all_is_an_option(stand_in_with, tmp_path):

@@ -74,13 +74,15 @@ def ask(client, tmp_path, endpoint: str, request) -> object:
     return json.loads(said)
 
 
-def post(client, endpoint: str, request, token: str | None = None) -> httpx.Response:
+def post(
+    client, endpoint: str, request, token: str | None = None, headers: dict | None = None, **more
+) -> httpx.Response:
     """Return what the endpoint itself says: the SDK reads no answers of 424 and 408."""
     token = client.online_endpoints.get_keys(endpoint).primary_key if token is None else token
-    headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": "blue"}
+    headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": "blue", **(headers or {})}
     verify = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
     address = client.online_endpoints.get(endpoint).scoring_uri
-    return httpx.post(address, json=request, headers=headers, verify=verify)
+    return httpx.post(address, json=request, headers=headers, verify=verify, **more)
 
 
 def a_model(path, kind: str = "mlflow_model"):
@@ -183,12 +185,75 @@ def test_a_script_loads_the_mlflow_model_of_its_deployment_and_may_write_beside_
     assert (linear / "MLmodel").read_text()
 
 
-def test_an_endpoint_tells_by_name_that_it_has_no_description(client, regression, anonymous, http):
-    endpoint = client.online_endpoints.get(regression)
-    headers = {"Authorization": f"Bearer {client.online_endpoints.get_keys(regression).primary_key}"}
-    told = anonymous.get(endpoint.openapi_uri, headers=headers)
+def described(client, anonymous, endpoint: str, query: str = "") -> httpx.Response:
+    """Return what an endpoint says of itself, as SDK and Azure's portal ask for it."""
+    token = client.online_endpoints.get_keys(endpoint).primary_key
+    headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": "blue"}
+    return anonymous.get(client.online_endpoints.get(endpoint).openapi_uri + query, headers=headers)
+
+
+def test_an_mlflow_model_tells_by_name_that_it_has_no_description(client, regression, anonymous):
+    told = described(client, anonymous, regression)
     assert told.status_code == 501 and "OpenAPI description" in told.text
-    assert anonymous.get(endpoint.openapi_uri).status_code == 401
+    assert anonymous.get(client.online_endpoints.get(regression).openapi_uri).status_code == 401
+
+
+SCHEMAS = """
+def is_schema_decorated(run): return hasattr(run, "schemas")
+def get_input_schema(run): return run.schemas[0]
+def get_output_schema(run): return run.schemas[1]
+"""
+DECORATED = """
+def init(): pass
+def run(data): return data
+run.schemas = ({"title": "given"}, {"title": "made"})
+"""
+
+
+def test_a_script_is_described_by_its_decorators(client, place, anonymous, tmp_path):
+    asked = script_of(tmp_path, DECORATED)
+    (tmp_path / "code/inference_schema").mkdir()  # in place of the package, what the server asks of it
+    (tmp_path / "code/inference_schema/schema_util.py").write_text(SCHEMAS)
+    place("own-described", **asked)
+    told = described(client, anonymous, "own-described", "?version=2").json()
+    definitions = {"ServiceInput": {"title": "given"}, "ServiceOutput": {"title": "made"}}
+    assert (told["definitions"], [*told["paths"]]) == (definitions, ["/score"])
+    assert described(client, anonymous, "own-described", "?version=3").status_code == 501
+
+
+def test_a_script_without_decorators_is_described_by_a_file_beside_it(client, place, anonymous, tmp_path):
+    asked = script_of(tmp_path, SCORE)
+    (tmp_path / "code/swagger.json").write_text('{"swagger": "2.0", "info": {"title": "mine"}}')
+    place("own-file", **asked)
+    assert described(client, anonymous, "own-file").json()["info"] == {"title": "mine"}
+
+
+RAW = """
+from {package}.aml_request import AMLRequest, rawhttp
+from {package}.aml_response import AMLResponse
+
+def init(): pass
+
+@rawhttp
+def run(request: AMLRequest):
+    if request.method != "POST" or "image" not in request.files:
+        return AMLResponse("no image", 400)
+    image = request.files["image"].read() * int(request.args["times"])
+    return AMLResponse(image, 200, {{"Content-Type": "image/x", "X-Name": request.headers["X-Name"]}})
+"""
+
+
+@pytest.mark.parametrize("package", ["azureml.contrib.services", "azureml_inference_server_http.api"])
+def test_a_script_may_take_requests_and_answer_as_they_come(client, place, tmp_path, package):
+    name = f"own-raw-{len(package)}"
+    place(name, **script_of(tmp_path, RAW.format(package=package)))
+    sent = {"files": {"image": b"\xff\x00"}, "params": {"times": "2"}, "headers": {"X-Name": "mine"}}
+    answer = post(client, name, None, **sent)
+    headers = [answer.headers[name] for name in ("content-type", "x-name", "azureml-model-deployment")]
+    assert (answer.status_code, answer.content, headers) == (200, b"\xff\0" * 2, ["image/x", "mine", "blue"])
+    refused = post(client, name, {})
+    told = (refused.status_code, refused.headers["ms-azureml-model-error-statuscode"], refused.text)
+    assert told == (424, "400", "no image")
 
 
 def test_a_script_that_raises_on_a_request_is_the_models_fault(client, scripted):

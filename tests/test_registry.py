@@ -9,6 +9,7 @@ from conftest import client_of
 
 from local_azureml import cloud
 from local_azureml.__main__ import main
+from local_azureml.control_plane import registry
 
 LOCATION = f"/subscriptions/{cloud.SUBSCRIPTION}/providers/{cloud.PROVIDER}/locations/{cloud.LOCATION}"
 
@@ -91,7 +92,7 @@ def test_the_versions_of_a_model_are_listed(registry_client):
     [
         ("models", ["Phi-3-mini-4k-instruct", "Phi-4"]),
         ("components", ["chat_completion_pipeline"]),
-        ("environments", []),
+        ("environments", sorted(registry.ENVIRONMENTS)),
     ],
 )
 def test_what_the_registry_holds_is_listed(registry_client, kind, names):
@@ -127,6 +128,13 @@ def test_phi_4_recommends_the_third_stage_and_tells_nothing_else(registry_client
     model = registry_client.models.get("Phi-4", label="latest")
     defaults = json.loads(model.tags["model_specific_defaults"])
     assert (model.tags.keys() - {"stand_in"}, defaults["deepspeed_stage"]) == ({"model_specific_defaults"}, 3)
+
+
+@pytest.mark.parametrize("asked", [{"label": "latest"}, {"version": "12"}])
+def test_a_curated_environment_says_what_it_is_made_of(registry_client, asked):
+    found = registry_client.environments.get("sklearn-1.5", **asked)
+    address = f"azureml://registries/azureml/environments/sklearn-1.5/versions/{asked.get('version', '1')}"
+    assert (found.id, "pandas~=1.5.3" in found.conda_file["dependencies"]) == (address, True)
 
 
 def test_an_unknown_model_is_answered_with_the_models_there_are(registry_client):

@@ -1,9 +1,12 @@
 """Addresses: the file or folder behind what a job, a model or a deployment names."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlparse
+
+import httpx
 
 from local_azureml import cloud, storage
 from local_azureml.control_plane import assets, datastores, outputs, registry
@@ -11,7 +14,7 @@ from local_azureml.errors import user_error
 
 
 def resolve(local: cloud.Cloud, address: str) -> Path:
-    """Return the file or folder that an address points at: datastore, job output, asset, registry or blob."""
+    """Return the file or folder behind an address: in a datastore, output, asset, registry, on the web."""
     address = address.strip()
     read, names = _reader(address)
     place = read(local, *names)
@@ -57,6 +60,24 @@ def _in_blob(local: cloud.Cloud, address: str) -> Path:
     return storage.place(local, container, unquote(name).rstrip("/"))
 
 
+def _on_web(local: cloud.Cloud, address: str) -> Path:
+    """Return a new copy of what the web has at an address, in place of the one that there was."""
+    name = Path(unquote(urlparse(address).path)).name or "index"
+    file = local.folder / "web" / hashlib.sha256(address.encode()).hexdigest()[:16] / name
+    asked = {"follow_redirects": True, "timeout": 60, "headers": {"accept-encoding": "identity"}}
+    try:
+        with storage.part_of(local, file) as stream, httpx.stream("GET", address, **asked) as answer:
+            answer.raise_for_status()
+            for piece in answer.iter_raw():
+                stream.write(piece)
+    except httpx.HTTPStatusError as error:
+        raise user_error(f"{address} is answered with {error.response.status_code}", "DataNotFound") from None
+    except (httpx.HTTPError, httpx.InvalidURL) as error:
+        why = str(error) or type(error).__name__
+        raise user_error(f"{address} can't be downloaded: {why}", "DataNotFound") from None
+    return file
+
+
 KIND_PATTERN = "(models|data|codes)"
 READERS = (
     (r"azureml://registries/azureml/models/([^/]+)/versions/([^/]+)", _in_registry),
@@ -65,4 +86,5 @@ READERS = (
     (rf"(?:azureml:/)?/subscriptions/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
     (rf"azureml://locations/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
     (r"(https://localhost:\d+/.*)", _in_blob),
+    (r"(https?://.+)", _on_web),
 )

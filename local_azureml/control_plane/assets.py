@@ -18,7 +18,7 @@ KINDS = {
     "codes": "Code",
     "components": "Component",
 }
-CURATED = "an image of Azure's own"  # no curated environment has a conda file that could be read
+CURATED = "an image of Azure's own"
 PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
 SHARED = ("description", "isArchived", "tags", "properties")  # by all versions of an asset
 PATH = f"{cloud.WORKSPACE_PATH}/{{kind}}"

@@ -157,8 +157,10 @@ def folder_of(local: cloud.Cloud, name: str, path: str = "") -> Path:
 
 
 def folder_at(local: cloud.Cloud, address: str) -> Path:
-    """Return the folder or file at a datastore's address."""
-    return folder_of(local, *map(unquote, ADDRESS.fullmatch(address).groups()))
+    """Return the folder or file at a datastore's address: the SDK quotes no names in it, others do."""
+    name, path = ADDRESS.fullmatch(address).groups()
+    as_it_is = folder_of(local, name, path)
+    return as_it_is if as_it_is.exists() else folder_of(local, name, unquote(path))
 
 
 def uri(name: str, path: str) -> str:

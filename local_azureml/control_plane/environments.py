@@ -29,10 +29,6 @@ ON_INDEX = {  # the names on Python's package index of what conda calls otherwis
     "dask-core": "dask",
     "pytables": "tables",
 }
-NEEDED = {  # by a component of a decorated function, whose command is mldesigner
-    "mldesigner": ["mldesigner"],
-    "mldesigner-minimal": ["mldesigner"],
-}
 OWN = ("pip", "wheel")  # every environment has its own
 FOR_NUMPY_2 = {  # the first versions that run with it; pip's of before do not say so, as conda's do
     "scikit-learn": "1.4.2",
@@ -53,17 +49,23 @@ def check(local: cloud.Cloud, identifier: str) -> dict:
         if conda := properties.get("condaFile"):
             return {"name": name, **read(name, conda)}
         source = properties.get("image") or "a Dockerfile"
-        says = "" if source == assets.CURATED else ", which has no conda file,"
-        return {"name": name, "requirements": None, "instead": f"{source}{says}"}
+        if source == assets.CURATED:
+            return _curated(named[1])
+        return {"name": name, "requirements": None, "instead": f"{source}, which has no conda file,"}
     if named := IN_REGISTRY.fullmatch(identifier):
         if named[1].lower() != registry.NAME:
             raise not_found("registry", named[1], [registry.NAME])
-        if named[2] in NEEDED:
-            return {"name": named[2], "python": None, "requirements": NEEDED[named[2]]}
-        return {"name": named[2], "requirements": None, "instead": assets.CURATED}
+        return _curated(named[2])
     if named := CURATED.fullmatch(identifier):
-        return {"name": named[1], "requirements": None, "instead": assets.CURATED}
+        return _curated(named[1])
     raise user_error(f"{identifier!r} is not the id of an environment", "InvalidEnvironmentId")
+
+
+def _curated(name: str) -> dict:
+    """Return what the public specification of an environment of Azure's asks for, where it is known."""
+    if file := registry.specification_of(name):
+        return {"name": name, **read(name, file.read_text(encoding="utf-8"))}
+    return {"name": name, "requirements": None, "instead": assets.CURATED}
 
 
 def read(name: str, conda: str) -> dict:

@@ -1,7 +1,9 @@
-"""The registry `azureml`: models and components, served from files shaped like its answers."""
+"""The registry `azureml`: models and components, served from files shaped like its answers; environments."""
 
 import copy
 import json
+import re
+from pathlib import Path
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
@@ -17,6 +19,8 @@ RESOURCE = f"{cloud.GROUP_PATH}/providers/{cloud.PROVIDER}/registries/{{registry
 LISTS = f"/mferp/managementfrontend{RESOURCE}/{{kind}}"
 PATH = f"{LISTS}/{{name}}"
 KINDS = {"models": "Model", "components": "Component", "environments": "Environment"}
+ENVIRONMENTS = {file.stem: file for file in (FOLDER / "environments").glob("*.yaml")}  # their conda files
+MACHINERY = re.compile(r"^azureml-|-(ubuntu|py|cuda)\d.*", re.IGNORECASE)  # in an environment's name
 
 
 @router.get("/registrymanagement/v1.0/registries/{registry}/discovery")
@@ -53,6 +57,8 @@ def entries(local: cloud.Cloud, kind: str, name: str) -> list[dict]:
         raise AzureError(
             404, "UserError", message + (", ".join(known) or "none"), f"{KINDS.get(kind, 'Asset')}NotFound"
         )
+    if kind == "environments":
+        return [_environment(name, "1")]
     found = [json.loads(file.read_text(encoding="utf-8")) for file in (FOLDER / kind / name).glob("*.json")]
     if kind == "models" and local.base_model.samefile(cloud.SMALL_MODEL):
         found = [_small(entry) for entry in found]
@@ -62,7 +68,37 @@ def entries(local: cloud.Cloud, kind: str, name: str) -> list[dict]:
 def _names(local: cloud.Cloud, kind: str) -> list[str]:
     if kind not in KINDS or (kind == "models" and "model-missing" in local.faults):
         return []
+    if kind == "environments":
+        return sorted(ENVIRONMENTS)
     return sorted(found.name for found in (FOLDER / kind).glob("*"))
+
+
+def specification_of(environment: str) -> Path | None:
+    """Return the conda file of an environment whose name may also tell of another system, Python or CUDA."""
+    known = {MACHINERY.sub("", name).lower(): file for name, file in ENVIRONMENTS.items()}
+    return ENVIRONMENTS.get(environment) or known.get(MACHINERY.sub("", environment).lower())
+
+
+def _environment(name: str, version: str) -> dict:
+    """Return a version of an environment; they differ by their dates only, so any number is one."""
+    return {
+        "id": f"azureml://registries/{NAME}/environments/{name}/versions/{version}",
+        "name": version,
+        "type": "environments",
+        "properties": {
+            "description": "A local stand-in: a virtual environment of its public specification.",
+            "tags": {},
+            "properties": {},
+            "isArchived": False,
+            "isAnonymous": False,
+            "environmentType": "Curated",
+            "osType": "Linux",
+            "image": f"mcr.microsoft.com/azureml/curated/{name.lower()}:{version}",
+            "condaFile": ENVIRONMENTS[name].read_text(encoding="utf-8"),
+            "provisioningState": "Succeeded",
+        },
+        "systemData": cloud.system_data(),
+    }
 
 
 def _small(entry: dict) -> dict:
@@ -78,6 +114,8 @@ def _small(entry: dict) -> dict:
 def entry(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
     """Return one version of a registry asset."""
     found = entries(local, kind, name)
+    if kind == "environments" and version.isdecimal():
+        return _environment(name, version)
     for candidate in found:
         if candidate["name"] == version:
             return candidate

@@ -4,6 +4,7 @@ import hmac
 import random
 import time
 import uuid
+from collections.abc import Mapping
 
 import httpx
 from fastapi import APIRouter, Depends, Request
@@ -15,12 +16,8 @@ from local_azureml.data_plane import identity
 from local_azureml.errors import AzureError, user_error
 
 router = APIRouter()
-PASSED_ON = (
-    "content-type",
-    "ms-azureml-model-error-statuscode",
-    "ms-azureml-model-error-reason",
-    "retry-after",
-)
+OURS = ("host", "authorization", "connection", "content-length", "content-encoding", "transfer-encoding")
+OURS += ("date", "server")  # headers that each of the two requests, and of their answers, has of its own
 
 
 @router.post("/endpoints/{endpoint}/score")
@@ -31,23 +28,9 @@ async def score(request: Request, endpoint: str) -> Response:
     if local.faults.value("scoring-status") == 500:
         raise AzureError(500, "InternalServerError", "the service failed (the fault scoring-status is on)")
     deployment = _pick(local, document, request.headers.get("azureml-model-deployment"))
-    socket = request.app.state.deployments.socket(deployment)
-    if socket is None:
-        message = f"the container of {endpoints.label(deployment)} does not run"
-        raise AzureError(424, "ModelFailed", message)
-    body = await request.body()
     started = time.perf_counter()
-    transport, longest = httpx.AsyncHTTPTransport(uds=str(socket)), deployments.LONGEST_TIMEOUT + 10
-    async with httpx.AsyncClient(transport=transport, timeout=longest) as client:
-        headers = {"content-type": "application/json"}
-        try:
-            answer = await client.post("http://deployment/score", content=body, headers=headers)
-        except httpx.TransportError as error:
-            name = endpoints.label(deployment)
-            message = f"the container of {name} does not answer: {error or type(error)}"
-            raise AzureError(424, "ModelFailed", message) from None
-    shown = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
-    shown |= {
+    answer = await _ask(request, deployment, "/score")
+    shown = _passed_on(answer.headers) | {
         "azureml-model-deployment": deployment["name"],
         "x-ms-run-fn-exec-ms": f"{(time.perf_counter() - started) * 1000:.3f}",
         "x-request-id": request.headers.get("x-request-id") or str(uuid.uuid4()),
@@ -55,11 +38,41 @@ async def score(request: Request, endpoint: str) -> Response:
     return Response(answer.content, answer.status_code, shown)
 
 
+def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
+    return {name.lower(): value for name, value in headers.items() if name.lower() not in OURS}
+
+
+async def _ask(request: Request, deployment: dict, path: str) -> httpx.Response:
+    """Return what a deployment's process answers to a request."""
+    socket = request.app.state.deployments.socket(deployment)
+    if socket is None:
+        message = f"the container of {endpoints.label(deployment)} does not run"
+        raise AzureError(424, "ModelFailed", message)
+    body = await request.body()
+    transport, longest = httpx.AsyncHTTPTransport(uds=str(socket)), deployments.LONGEST_TIMEOUT + 10
+    async with httpx.AsyncClient(transport=transport, timeout=longest) as client:
+        headers = {"content-type": "application/json"} | _passed_on(request.headers)
+        try:
+            address = httpx.URL(f"http://deployment{path}", query=request.url.query.encode())
+            return await client.request(request.method, address, content=body, headers=headers)
+        except httpx.TransportError as error:
+            name = endpoints.label(deployment)
+            message = f"the container of {name} does not answer: {error or type(error)}"
+            raise AzureError(424, "ModelFailed", message) from None
+
+
 @router.get("/endpoints/{endpoint}/swagger.json")
-def describe(request: Request, endpoint: str) -> None:
-    """Refuse: no deployment describes itself here."""
-    message = f"the OpenAPI description of the endpoint {endpoint!r} is not part of the stand-in"
-    raise AzureError(501, "NotImplemented", message)
+async def describe(request: Request, endpoint: str) -> Response:
+    """Return the OpenAPI description of a deployment with a scoring script."""
+    local = cloud.current(request)
+    asked = request.headers.get("azureml-model-deployment")
+    deployment = _pick(local, endpoints.find(local, endpoint), asked)
+    version = request.query_params.get("version", "2")
+    if not deployment["properties"].get("codeConfiguration") or version not in ("2", "2.0"):
+        message = f"no OpenAPI description of {endpoints.label(deployment)} in version {version} is part of "
+        raise AzureError(501, "NotImplemented", f"{message}the stand-in: scripts are described, in version 2")
+    answer = await _ask(request, deployment, "/swagger.json")
+    return Response(answer.content, answer.status_code, _passed_on(answer.headers))
 
 
 @router.post(f"{endpoints.PATH}/{{endpoint}}/token")

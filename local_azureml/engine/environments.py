@@ -18,7 +18,8 @@ from local_azureml.engine.processes import UserError
 
 INSTALLER = Path(__file__).parents[2] / "tools" / "install.py"
 MADE = "made"  # in an environment's folder, once all is installed
-PINNED = re.compile(r"\s*(==|~=|===)\s*[^;,\s]+")
+PINNED = re.compile(r"\s*(?:===?|~=)\s*([^;,\s]+?)(?:\.\*)?(?=[;,\s]|$)")
+SLOW = "--only-binary=numpy,scipy,pandas,scikit-learn,matplotlib"  # to build, where they can be at all
 PIP = '#!/bin/sh\nexec "$(dirname "$0")/python" -m pip "$@"\n'
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -102,20 +103,30 @@ def _make(place: Path, base: str, requirements: list[str], substitute: bool) -> 
     made = subprocess.run([base, "-m", "venv", place], capture_output=True, text=True)
     if made.returncode:
         raise UserError(f"{base} makes no virtual environment: {made.stdout}{made.stderr}")
-    failure = _install(place, requirements)
+    failure = _install(place, requirements, *([SLOW] if substitute else []))
     if failure and substitute:
-        loosened = [PINNED.sub("", line) for line in requirements]
-        print("with these versions there is nothing for this Python: without them", flush=True)
-        failure = _install(place, loosened)
+        failure = _install_next(place, requirements)
+    if failure and substitute:
+        print("nor are there later versions that agree: without any", flush=True)
+        failure = _install(place, [PINNED.sub("", line) for line in requirements])
     if failure:
         raise UserError(f"the environment can't be made: {failure}")
 
 
-def _install(place: Path, requirements: list[str]) -> str:
+def _install_next(place: Path, requirements: list[str]) -> str:
+    """Install the first version from a fixed one on that this Python has, then the rest; say why not."""
+    print("with these versions there is nothing for this Python: the next that there are", flush=True)
+    later = [PINNED.sub(r">=\1", line) for line in requirements]
+    fixed = [new for old, new in zip(requirements, later, strict=True) if new != old]
+    first = ("--resolution=lowest-direct", "--only-binary=:all:")  # pip knows no such thing, uv does
+    return _install(place, fixed, *first) or _install(place, later)
+
+
+def _install(place: Path, requirements: list[str], *options: str) -> str:
     """Install, and return why that failed; an empty string where it did not."""
     file = place / "requirements.txt"
     file.write_text("\n".join(requirements) + "\n", encoding="utf-8")
-    command = [sys.executable, INSTALLER, "--python", place / "bin" / "python", "-r", file]
+    command = [sys.executable, INSTALLER, "--python", place / "bin" / "python", "-r", file, *options]
     quietly = {**os.environ, "PIP_PROGRESS_BAR": "off", "UV_NO_PROGRESS": "1"}
     done = subprocess.run(command, capture_output=True, text=True, env=quietly)
     print(done.stdout[-2000:] + done.stderr[-4000:], flush=True)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from concurrent.futures import TimeoutError as TooSlow
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
+from typing import NamedTuple
 
 QUEUED = 2  # times the concurrency limit: what Azure holds in flight before it answers 429
 SENTENCE = "An unexpected error occurred in scoring script. Check the logs for more info."
@@ -24,24 +25,76 @@ class BadRequestError(Exception):
     """What a request got wrong."""
 
 
+class Whole(NamedTuple):
+    """An answer that is not put into JSON."""
+
+    status: int
+    body: bytes
+    headers: dict
+
+
 def of_script(path):
-    """Return what answers a request's text by a script's `run`, after its `init`."""
+    """Return what answers a request by a script's `run`, after its `init`, and its OpenAPI description."""
     sys.path.insert(0, str(Path(path).parent))
+    with contextlib.suppress(ImportError):
+        import raw_http  # needs Flask, which whatever environment has that is made for it
+
+        raw_http.offer()
     specification = importlib.util.spec_from_file_location("scoring_script", path)
     module = importlib.util.module_from_spec(specification)
     sys.modules["scoring_script"] = module
     specification.loader.exec_module(module)
     module.init()
+    schemas = [{"type": "object", "example": {}}] * 2
+    if "raw_http" in sys.modules and raw_http.DECORATED:
+        return of_raw_requests(module.run, raw_http), description(schemas)
     with contextlib.suppress(ImportError):
-        from inference_schema.schema_util import is_schema_decorated
+        from inference_schema import schema_util
 
-        if is_schema_decorated(module.run):
-            return lambda text: module.run(**json.loads(text))
-    return module.run
+        if schema_util.is_schema_decorated(module.run):
+            schemas = [schema_util.get_input_schema(module.run), schema_util.get_output_schema(module.run)]
+            return of_text(lambda text: module.run(**json.loads(text))), description(schemas)
+    return of_text(module.run), description(schemas)
+
+
+def description(schemas):
+    """Return the file swagger.json beside the code, or one with the schemas of a request and its answer."""
+    own = Path("swagger.json")
+    if own.is_file():
+        return own.read_text(encoding="utf-8")
+    given, made = ({"schema": {"$ref": f"#/definitions/Service{way}"}} for way in ("Input", "Output"))
+    body = {"in": "body", "name": "serviceInputPayload", **given}
+    answers = {"200": {"description": "What the script returned", **made}}
+    run = {"operationId": "RunMLService", "parameters": [body], "responses": answers}
+    described = {
+        "swagger": "2.0",
+        "info": {"title": "ML service", "version": "1.0"},
+        "consumes": ["application/json"],
+        "produces": ["application/json"],
+        "paths": {"/score": {"post": run}},
+        "definitions": {"ServiceInput": schemas[0], "ServiceOutput": schemas[1]},
+    }
+    return json.dumps(described)
+
+
+def of_text(run):
+    """Return what answers a request by its text alone."""
+    return lambda method, address, headers, body: run(body.decode("utf-8", "replace"))
+
+
+def of_raw_requests(run, raw_http):
+    """Return what answers a request by a `run` that takes it as it came, and may answer so."""
+
+    def answer(*request):
+        made = run(raw_http.request_of(*request))
+        sent = raw_http.answer_of(made)
+        return Whole(*sent) if sent else made
+
+    return answer
 
 
 def of_model(folder):
-    """Return what answers a request's text by an MLflow model's `predict`."""
+    """Return what answers a request by an MLflow model's `predict`."""
     import mlflow.pyfunc
     from mlflow.exceptions import MlflowException
 
@@ -54,7 +107,7 @@ def of_model(folder):
         except MlflowException as error:  # what the model's signature does not take
             raise BadRequestError(str(error)) from error
 
-    return answer
+    return of_text(answer)
 
 
 def table_of(text):
@@ -93,25 +146,28 @@ class Server(socketserver.ThreadingUnixStreamServer):
     daemon_threads = True
     request_queue_size = 128
 
-    def __init__(self, specification, answer):
-        self.answer, self.timeout_seconds = answer, specification["timeout"]
+    def __init__(self, specification, answer, described):
+        self.answer, self.described = answer, described
+        self.timeout_seconds = specification["timeout"]
         self.most = max(1, specification["most"])
         self.running, self.counting = 0, threading.Lock()
         self.threads = ThreadPoolExecutor(self.most)
         super().__init__(specification["socket"], Handler)
 
-    def handle(self, text):
+    def handle(self, *request):
         """Return status, body and headers of the answer to a request."""
         with self.counting:
             if self.running >= QUEUED * self.most:
                 return refusal(429, f"more than {QUEUED * self.most} requests at once; try again later")
             self.running += 1
         try:
-            future = self.threads.submit(self.answer, text)
+            future = self.threads.submit(self.answer, *request)
             try:
                 made = future.result(self.timeout_seconds)
             finally:
                 future.cancel()  # one that nobody waits for any more need not begin
+            if isinstance(made, Whole):
+                return made
             return 200, json.dumps(made, default=plain), {"content-type": "application/json"}
         except TooSlow:
             return refusal(408, f"no answer within the request timeout of {self.timeout_seconds:g} s")
@@ -145,19 +201,21 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing of what no one asked; `do_POST` says how each request ended."""
 
     def do_GET(self):
-        self._send(200, '{"status": "healthy"}', {"content-type": "application/json"})
+        said = self.server.described if self.path.startswith("/swagger.json") else '{"status": "healthy"}'
+        self._send(200 if said else 404, said or "", {"content-type": "application/json"})
 
     def do_POST(self):
         begun = time.monotonic()
-        text = self.rfile.read(int(self.headers.get("content-length") or 0)).decode("utf-8", "replace")
-        status, body, headers = self.server.handle(text)
+        content = self.rfile.read(int(self.headers.get("content-length") or 0))
+        status, body, headers = self.server.handle(self.command, self.path, dict(self.headers), content)
         self._send(status, body, headers)
         print(f"{status} in {time.monotonic() - begun:.2f} s, {len(body)} characters", flush=True)
 
     def _send(self, status, body, headers):
-        content = body.encode()
+        content = body if isinstance(body, bytes) else body.encode()
         self.send_response(status)
-        for name, value in {**headers, "content-length": str(len(content))}.items():
+        written = {name.lower(): value for name, value in headers.items()}
+        for name, value in {**written, "content-length": str(len(content))}.items():
             self.send_header(name, value)
         self.end_headers()
         self.wfile.write(content)
@@ -168,9 +226,9 @@ def main(file):
     specification = json.loads(Path(file).read_text(encoding="utf-8"))
     begun = time.monotonic()
     script = specification["script"]
-    answer = of_script(script) if script else of_model(specification["model"])
+    answer, described = of_script(script) if script else (of_model(specification["model"]), None)
     print(f"loaded in {time.monotonic() - begun:.1f} s", flush=True)
-    Server(specification, answer).serve_forever()
+    Server(specification, answer, described).serve_forever()
 
 
 if __name__ == "__main__":

@@ -12,6 +12,8 @@ from fastapi.exceptions import RequestValidationError
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_azureml import errors, storage
@@ -90,7 +92,7 @@ def create_app(local: Cloud) -> FastAPI:
     app.add_exception_handler(errors.AzureError, errors.on_azure_error)
     for storing in (OSError, sqlite3.Error):
         app.add_exception_handler(storing, errors.on_any_error)
-    app.add_exception_handler(RequestValidationError, errors.on_bad_request)
+    app.add_exception_handler(RequestValidationError, on_bad_request)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
     app.add_middleware(Doors)
     app.add_middleware(Weather, local=local)
@@ -98,6 +100,13 @@ def create_app(local: Cloud) -> FastAPI:
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
     app.add_middleware(AccessLog)
     return app
+
+
+def on_bad_request(request: Request, error: RequestValidationError) -> Response:
+    """Turn a body or query that does not fit the operation into a 400 that names the field."""
+    first = error.errors()[0]
+    place = ".".join(str(part) for part in first["loc"])
+    return errors.answer(errors.user_error(f"{place}: {first['msg']}"))
 
 
 class AccessLog:

@@ -5,7 +5,6 @@ from contextlib import suppress
 from pathlib import Path
 
 import certifi
-import trustme
 
 
 class Certificates:
@@ -24,6 +23,8 @@ class Certificates:
         write_private(self.bundle, b"\n".join([*_roots(self.bundle), self._authority.read_bytes()]))
 
     def _make(self) -> None:
+        import trustme  # needed once for each folder, and slow
+
         authority = trustme.CA(organization_name="local_azureml")
         server = authority.issue_cert("localhost", "127.0.0.1", "::1")
         write_private(self.chain, server.private_key_and_cert_chain_pem.bytes())

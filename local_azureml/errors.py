@@ -2,10 +2,9 @@
 
 import errno
 
-from fastapi import Request
-from fastapi.exceptions import RequestValidationError
-from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse
 
 
 class AzureError(Exception):
@@ -79,13 +78,6 @@ def on_any_error(request: Request, error: Exception) -> JSONResponse:
     if sentence := full_disk(error):
         return answer(AzureError(507, "InsufficientStorage", sentence))
     raise error
-
-
-def on_bad_request(request: Request, error: RequestValidationError) -> JSONResponse:
-    """Turn a body or query that does not fit the operation into a 400 that names the field."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return answer(user_error(f"{place}: {first['msg']}"))
 
 
 def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from packaging.requirements import InvalidRequirement, Requirement
 
-from local_azureml.control_plane.environments import read
+from local_azureml.conda import read
 from local_azureml.engine import environments, processes
 from local_azureml.engine.processes import UserError
 from local_azureml.errors import AzureError

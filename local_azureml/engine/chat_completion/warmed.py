@@ -1,4 +1,4 @@
-"""Imported once by the warm server: what children need, and work that libraries put off to their first use."""
+"""Imported once by the warm server: what children need, and what libraries put off to their first use."""
 
 import gc
 import importlib

@@ -103,6 +103,37 @@ def test_a_pipeline_is_a_node_of_another(client, tmp_path):
     assert (job.status, made.read_text()) == ("Completed", "ab3" * 4)
 
 
+def test_a_value_that_a_node_writes_is_another_nodes_input(client, tmp_path):
+    from azure.ai.ml import dsl
+    from azure.ai.ml.entities import CommandComponent, Environment
+
+    values = {"number": {"type": "integer"}, "word": {"type": "string"}}
+
+    def component(name: str, text: str, outputs: dict):
+        plain = Environment(image="python:3.11")
+        return CommandComponent(name=name, command=text, environment=plain, inputs=values, outputs=outputs)
+
+    work = component(
+        "work", "echo 8 > ${{outputs.number}}; echo ${{inputs.word}}c > ${{outputs.word}}", outputs=values
+    )
+    tell = component(
+        "tell",
+        "echo -n ${{inputs.word}}${{inputs.number}} > ${{outputs.made}}/a.txt",
+        outputs={"made": {"type": "uri_folder"}},
+    )
+
+    @dsl.pipeline(compute=SHORT)
+    def both():
+        first = work(number=7, word="ab")
+        second = tell(number=first.outputs.number, word=first.outputs.word)
+        return {"last": second.outputs.made}
+
+    job = ended(client, both())
+    client.jobs.download(job.name, download_path=tmp_path, output_name="last")
+    (made,) = tmp_path.rglob("a.txt")
+    assert (job.status, made.read_text()) == ("Completed", "abc8")
+
+
 def test_a_component_within_itself_is_refused(http, arm):
     identifiers = [f"{arm.workspace}/components/{name}/versions/1" for name in ("hen", "egg")]
     nodes = [{"of": {"type": "pipeline", "componentId": identifier}} for identifier in identifiers]

@@ -10,6 +10,8 @@ PLACEHOLDER = re.compile(r"\$\{\{\s*(\w+)\s*\}\}")
 ARTIFACTS = ("artifacts", "default")  # the outputs by which every job's logs, outputs and artifacts are named
 SHORT = re.compile(r"azureml://datastores/([^/]+)/paths/(.*)", re.IGNORECASE)
 MODELS = ("mlflow_model", "custom_model", "triton_model")  # the types of outputs that are models
+VALUES = ("string", "integer", "number", "boolean")  # of those that are a value, which is written into a file
+FILES = ("uri_file", *VALUES)
 
 
 def placed(local: cloud.Cloud, job: str, asked: dict[str, dict]) -> dict[str, dict]:

@@ -2,6 +2,7 @@
 
 from local_azureml import cloud
 from local_azureml.control_plane import addresses, datastores, environments, shapes
+from local_azureml.control_plane.outputs import FILES
 from local_azureml.engine.steps import Step
 from local_azureml.errors import AzureError
 
@@ -46,7 +47,7 @@ def of_node(
             "outputs": {
                 name: str(datastores.folder_at(local, output["uri"])) for name, output in outputs.items()
             },
-            "files": [name for name, output in outputs.items() if output["jobOutputType"] == "uri_file"],
+            "files": [name for name, output in outputs.items() if output["jobOutputType"] in FILES],
             "environment": None if local.one_python else _environment(local, spec, node),
             "environments": str(local.folder / "environments"),
             "variables": asked(spec, node, "environment_variables"),

@@ -53,7 +53,9 @@ class Pipelines:
                 "For more details and logs, please check the child jobs."
             )
             with self._steps.ending(child, key, words, journal):
-                inputs = {k: _value(v, values, made) for k, v in (node.get("inputs") or {}).items()}
+                inputs = {
+                    k: _value(self._local, v, values, made) for k, v in (node.get("inputs") or {}).items()
+                }
                 given = {k: value for k, value in inputs.items() if value is not None}
                 inputs = _defaults(spec) | given
                 if spec["name"] == FINE_TUNING:
@@ -171,13 +173,16 @@ def _in_order(nodes: dict) -> list[str]:
     return ordered
 
 
-def _value(given: dict | str, values: dict, made: dict[str, dict]):
+def _value(local: cloud.Cloud, given: dict | str, values: dict, made: dict[str, dict]):
     """Return a node's input: a literal, or the pipeline's input or other node's output that it names."""
     text = given.get("value", given.get("uri")) if isinstance(given, dict) else given
     if bound := BINDING.fullmatch(str(text)):
         return values.get(bound[2])
     if bound := NODE_BINDING.fullmatch(str(text)):
-        return made[bound[1]][bound[2]]["uri"]
+        output = made[bound[1]][bound[2]]
+        if output["jobOutputType"] in outputs.VALUES:
+            return addresses.resolve(local, output["uri"]).read_text("utf-8").strip()
+        return output["uri"]
     return text
 
 

@@ -272,6 +272,19 @@ def test_a_node_of_a_pipeline_has_its_processes_and_variables_too(client, tmp_pa
     assert lines.count("b l u e") == 2 and "1 of 2, 1 on node 0, 127.0.0.1 named" in lines
 
 
+@pytest.mark.parametrize("word", ["compute", "default_compute"])
+def test_a_node_that_names_no_compute_runs_on_the_pipelines(client, two_nodes, word):
+    from azure.ai.ml import dsl
+
+    work = make_command("true", compute=None, instance_count=3)
+
+    @dsl.pipeline(**{word: two_nodes})
+    def one():
+        work()
+
+    assert "cluster 'two-nodes' has at most 2" in reason(client, one())
+
+
 def test_one_process_that_fails_ends_the_others(client):
     text = 'if [ "$RANK" = 1 ]; then exit 5; fi; sleep 600'
     assert "as process 1 of 2 ended with exit status 5" in reason(

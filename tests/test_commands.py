@@ -134,6 +134,42 @@ def test_a_value_that_a_node_writes_is_another_nodes_input(client, tmp_path):
     assert (job.status, made.read_text()) == ("Completed", "abc8")
 
 
+@pytest.mark.parametrize(
+    ("goes_on", "ran"),
+    [(None, {"breaks": "Failed", "stands_alone": "Completed"}), (False, {"breaks": "Failed"})],
+)
+def test_when_a_node_fails_those_that_do_not_read_from_it_run_unless_the_pipeline_stops(client, goes_on, ran):
+    from azure.ai.ml import Input, dsl
+
+    fail = make_command("exit 3", outputs={"made": folder()})
+    read = make_command("true", inputs={"given": Input(type="uri_folder")}, outputs={"made": folder()})
+
+    @dsl.pipeline(compute=SHORT)
+    def three():
+        breaks = fail()
+        reads = read(given=breaks.outputs.made)
+        read(given=reads.outputs.made)
+        stands_alone = make_command("true")()  # noqa: F841
+
+    job = three()
+    job.settings.continue_on_step_failure = goes_on
+    job = ended(client, job)
+    nodes = {node.display_name: node.status for node in client.jobs.list(parent_job_name=job.name)}
+    assert (job.status, nodes) == ("Failed", ran)
+
+
+def test_a_pipeline_tells_of_every_node_that_failed(client):
+    from azure.ai.ml import dsl
+
+    @dsl.pipeline(compute=SHORT)
+    def two():
+        one = make_command("exit 3")()  # noqa: F841
+        other = make_command("exit 4")()  # noqa: F841
+
+    words = reason(client, two())
+    assert "Failed nodes: /one, /other." in words and "status 3" in words and "status 4" in words
+
+
 def test_a_component_within_itself_is_refused(http, arm):
     identifiers = [f"{arm.workspace}/components/{name}/versions/1" for name in ("hen", "egg")]
     nodes = [{"of": {"type": "pipeline", "componentId": identifier}} for identifier in identifiers]

@@ -366,6 +366,34 @@ def test_an_environment_of_a_node_that_is_nowhere_is_refused(client):
         client.jobs.create_or_update(one())
 
 
+@pytest.mark.parametrize("form", ["job", "pipeline", "node", "asset"])
+def test_an_input_on_the_web_is_refused_before_the_job_runs(client, form):
+    from azure.ai.ml import Input, dsl
+    from azure.ai.ml.entities import Data
+    from azure.core.exceptions import HttpResponseError
+
+    address = "wasbs://datasets@azuremlexamples.blob.core.windows.net/iris.csv"
+    if form == "asset":
+        asset = Data(name="iris-on-the-web", version="1", path=address, type="uri_file")
+        given = Input(type="uri_file", path=client.data.create_or_update(asset).id)
+    else:
+        given = Input(type="uri_file", path=address)
+    read = make_command("cat ${{inputs.given}}", inputs={"given": Input(type="uri_file")})
+
+    @dsl.pipeline
+    def of_pipeline(given):
+        read(given=given)
+
+    @dsl.pipeline
+    def of_node():
+        read(given=given)
+
+    jobs = {"pipeline": lambda: of_pipeline(given), "node": of_node}
+    job = jobs.get(form, lambda: make_command("cat ${{inputs.given}}", inputs={"given": given}))()
+    with pytest.raises(HttpResponseError, match="is not part of the stand-in: name a local file"):
+        client.jobs.create_or_update(job)
+
+
 def test_a_module_is_found_where_the_jobs_own_pythonpath_says(client, tmp_path):
     code = tmp_path / "code"
     (code / "library").mkdir(parents=True)

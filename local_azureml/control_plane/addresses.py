@@ -7,7 +7,7 @@ from urllib.parse import unquote, urlparse
 
 from local_azureml import cloud, storage
 from local_azureml.control_plane import assets, datastores, outputs, registry
-from local_azureml.errors import user_error
+from local_azureml.errors import AzureError, user_error
 
 
 def resolve(local: cloud.Cloud, address: str) -> Path:
@@ -20,11 +20,21 @@ def resolve(local: cloud.Cloud, address: str) -> Path:
     return place
 
 
+def check(local: cloud.Cloud, address: str) -> None:
+    """Refuse an address that nothing here reads, or an asset that names one."""
+    read, names = _reader(address.strip())
+    if read is _in_asset:
+        _reader(_of_asset(local, *names))
+
+
 def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
     """Return the function that finds what an address points at, and the names that the address gives it."""
     for pattern, read in READERS:
         if named := re.fullmatch(pattern, address, re.IGNORECASE):
             return read, named.groups()
+    if ELSEWHERE.match(address):
+        message = f"reading {address!r} is not part of the stand-in: name a local file or folder in its place"
+        raise AzureError(501, "NotImplemented", message)
     raise user_error(f"{address!r} is not an address that the stand-in can read", "InvalidUri")
 
 
@@ -37,6 +47,11 @@ def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> 
 
 
 def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
+    return resolve(local, _of_asset(local, kind, name, version))
+
+
+def _of_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> str:
+    """Return the address that an asset names."""
     kind = kind.lower()
     if version.lower() == "latest":
         version = assets.find_container(local, kind, name)["properties"]["latestVersion"]
@@ -44,7 +59,7 @@ def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
     address = next((properties[key] for key in assets.PLACES if properties.get(key)), None)
     if address is None or _reader(address.strip())[0] is _in_asset:
         raise user_error(f"version {version!r} of {name!r} has no files of its own; it names {address!r}")
-    return resolve(local, address)
+    return address.strip()
 
 
 def _in_registry(local: cloud.Cloud, name: str, version: str) -> Path:
@@ -57,6 +72,7 @@ def _in_blob(local: cloud.Cloud, address: str) -> Path:
     return storage.place(local, container, unquote(name).rstrip("/"))
 
 
+ELSEWHERE = re.compile(r"(https?|wasbs?|abfss?|adl)://", re.IGNORECASE)
 KIND_PATTERN = "(models|data|codes)"
 READERS = (
     (r"azureml://registries/azureml/models/([^/]+)/versions/([^/]+)", _in_registry),

@@ -67,6 +67,13 @@ def input_values(inputs: dict) -> dict:
     return {key: (given or {}).get("value", (given or {}).get("uri")) for key, given in inputs.items()}
 
 
+def check_inputs(local: cloud.Cloud, inputs: dict | None) -> None:
+    """Refuse inputs that lie where nothing is read here."""
+    for given in (inputs or {}).values():
+        if isinstance(given, dict) and given.get("uri") and str(given.get("mode")).lower() != "direct":
+            addresses.check(local, str(given["uri"]))
+
+
 def check(local: cloud.Cloud, spec: dict, node: dict) -> None:
     """Refuse a command whose environment is nowhere, or that asks for what is not played."""
     _environment(local, spec, node)

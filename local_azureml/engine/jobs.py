@@ -44,6 +44,7 @@ class Jobs:
         if run is None:
             kind = properties.get("jobType")
             raise AzureError(501, "NotImplemented", f"jobs of the type {kind} are not part of the stand-in")
+        command_steps.check_inputs(self._local, properties.get("inputs"))
         if properties["jobType"].lower() == "pipeline":
             check_pipeline(self._local, properties.get("jobs") or {})
         else:

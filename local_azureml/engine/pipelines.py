@@ -170,6 +170,7 @@ def check_pipeline(local: cloud.Cloud, nodes: dict, within: tuple[dict, ...] = (
         if spec["name"] != FINE_TUNING and "command" not in spec and spec.get("type") != "pipeline":
             message = f"the node {key!r} of the type {spec.get('type')} is not part of the stand-in"
             raise AzureError(501, "NotImplemented", message)
+        command_steps.check_inputs(local, node.get("inputs"))
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")

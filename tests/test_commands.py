@@ -338,6 +338,21 @@ def test_other_distributions_are_refused_by_name(client, kind):
         client.jobs.create_or_update(make_command("true", distribution=asked[kind]))
 
 
+def test_an_interactive_service_of_a_node_is_refused_by_name(client):
+    from azure.ai.ml import dsl
+    from azure.ai.ml.entities import JupyterLabJobService
+    from azure.core.exceptions import HttpResponseError
+
+    work = make_command("true", services={"My lab": JupyterLabJobService()})
+
+    @dsl.pipeline(compute=SHORT)
+    def one():
+        work()
+
+    with pytest.raises(HttpResponseError, match="service My lab is not part of the stand-in"):
+        client.jobs.create_or_update(one())
+
+
 def test_a_command_is_ended_at_its_timeout(client):
     begun = time.monotonic()
     words = reason(client, make_command("sleep 600", timeout=1))

@@ -1,7 +1,7 @@
 """Commands as steps: their inputs, code, variables, nodes and processes."""
 
 from local_azureml import cloud
-from local_azureml.control_plane import addresses, datastores, environments, shapes
+from local_azureml.control_plane import addresses, datastores, environments, jobs, shapes
 from local_azureml.control_plane.outputs import FILES
 from local_azureml.engine.steps import Step
 from local_azureml.errors import AzureError
@@ -76,6 +76,7 @@ def check_inputs(local: cloud.Cloud, inputs: dict | None) -> None:
 
 def check(local: cloud.Cloud, spec: dict, node: dict) -> None:
     """Refuse a command whose environment is nowhere, or that asks for what is not played."""
+    jobs.check_services(node)
     _environment(local, spec, node)
     _processes(asked(spec, node, "distribution"))
 

@@ -170,6 +170,31 @@ def test_a_pipeline_tells_of_every_node_that_failed(client):
     assert "Failed nodes: /one, /other." in words and "status 3" in words and "status 4" in words
 
 
+def test_an_input_of_a_group_reaches_the_node(client, tmp_path):
+    from azure.ai.ml import Input, dsl
+    from azure.ai.ml.dsl._group_decorator import group  # mldesigner gives it in public
+
+    @group
+    class Sizes:
+        wide: int
+        high: int = 4
+
+    write = make_command(
+        "echo -n ${{inputs.wide}}x${{inputs.high}} > ${{outputs.made}}/a.txt",
+        inputs={"wide": Input(type="integer"), "high": Input(type="integer")},
+        outputs={"made": folder()},
+    )
+
+    @dsl.pipeline(compute=SHORT)
+    def one(sizes: Sizes):
+        return {"last": write(wide=sizes.wide, high=sizes.high).outputs.made}
+
+    job = ended(client, one(sizes=Sizes(wide=3)))
+    client.jobs.download(job.name, download_path=tmp_path, output_name="last")
+    (made,) = tmp_path.rglob("a.txt")
+    assert (job.status, made.read_text()) == ("Completed", "3x4")
+
+
 def test_a_component_within_itself_is_refused(http, arm):
     identifiers = [f"{arm.workspace}/components/{name}/versions/1" for name in ("hen", "egg")]
     nodes = [{"of": {"type": "pipeline", "componentId": identifier}} for identifier in identifiers]
@@ -227,6 +252,23 @@ def test_no_asset_is_made_of_what_a_failed_job_left(client):
     ended(client, make_command("exit 1", outputs={"made": folder(name="unfinished")}))
     with pytest.raises(ResourceNotFoundError, match="unfinished"):
         client.data.get("unfinished", "1")
+
+
+def test_outputs_lie_in_the_datastore_that_a_pipeline_names(client):
+    from azure.ai.ml import dsl
+
+    write = make_command("echo 1 > ${{outputs.made}}/a.txt", outputs={"made": folder()})
+
+    @dsl.pipeline(compute=SHORT, default_datastore="workspaceartifactstore")
+    def one():
+        write()
+        return {"kept": write().outputs.made}
+
+    job = ended(client, one())
+    nodes = [client.jobs.get(node.name) for node in client.jobs.list(parent_job_name=job.name)]
+    places = [job.outputs["kept"].path, *(node.outputs["made"].path for node in nodes)]
+    inside = ["datastores/workspaceartifactstore/" in place for place in places]
+    assert (job.status, inside) == ("Completed", [True] * 3)
 
 
 def test_an_output_of_a_node_lies_where_it_was_asked_for_and_under_the_name(client, stand_in):

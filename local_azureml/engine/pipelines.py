@@ -13,7 +13,7 @@ from local_azureml.errors import AzureError, user_error
 
 PLAYED = ("command", "pipeline")  # the types of nodes that may be
 FINE_TUNING = "chat_completion_pipeline"
-BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.(\w+)\s*\}\}")
+BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.([\w.]+)\s*\}\}")  # an input of a group has a dot
 NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}")
 
 
@@ -72,7 +72,7 @@ class Pipelines:
         node = {**node, "computeId": _bound(node.get("computeId"), values)}
         child = f"{root}_{secrets.token_hex(4)}"
         spec = component(self._local, node)
-        writes = self._outputs(child, promoted, spec, node)
+        writes = self._outputs(child, promoted, spec, node, job)
         shown = {"displayName": key, "experimentName": job.get("experimentName"), "outputs": writes}
         if "command" in spec:
             shown |= {"command": spec["command"], "environmentId": spec.get("environment")}
@@ -94,7 +94,7 @@ class Pipelines:
                 self._run_nodes(child, spec["jobs"], inputs, writes, job, journal)
         return writes
 
-    def _outputs(self, child: str, promoted: dict, spec: dict, node: dict) -> dict[str, dict]:
+    def _outputs(self, child: str, promoted: dict, spec: dict, node: dict, job: dict) -> dict[str, dict]:
         """Return a node's outputs with their addresses: the pipeline's where it promotes one."""
         asked = {}
         for name, declared in (spec.get("outputs") or {}).items():
@@ -103,7 +103,7 @@ class Pipelines:
             bound = BINDING.fullmatch(str(given.get("value")))
             if bound and bound[2] in promoted:
                 asked[name]["uri"] = promoted[bound[2]]["uri"]
-        return outputs.placed(self._local, child, asked)
+        return outputs.placed(self._local, child, asked, job)
 
     def _fine_tune(
         self, root: str, parent: str, given: dict, spec: dict, made: dict[str, dict], journal: Journal

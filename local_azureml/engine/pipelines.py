@@ -49,7 +49,7 @@ class Pipelines:
                 if not goes_on:
                     break
         if failed:
-            reasons = " ".join(error.message for error in failed.values())
+            reasons = "; ".join(dict.fromkeys(error.message for error in failed.values()))
             raise StepError(
                 next(iter(failed.values())).code,
                 f"Pipeline has failed child jobs. Failed nodes: /{', /'.join(failed)}. {reasons} "

@@ -140,6 +140,98 @@ def test_a_web_address_that_has_nothing_is_named(client, web):
         assert (said := reason(client, job)) and f"{address} " in said and words in said
 
 
+def test_a_value_that_a_node_writes_is_another_nodes_input(client, tmp_path):
+    from azure.ai.ml import dsl
+    from azure.ai.ml.entities import CommandComponent, Environment
+
+    values = {"number": {"type": "integer"}, "word": {"type": "string"}}
+
+    def component(name: str, text: str, outputs: dict):
+        plain = Environment(image="python:3.11")
+        return CommandComponent(name=name, command=text, environment=plain, inputs=values, outputs=outputs)
+
+    work = component(
+        "work", "echo 8 > ${{outputs.number}}; echo ${{inputs.word}}c > ${{outputs.word}}", outputs=values
+    )
+    tell = component(
+        "tell",
+        "echo -n ${{inputs.word}}${{inputs.number}} > ${{outputs.made}}/a.txt",
+        outputs={"made": {"type": "uri_folder"}},
+    )
+
+    @dsl.pipeline(compute=SHORT)
+    def both():
+        first = work(number=7, word="ab")
+        second = tell(number=first.outputs.number, word=first.outputs.word)
+        return {"last": second.outputs.made}
+
+    job = ended(client, both())
+    client.jobs.download(job.name, download_path=tmp_path, output_name="last")
+    (made,) = tmp_path.rglob("a.txt")
+    assert (job.status, made.read_text()) == ("Completed", "abc8")
+
+
+@pytest.mark.parametrize(
+    ("goes_on", "ran"),
+    [(None, {"breaks": "Failed", "stands_alone": "Completed"}), (False, {"breaks": "Failed"})],
+)
+def test_when_a_node_fails_those_that_do_not_read_from_it_run_unless_the_pipeline_stops(client, goes_on, ran):
+    from azure.ai.ml import Input, dsl
+
+    fail = make_command("exit 3", outputs={"made": folder()})
+    read = make_command("true", inputs={"given": Input(type="uri_folder")}, outputs={"made": folder()})
+
+    @dsl.pipeline(compute=SHORT)
+    def three():
+        breaks = fail()
+        reads = read(given=breaks.outputs.made)
+        read(given=reads.outputs.made)
+        stands_alone = make_command("true")()  # noqa: F841
+
+    job = three()
+    job.settings.continue_on_step_failure = goes_on
+    job = ended(client, job)
+    nodes = {node.display_name: node.status for node in client.jobs.list(parent_job_name=job.name)}
+    assert (job.status, nodes) == ("Failed", ran)
+
+
+def test_a_pipeline_tells_of_every_node_that_failed(client):
+    from azure.ai.ml import dsl
+
+    @dsl.pipeline(compute=SHORT)
+    def two():
+        one = make_command("exit 3")()  # noqa: F841
+        other = make_command("exit 4")()  # noqa: F841
+
+    words = reason(client, two())
+    assert "Failed nodes: /one, /other." in words and "status 3" in words and "status 4" in words
+
+
+def test_an_input_of_a_group_reaches_the_node(client, tmp_path):
+    from azure.ai.ml import Input, dsl
+    from azure.ai.ml.dsl._group_decorator import group  # mldesigner gives it in public
+
+    @group
+    class Sizes:
+        wide: int
+        high: int = 4
+
+    write = make_command(
+        "echo -n ${{inputs.wide}}x${{inputs.high}} > ${{outputs.made}}/a.txt",
+        inputs={"wide": Input(type="integer"), "high": Input(type="integer")},
+        outputs={"made": folder()},
+    )
+
+    @dsl.pipeline(compute=SHORT)
+    def one(sizes: Sizes):
+        return {"last": write(wide=sizes.wide, high=sizes.high).outputs.made}
+
+    job = ended(client, one(sizes=Sizes(wide=3)))
+    client.jobs.download(job.name, download_path=tmp_path, output_name="last")
+    (made,) = tmp_path.rglob("a.txt")
+    assert (job.status, made.read_text()) == ("Completed", "3x4")
+
+
 def test_a_component_within_itself_is_refused(http, arm):
     identifiers = [f"{arm.workspace}/components/{name}/versions/1" for name in ("hen", "egg")]
     nodes = [{"of": {"type": "pipeline", "componentId": identifier}} for identifier in identifiers]
@@ -197,6 +289,23 @@ def test_no_asset_is_made_of_what_a_failed_job_left(client):
     ended(client, make_command("exit 1", outputs={"made": folder(name="unfinished")}))
     with pytest.raises(ResourceNotFoundError, match="unfinished"):
         client.data.get("unfinished", "1")
+
+
+def test_outputs_lie_in_the_datastore_that_a_pipeline_names(client):
+    from azure.ai.ml import dsl
+
+    write = make_command("echo 1 > ${{outputs.made}}/a.txt", outputs={"made": folder()})
+
+    @dsl.pipeline(compute=SHORT, default_datastore="workspaceartifactstore")
+    def one():
+        write()
+        return {"kept": write().outputs.made}
+
+    job = ended(client, one())
+    nodes = [client.jobs.get(node.name) for node in client.jobs.list(parent_job_name=job.name)]
+    places = [job.outputs["kept"].path, *(node.outputs["made"].path for node in nodes)]
+    inside = ["datastores/workspaceartifactstore/" in place for place in places]
+    assert (job.status, inside) == ("Completed", [True] * 3)
 
 
 def test_an_output_of_a_node_lies_where_it_was_asked_for_and_under_the_name(client, stand_in):
@@ -278,6 +387,19 @@ def test_a_node_of_a_pipeline_has_its_processes_and_variables_too(client, tmp_pa
     assert lines.count("b l u e") == 2 and "1 of 2, 1 on node 0, 127.0.0.1 named" in lines
 
 
+@pytest.mark.parametrize("word", ["compute", "default_compute"])
+def test_a_node_that_names_no_compute_runs_on_the_pipelines(client, two_nodes, word):
+    from azure.ai.ml import dsl
+
+    work = make_command("true", compute=None, instance_count=3)
+
+    @dsl.pipeline(**{word: two_nodes})
+    def one():
+        work()
+
+    assert "cluster 'two-nodes' has at most 2" in reason(client, one())
+
+
 def test_one_process_that_fails_ends_the_others(client):
     text = 'if [ "$RANK" = 1 ]; then exit 5; fi; sleep 600'
     assert "as process 1 of 2 ended with exit status 5" in reason(
@@ -293,6 +415,21 @@ def test_other_distributions_are_refused_by_name(client, kind):
     asked = {"mpi": MpiDistribution(), "tensorflow": TensorFlowDistribution(), "ray": RayDistribution()}
     with pytest.raises(HttpResponseError, match=rf"(?i)distribution {kind} is not part of the stand-in"):
         client.jobs.create_or_update(make_command("true", distribution=asked[kind]))
+
+
+def test_an_interactive_service_of_a_node_is_refused_by_name(client):
+    from azure.ai.ml import dsl
+    from azure.ai.ml.entities import JupyterLabJobService
+    from azure.core.exceptions import HttpResponseError
+
+    work = make_command("true", services={"My lab": JupyterLabJobService()})
+
+    @dsl.pipeline(compute=SHORT)
+    def one():
+        work()
+
+    with pytest.raises(HttpResponseError, match="service My lab is not part of the stand-in"):
+        client.jobs.create_or_update(one())
 
 
 def test_a_command_is_ended_at_its_timeout(client):
@@ -321,6 +458,34 @@ def test_an_environment_of_a_node_that_is_nowhere_is_refused(client):
 
     with pytest.raises(HttpResponseError, match="no environment named 'ghost'"):
         client.jobs.create_or_update(one())
+
+
+@pytest.mark.parametrize("form", ["job", "pipeline", "node", "asset"])
+def test_an_input_on_the_web_is_refused_before_the_job_runs(client, form):
+    from azure.ai.ml import Input, dsl
+    from azure.ai.ml.entities import Data
+    from azure.core.exceptions import HttpResponseError
+
+    address = "wasbs://datasets@azuremlexamples.blob.core.windows.net/iris.csv"
+    if form == "asset":
+        asset = Data(name="iris-on-the-web", version="1", path=address, type="uri_file")
+        given = Input(type="uri_file", path=client.data.create_or_update(asset).id)
+    else:
+        given = Input(type="uri_file", path=address)
+    read = make_command("cat ${{inputs.given}}", inputs={"given": Input(type="uri_file")})
+
+    @dsl.pipeline
+    def of_pipeline(given):
+        read(given=given)
+
+    @dsl.pipeline
+    def of_node():
+        read(given=given)
+
+    jobs = {"pipeline": lambda: of_pipeline(given), "node": of_node}
+    job = jobs.get(form, lambda: make_command("cat ${{inputs.given}}", inputs={"given": given}))()
+    with pytest.raises(HttpResponseError, match="is not part of the stand-in: name a local file"):
+        client.jobs.create_or_update(job)
 
 
 def test_a_module_is_found_where_the_jobs_own_pythonpath_says(client, tmp_path):

@@ -8,9 +8,9 @@ from urllib.parse import unquote, urlparse
 
 import httpx
 
-from local_azureml import cloud, storage
+from local_azureml import cloud, places, storage
 from local_azureml.control_plane import assets, datastores, outputs, registry
-from local_azureml.errors import user_error
+from local_azureml.errors import AzureError, user_error
 
 
 def resolve(local: cloud.Cloud, address: str) -> Path:
@@ -23,11 +23,21 @@ def resolve(local: cloud.Cloud, address: str) -> Path:
     return place
 
 
+def check(local: cloud.Cloud, address: str) -> None:
+    """Refuse an address that nothing here reads, or an asset that names one."""
+    read, names = _reader(address.strip())
+    if read is _in_asset:
+        _reader(_of_asset(local, *names))
+
+
 def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
     """Return the function that finds what an address points at, and the names that the address gives it."""
     for pattern, read in READERS:
         if named := re.fullmatch(pattern, address, re.IGNORECASE):
             return read, named.groups()
+    if ELSEWHERE.match(address):
+        message = f"reading {address!r} is not part of the stand-in: name a local file or folder in its place"
+        raise AzureError(501, "NotImplemented", message)
     raise user_error(f"{address!r} is not an address that the stand-in can read", "InvalidUri")
 
 
@@ -40,6 +50,11 @@ def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> 
 
 
 def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
+    return resolve(local, _of_asset(local, kind, name, version))
+
+
+def _of_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> str:
+    """Return the address that an asset names."""
     kind = kind.lower()
     if version.lower() == "latest":
         version = assets.find_container(local, kind, name)["properties"]["latestVersion"]
@@ -47,7 +62,7 @@ def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
     address = next((properties[key] for key in assets.PLACES if properties.get(key)), None)
     if address is None or _reader(address.strip())[0] is _in_asset:
         raise user_error(f"version {version!r} of {name!r} has no files of its own; it names {address!r}")
-    return resolve(local, address)
+    return address.strip()
 
 
 def _in_registry(local: cloud.Cloud, name: str, version: str) -> Path:
@@ -62,8 +77,9 @@ def _in_blob(local: cloud.Cloud, address: str) -> Path:
 
 def _on_web(local: cloud.Cloud, address: str) -> Path:
     """Return a new copy of what the web has at an address, in place of the one that there was."""
-    name = Path(unquote(urlparse(address).path)).name or "index"
-    file = local.folder / "web" / hashlib.sha256(address.encode()).hexdigest()[:16] / name
+    name = unquote(urlparse(address).path).rpartition("/")[2]
+    folder = local.folder / "web" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    file = folder / (name if places.is_plain(name) else "index")
     asked = {"follow_redirects": True, "timeout": 60, "headers": {"accept-encoding": "identity"}}
     try:
         with storage.part_of(local, file) as stream, httpx.stream("GET", address, **asked) as answer:
@@ -78,6 +94,7 @@ def _on_web(local: cloud.Cloud, address: str) -> Path:
     return file
 
 
+ELSEWHERE = re.compile(r"(wasbs?|abfss?|adl)://", re.IGNORECASE)
 KIND_PATTERN = "(models|data|codes)"
 READERS = (
     (r"azureml://registries/azureml/models/([^/]+)/versions/([^/]+)", _in_registry),

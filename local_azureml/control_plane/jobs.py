@@ -59,6 +59,11 @@ def _check(local: cloud.Cloud, properties: dict) -> None:
         if missing := [name for name in ("command", "environmentId") if not properties.get(name)]:
             raise user_error(f"a command job needs properties.{' and properties.'.join(missing)}")
         environments.check(local, properties["environmentId"])
+    check_services(properties)
+
+
+def check_services(properties: dict) -> None:
+    """Refuse a job, or a node of one, that asks for a service which is not played."""
     if asked := sorted(set(properties.get("services") or {}) - set(SERVICES)):
         message = f"the job service {asked[0]} is not part of the stand-in; there is: {', '.join(SERVICES)}"
         raise AzureError(501, "NotImplemented", message)

@@ -10,16 +10,23 @@ PLACEHOLDER = re.compile(r"\$\{\{\s*(\w+)\s*\}\}")
 ARTIFACTS = ("artifacts", "default")  # the outputs by which every job's logs, outputs and artifacts are named
 SHORT = re.compile(r"azureml://datastores/([^/]+)/paths/(.*)", re.IGNORECASE)
 MODELS = ("mlflow_model", "custom_model", "triton_model")  # the types of outputs that are models
+VALUES = ("string", "integer", "number", "boolean")  # of those that are a value, which is written into a file
+FILES = ("uri_file", *VALUES)
 
 
-def placed(local: cloud.Cloud, job: str, asked: dict[str, dict]) -> dict[str, dict]:
-    """Return a job's outputs, each with the address that it asks for or else has by default."""
-    default = datastores.uri(datastores.DEFAULT, "azureml/${{name}}/${{output_name}}/")
+def placed(local: cloud.Cloud, job: str, asked: dict[str, dict], submitted: dict) -> dict[str, dict]:
+    """Return a job's outputs, each with the address that it asks for or else has by default.
+
+    `submitted` are the properties of the job that was submitted, be it this one or a pipeline around it.
+    """
+    named = (submitted.get("settings") or {}).get("default_datastore") or datastores.DEFAULT
+    datastore = str(named).rpartition("/")[2].removeprefix("azureml:")
+    default = datastores.uri(datastore, "azureml/${{name}}/${{output_name}}/")
     found = {
         name: {"uri": default, "jobOutputType": "uri_folder", **output} for name, output in asked.items()
     }
     for name, output in found.items():
-        words = {"name": job, "output_name": name, "default_datastore": datastores.DEFAULT}
+        words = {"name": job, "output_name": name, "default_datastore": datastore}
         output["uri"] = PLACEHOLDER.sub(lambda word: words.get(word[1], word[0]), output["uri"])  # noqa: B023
         if not datastores.ADDRESS.fullmatch(output["uri"]):
             message = f"the output {name!r} to {output['uri']!r}, no datastore's, is not part of the stand-in"

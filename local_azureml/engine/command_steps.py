@@ -1,7 +1,8 @@
 """Commands as steps: their inputs, code, variables, nodes and processes."""
 
 from local_azureml import cloud
-from local_azureml.control_plane import addresses, datastores, environments, shapes
+from local_azureml.control_plane import addresses, datastores, environments, jobs, shapes
+from local_azureml.control_plane.outputs import FILES
 from local_azureml.engine.steps import Step
 from local_azureml.errors import AzureError
 
@@ -32,7 +33,8 @@ def of_node(
         is_file = kind.startswith(("uri_", "ml")) or kind == "custom_model"
         places[name] = str(addresses.resolve(local, str(value))) if is_file and not is_direct else value
     code = str(spec.get("code") or node.get("codeId") or "").removeprefix("azureml:")
-    compute = str(node.get("computeId") or (job.get("settings") or {}).get("default_compute") or "serverless")
+    default = (job.get("settings") or {}).get("default_compute") or job.get("computeId")
+    compute = str(node.get("computeId") or default or "serverless")
     resources = asked(spec, node, "resources")
     nodes = int(asked_in(resources, "instance_count") or 1)
     timeout = asked_in(asked(spec, node, "limits"), "timeout")
@@ -46,7 +48,7 @@ def of_node(
             "outputs": {
                 name: str(datastores.folder_at(local, output["uri"])) for name, output in outputs.items()
             },
-            "files": [name for name, output in outputs.items() if output["jobOutputType"] == "uri_file"],
+            "files": [name for name, output in outputs.items() if output["jobOutputType"] in FILES],
             "environment": None if local.one_python else _environment(local, spec, node),
             "environments": str(local.folder / "environments"),
             "variables": asked(spec, node, "environment_variables"),
@@ -65,8 +67,16 @@ def input_values(inputs: dict) -> dict:
     return {key: (given or {}).get("value", (given or {}).get("uri")) for key, given in inputs.items()}
 
 
+def check_inputs(local: cloud.Cloud, inputs: dict | None) -> None:
+    """Refuse inputs that lie where nothing is read here."""
+    for given in (inputs or {}).values():
+        if isinstance(given, dict) and given.get("uri") and str(given.get("mode")).lower() != "direct":
+            addresses.check(local, str(given["uri"]))
+
+
 def check(local: cloud.Cloud, spec: dict, node: dict) -> None:
     """Refuse a command whose environment is nowhere, or that asks for what is not played."""
+    jobs.check_services(node)
     _environment(local, spec, node)
     _processes(asked(spec, node, "distribution"))
 

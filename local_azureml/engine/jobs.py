@@ -44,6 +44,7 @@ class Jobs:
         if run is None:
             kind = properties.get("jobType")
             raise AzureError(501, "NotImplemented", f"jobs of the type {kind} are not part of the stand-in")
+        command_steps.check_inputs(self._local, properties.get("inputs"))
         if properties["jobType"].lower() == "pipeline":
             check_pipeline(self._local, properties.get("jobs") or {})
         else:
@@ -52,7 +53,7 @@ class Jobs:
             raise AzureError(
                 409, "Conflict", f"{name!r} was the name of a job that is deleted: choose another"
             )
-        placed = outputs.placed(self._local, name, properties.get("outputs") or {})
+        placed = outputs.placed(self._local, name, properties.get("outputs") or {}, properties)
         named_outputs.check(self._local, placed)
         document = self._records.open(name, {**properties, "outputs": placed}, parent=None, root=None)
         thread = threading.Thread(target=self._supervise, args=(name, run), daemon=True)

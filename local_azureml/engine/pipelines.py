@@ -13,7 +13,7 @@ from local_azureml.errors import AzureError, user_error
 
 PLAYED = ("command", "pipeline")  # the types of nodes that may be
 FINE_TUNING = "chat_completion_pipeline"
-BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.(\w+)\s*\}\}")
+BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.([\w.]+)\s*\}\}")  # an input of a group has a dot
 NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}")
 
 
@@ -34,37 +34,67 @@ class Pipelines:
         self, parent: str, nodes: dict, values: dict, promoted: dict, job: dict, journal: Journal
     ) -> None:
         """Run the nodes of a pipeline or of a component that is one; `values` are its inputs."""
-        root = self._records.get(parent)["run"]["root"] or parent
         made: dict[str, dict] = {}  # by node, its outputs
-        for key in _in_order(nodes):
-            node = {**nodes[key], "computeId": _bound(nodes[key].get("computeId"), values)}
-            child = f"{root}_{secrets.token_hex(4)}"
-            spec = component(self._local, node)
-            made[key] = self._outputs(child, promoted, spec, node)
-            shown = {"displayName": key, "experimentName": job.get("experimentName"), "outputs": made[key]}
-            if "command" in spec:
-                shown |= {"command": spec["command"], "environmentId": spec.get("environment")}
-            kind = {"jobType": "Command" if "command" in spec else "Pipeline"}
-            self._records.open(child, kind | shown, parent, root)
-            self._records.set(child, "Running")
-            journal.say(f"Submitting node {key} as run {child}")
-            words = (
-                f"Pipeline has failed child jobs. Failed nodes: /{key}. {REASON} "
-                "For more details and logs, please check the child jobs."
+        failed: dict[str, StepError] = {}
+        needs = {key: _read_from(node) for key, node in nodes.items()}
+        goes_on = (job.get("settings") or {}).get("continue_on_step_failure", True)
+        for key in _in_order(needs):
+            if not needs[key] <= made.keys():
+                journal.say(f"Node {key} is left out: it reads from a node that failed or was left out")
+                continue
+            try:
+                made[key] = self._run_node(parent, key, nodes[key], values, made, promoted, job, journal)
+            except StepError as error:
+                failed[key] = error
+                if not goes_on:
+                    break
+        if failed:
+            reasons = "; ".join(dict.fromkeys(error.message for error in failed.values()))
+            raise StepError(
+                next(iter(failed.values())).code,
+                f"Pipeline has failed child jobs. Failed nodes: /{', /'.join(failed)}. {reasons} "
+                "For more details and logs, please check the child jobs.",
             )
-            with self._steps.ending(child, key, words, journal):
-                inputs = {k: _value(v, values, made) for k, v in (node.get("inputs") or {}).items()}
-                given = {k: value for k, value in inputs.items() if value is not None}
-                inputs = _defaults(spec) | given
-                if spec["name"] == FINE_TUNING:
-                    self._fine_tune(root, child, given, spec, made[key], journal)
-                elif "command" in spec:
-                    step = command_steps.of_node(self._local, key, spec, node, job, inputs, made[key])
-                    self._steps.run(root, child, step, journal, quiet=False)
-                else:
-                    self._run_nodes(child, spec["jobs"], inputs, made[key], job, journal)
 
-    def _outputs(self, child: str, promoted: dict, spec: dict, node: dict) -> dict[str, dict]:
+    def _run_node(
+        self,
+        parent: str,
+        key: str,
+        node: dict,
+        values: dict,
+        made: dict[str, dict],
+        promoted: dict,
+        job: dict,
+        journal: Journal,
+    ) -> dict[str, dict]:
+        """Run one node of a pipeline, `made` being what those before it wrote, and return its outputs."""
+        root = self._records.get(parent)["run"]["root"] or parent
+        node = {**node, "computeId": _bound(node.get("computeId"), values)}
+        child = f"{root}_{secrets.token_hex(4)}"
+        spec = component(self._local, node)
+        writes = self._outputs(child, promoted, spec, node, job)
+        shown = {"displayName": key, "experimentName": job.get("experimentName"), "outputs": writes}
+        if "command" in spec:
+            shown |= {"command": spec["command"], "environmentId": spec.get("environment")}
+        kind = {"jobType": "Command" if "command" in spec else "Pipeline"}
+        self._records.open(child, kind | shown, parent, root)
+        self._records.set(child, "Running")
+        journal.say(f"Submitting node {key} as run {child}")
+        with self._steps.ending(child, key, REASON, journal):
+            asked = (node.get("inputs") or {}).items()
+            inputs = {name: _value(self._local, given, values, made) for name, given in asked}
+            given = {name: value for name, value in inputs.items() if value is not None}
+            inputs = _defaults(spec) | given
+            if spec["name"] == FINE_TUNING:
+                self._fine_tune(root, child, given, spec, writes, journal)
+            elif "command" in spec:
+                step = command_steps.of_node(self._local, key, spec, node, job, inputs, writes)
+                self._steps.run(root, child, step, journal, quiet=False)
+            else:
+                self._run_nodes(child, spec["jobs"], inputs, writes, job, journal)
+        return writes
+
+    def _outputs(self, child: str, promoted: dict, spec: dict, node: dict, job: dict) -> dict[str, dict]:
         """Return a node's outputs with their addresses: the pipeline's where it promotes one."""
         asked = {}
         for name, declared in (spec.get("outputs") or {}).items():
@@ -73,7 +103,7 @@ class Pipelines:
             bound = BINDING.fullmatch(str(given.get("value")))
             if bound and bound[2] in promoted:
                 asked[name]["uri"] = promoted[bound[2]]["uri"]
-        return outputs.placed(self._local, child, asked)
+        return outputs.placed(self._local, child, asked, job)
 
     def _fine_tune(
         self, root: str, parent: str, given: dict, spec: dict, made: dict[str, dict], journal: Journal
@@ -140,6 +170,7 @@ def check_pipeline(local: cloud.Cloud, nodes: dict, within: tuple[dict, ...] = (
         if spec["name"] != FINE_TUNING and "command" not in spec and spec.get("type") != "pipeline":
             message = f"the node {key!r} of the type {spec.get('type')} is not part of the stand-in"
             raise AzureError(501, "NotImplemented", message)
+        command_steps.check_inputs(local, node.get("inputs"))
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
@@ -156,28 +187,32 @@ def _defaults(spec: dict) -> dict:
     return {key: value["default"] for key, value in (spec.get("inputs") or {}).items() if "default" in value}
 
 
-def _in_order(nodes: dict) -> list[str]:
-    """Return the nodes' names, each after those that it reads from."""
+def _read_from(node: dict) -> set[str]:
+    """Return the names of the nodes that a node reads from."""
+    return {found[1] for found in NODE_BINDING.finditer(str(node.get("inputs")))}
+
+
+def _in_order(needs: dict[str, set[str]]) -> list[str]:
+    """Return the nodes' names, each after those that it needs."""
     ordered: list[str] = []
-    needs = {
-        key: {found[1] for found in NODE_BINDING.finditer(str(node.get("inputs")))}
-        for key, node in nodes.items()
-    }
-    while len(ordered) < len(nodes):
-        ready = [key for key in nodes if key not in ordered and needs[key] <= set(ordered)]
+    while len(ordered) < len(needs):
+        ready = [key for key in needs if key not in ordered and needs[key] <= set(ordered)]
         if not ready:
-            raise StepError("UserError", f"the nodes {sorted(set(nodes) - set(ordered))} wait for each other")
+            raise StepError("UserError", f"the nodes {sorted(set(needs) - set(ordered))} wait for each other")
         ordered += ready
     return ordered
 
 
-def _value(given: dict | str, values: dict, made: dict[str, dict]):
+def _value(local: cloud.Cloud, given: dict | str, values: dict, made: dict[str, dict]):
     """Return a node's input: a literal, or the pipeline's input or other node's output that it names."""
     text = given.get("value", given.get("uri")) if isinstance(given, dict) else given
     if bound := BINDING.fullmatch(str(text)):
         return values.get(bound[2])
     if bound := NODE_BINDING.fullmatch(str(text)):
-        return made[bound[1]][bound[2]]["uri"]
+        output = made[bound[1]][bound[2]]
+        if output["jobOutputType"] in outputs.VALUES:
+            return addresses.resolve(local, output["uri"]).read_text("utf-8").strip()
+        return output["uri"]
     return text
 
 

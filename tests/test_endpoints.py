@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -169,6 +170,24 @@ def test_the_deployments_client_of_mlflow_moves_traffic_and_nothing_else(client,
     assert (found.tags, found.auth_mode, found.scoring_uri) == ({"run": "7"}, "key", live.scoring_uri)
 
 
+def test_an_endpoint_shows_the_ids_of_each_identity(http, arm):
+    user = "/subscriptions/x/resourcegroups/y/providers/Microsoft.ManagedIdentity/userAssignedIdentities/u"
+    both = {"type": "SystemAssigned,UserAssigned", "userAssignedIdentities": {user: {}}}
+    path = f"{arm.workspace}/onlineEndpoints/with-identities"
+    http.put(path, json={"location": "eastus", "identity": both, "properties": {"authMode": "Key"}})
+    shown = http.get(path).json()["identity"]
+    ids = [shown["principalId"], shown["tenantId"], *shown["userAssignedIdentities"][user].values()]
+    assert len({str(uuid.UUID(each)) for each in ids}) == 4
+
+
+def test_an_endpoint_on_kubernetes_is_refused_by_name(client):
+    from azure.ai.ml.entities import KubernetesOnlineEndpoint
+
+    asked = KubernetesOnlineEndpoint(name="on-kubernetes", compute="azureml:mine")
+    with pytest.raises(Exception, match="an online endpoint on Kubernetes is not part of the stand-in"):
+        client.online_endpoints.begin_create_or_update(asked)
+
+
 def test_a_patch_of_an_endpoint_that_is_not_there_is_answered_404(http, arm):
     answer = http.patch(f"{arm.workspace}/onlineEndpoints/ghost", json={"tags": {"a": "b"}})
     assert answer.status_code == 404
@@ -230,6 +249,7 @@ def test_a_deployment_without_probes_gets_azures(client, live):
         ({"instance_count": 9}, "9 x Standard_NC24ads_A100_v4 needs 216 cores"),
         ({"instance_type": T4, "instance_count": 45}, f"45 x {T4} needs 216 cores"),  # a fifth in reserve
         ({"model": "azureml:nothing:1"}, "no model named 'nothing' in the workspace"),
+        ({"instance_type": None, "instance_count": 99}, "99 x Standard_F4s_v2 needs"),
     ],
 )
 def test_a_deployment_that_cannot_work_is_refused_at_once(client, empty, options, message):

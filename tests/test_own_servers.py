@@ -223,6 +223,42 @@ def test_a_script_that_is_not_in_the_code_is_refused(http, arm, scripted, script
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, words)
 
 
+ROUTES = {f"{name}_route": {"port": 8501, "path": "/"} for name in ("liveness", "readiness", "scoring")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "image", "status", "message"),
+    [
+        ("custom_model", {"inference_config": ROUTES}, 501, "image of its environment 'served:1' without"),
+        ("mlflow_model", {}, 501, "image of its environment 'served:1' without"),
+        ("triton_model", None, 501, "a model of the type triton_model"),
+        ("custom_model", None, 400, "a model of the type custom_model needs a scoring script"),
+    ],
+)
+def test_a_deployment_with_a_server_of_its_own_is_refused_by_name(
+    place, tmp_path, kind, image, status, message
+):
+    from azure.ai.ml.entities import Environment
+    from azure.core.exceptions import HttpResponseError
+
+    (tmp_path / "weights").write_text(tmp_path.name)  # contents of its own, by which the SDK names it
+    asked = {"model": a_model(tmp_path, kind)}
+    if image is not None:
+        asked["environment"] = Environment(name="served", version="1", image="serving", **image)
+    with pytest.raises(HttpResponseError, match=message) as raised:
+        place("own-image", **asked)
+    assert raised.value.status_code == status
+
+
+def test_a_deployment_on_kubernetes_is_refused_by_name(http, arm, scripted):
+    path = f"{arm.workspace}/onlineEndpoints/{scripted}/deployments"
+    asked = http.get(f"{path}/blue").json()
+    asked["properties"]["endpointComputeType"] = "Kubernetes"
+    answer = http.put(f"{path}/green", json=asked)
+    words = "the endpointComputeType Kubernetes of a deployment is not part of the stand-in"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (501, words)
+
+
 def test_a_slow_script_is_answered_with_408(client, place, tmp_path):
     from azure.ai.ml.entities import OnlineRequestSettings
 

@@ -20,6 +20,14 @@ def resolve(local: cloud.Cloud, address: str) -> Path:
     return place
 
 
+def model_type(local: cloud.Cloud, address: str) -> str | None:
+    """Return the type of the workspace's model that an address names; None for any other address."""
+    read, names = _reader(address.strip())
+    if read is not _in_asset or names[0].lower() != "models":
+        return None
+    return _properties(local, *names)["modelType"]
+
+
 def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
     """Return the function that finds what an address points at, and the names that the address gives it."""
     for pattern, read in READERS:
@@ -36,11 +44,15 @@ def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> 
     return datastores.folder_at(local, outputs.address(local, job, output) + (below or ""))
 
 
-def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
+def _properties(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
     kind = kind.lower()
     if version.lower() == "latest":
         version = assets.find_container(local, kind, name)["properties"]["latestVersion"]
-    properties = assets.find(local, kind, name, version)["properties"]
+    return assets.find(local, kind, name, version)["properties"]
+
+
+def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
+    properties = _properties(local, kind, name, version)
     address = next((properties[key] for key in assets.PLACES if properties.get(key)), None)
     if address is None or _reader(address.strip())[0] is _in_asset:
         raise user_error(f"version {version!r} of {name!r} has no files of its own; it names {address!r}")

@@ -128,6 +128,10 @@ def _addresses(local: cloud.Cloud, document: dict) -> dict[str, str]:
 
 def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) -> dict:
     asked = body.get("properties") or {}
+    if asked.get("compute"):
+        raise AzureError(
+            501, "NotImplemented", "an online endpoint on Kubernetes is not part of the stand-in"
+        )
     stored = {known.lower(): known for known in deployments_of(local, name)}
     given = (asked.get("traffic") or {}).items()  # the SDK writes the names in small letters
     traffic = {stored.get(key.lower(), key): share for key, share in given}

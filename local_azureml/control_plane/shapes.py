@@ -93,6 +93,7 @@ IDENTITIES = ("None", "SystemAssigned", "UserAssigned", "SystemAssigned,UserAssi
 
 class Identity(Shape, total=False):
     type: Required[Annotated[Literal[IDENTITIES], spelled(*IDENTITIES)]]
+    userAssignedIdentities: dict[str, dict[str, Any]]
 
 
 class Resource(Shape, total=False):

@@ -229,8 +229,8 @@ ROUTES = {f"{name}_route": {"port": 8501, "path": "/"} for name in ("liveness", 
 @pytest.mark.parametrize(
     ("kind", "image", "status", "message"),
     [
-        ("custom_model", {"inference_config": ROUTES}, 501, "image of its environment 'served:1' without"),
-        ("mlflow_model", {}, 501, "image of its environment 'served:1' without"),
+        ("custom_model", {"inference_config": ROUTES}, 501, "a deployment of a custom container"),
+        ("mlflow_model", {}, 501, "a deployment of a custom container"),
         ("triton_model", None, 501, "a model of the type triton_model"),
         ("custom_model", None, 400, "a model of the type custom_model needs a scoring script"),
     ],

@@ -80,11 +80,8 @@ def _check_server(local: cloud.Cloud, asked: dict) -> None:
         raise _not_played(f"the endpointComputeType {compute} of a deployment")
     if asked.get("codeConfiguration"):
         return
-    if environment := asked.get("environmentId"):
-        name = environments.check(local, environment)["name"]
-        raise _not_played(
-            f"a deployment that runs the image of its environment {name!r} without a scoring script"
-        )
+    if asked.get("environmentId"):
+        raise _not_played("a deployment of a custom container: of an environment without a scoring script,")
     kind = addresses.model_type(local, asked.get("model") or "")
     if kind == "triton_model":
         raise _not_played("a deployment of a model of the type triton_model")

@@ -120,6 +120,13 @@ def test_traffic_sums_to_0_or_100_over_deployments_that_are_there(http, arm, liv
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
 
 
+@pytest.mark.parametrize("mirrored", [{"demo": 51}, {"demo": -1}, {"other": 10}])
+def test_mirrored_traffic_sums_to_at_most_50_over_deployments_that_are_there(http, arm, live, mirrored):
+    body = {"location": "eastus", "properties": {"authMode": "Key", "mirrorTraffic": mirrored}}
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/live-endpoint", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
+
+
 def test_an_unknown_auth_mode_is_refused(http, arm):
     body = {"location": "eastus", "properties": {"authMode": "Password"}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/with-password", json=body)

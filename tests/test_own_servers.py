@@ -74,10 +74,13 @@ def ask(client, tmp_path, endpoint: str, request) -> object:
     return json.loads(said)
 
 
-def post(client, endpoint: str, request, token: str | None = None) -> httpx.Response:
+BLUE = {"azureml-model-deployment": "blue"}
+
+
+def post(client, endpoint: str, request, token: str | None = None, headers: dict = BLUE) -> httpx.Response:
     """Return what the endpoint itself says: the SDK reads no answers of 424 and 408."""
     token = client.online_endpoints.get_keys(endpoint).primary_key if token is None else token
-    headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": "blue"}
+    headers = {"Authorization": f"Bearer {token}", **headers}
     verify = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
     address = client.online_endpoints.get(endpoint).scoring_uri
     return httpx.post(address, json=request, headers=headers, verify=verify)
@@ -248,6 +251,28 @@ def test_a_deployment_with_a_server_of_its_own_is_refused_by_name(
     with pytest.raises(HttpResponseError, match=message) as raised:
         place("own-image", **asked)
     assert raised.value.status_code == status
+
+
+def test_a_share_of_the_traffic_is_mirrored_to_a_deployment_whose_answers_nobody_gets(
+    client, place, http, arm, tmp_path
+):
+    text = "def init(): pass\ndef run(data):\n    print('asked', data)\n    return 1\n"
+    name = place("mirrored", **script_of(tmp_path, text)).endpoint_name
+    path = f"{arm.workspace}/onlineEndpoints/{name}"
+    asked = http.get(f"{path}/deployments/blue").json()
+    http.put(f"{path}/deployments/green", json=asked)
+    shares = {"location": "eastus", "properties": {"traffic": {"blue": 100}, "mirrorTraffic": {"green": 50}}}
+    assert http.put(path, json=shares).status_code == 200
+
+    def mirrored() -> str:
+        return client.online_deployments.get_logs("green", name, lines=50)
+
+    until = time.monotonic() + 30
+    while 'asked {"data":[1]}' not in mirrored() and time.monotonic() < until:
+        time.sleep(0.1)
+        answer = post(client, name, {"data": [1]}, headers={})
+        assert answer.headers["azureml-model-deployment"] == "blue"
+    assert time.monotonic() < until
 
 
 def test_a_deployment_on_kubernetes_is_refused_by_name(http, arm, scripted):

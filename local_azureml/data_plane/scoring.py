@@ -4,10 +4,13 @@ import hmac
 import random
 import time
 import uuid
+from contextlib import suppress
+from pathlib import Path
 
 import httpx
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
+from starlette.background import BackgroundTask
 
 from local_azureml import cloud
 from local_azureml.control_plane import deployments, endpoints
@@ -37,22 +40,39 @@ async def score(request: Request, endpoint: str) -> Response:
         raise AzureError(424, "ModelFailed", message)
     body = await request.body()
     started = time.perf_counter()
-    transport, longest = httpx.AsyncHTTPTransport(uds=str(socket)), deployments.LONGEST_TIMEOUT + 10
-    async with httpx.AsyncClient(transport=transport, timeout=longest) as client:
-        headers = {"content-type": "application/json"}
-        try:
-            answer = await client.post("http://deployment/score", content=body, headers=headers)
-        except httpx.TransportError as error:
-            name = endpoints.label(deployment)
-            message = f"the container of {name} does not answer: {error or type(error)}"
-            raise AzureError(424, "ModelFailed", message) from None
+    try:
+        answer = await _ask(socket, body)
+    except httpx.TransportError as error:
+        name = endpoints.label(deployment)
+        message = f"the container of {name} does not answer: {error or type(error)}"
+        raise AzureError(424, "ModelFailed", message) from None
     shown = {name: answer.headers[name] for name in PASSED_ON if name in answer.headers}
     shown |= {
         "azureml-model-deployment": deployment["name"],
         "x-ms-run-fn-exec-ms": f"{(time.perf_counter() - started) * 1000:.3f}",
         "x-request-id": request.headers.get("x-request-id") or str(uuid.uuid4()),
     }
-    return Response(answer.content, answer.status_code, shown)
+    later = BackgroundTask(_mirror, request, document, body)
+    return Response(answer.content, answer.status_code, shown, background=later)
+
+
+async def _ask(socket: Path, body: bytes) -> httpx.Response:
+    transport, longest = httpx.AsyncHTTPTransport(uds=str(socket)), deployments.LONGEST_TIMEOUT + 10
+    async with httpx.AsyncClient(transport=transport, timeout=longest) as client:
+        headers = {"content-type": "application/json"}
+        return await client.post("http://deployment/score", content=body, headers=headers)
+
+
+async def _mirror(request: Request, document: dict, body: bytes) -> None:
+    """Send a share of the requests that name no deployment to another too, whose answers nobody gets."""
+    if "azureml-model-deployment" in request.headers:
+        return
+    local, running = cloud.current(request), request.app.state.deployments
+    for name, share in document["properties"]["mirrorTraffic"].items():
+        with suppress(httpx.TransportError, AzureError):  # the deployment may be gone meanwhile
+            socket = running.socket(endpoints.find(local, document["name"], name))
+            if socket and random.randrange(100) < share:
+                await _ask(socket, body)
 
 
 @router.get("/endpoints/{endpoint}/swagger.json")

@@ -78,6 +78,11 @@ def test_an_endpoint_keeps_its_tags(client, live):
     assert client.online_endpoints.get("live-endpoint").tags == {"run": "7"}
 
 
+def test_a_tag_that_is_no_text_is_kept_in_its_words(client):
+    asked = endpoint("tagged-endpoint", tags={"on": True, "count": 1})
+    assert client.online_endpoints.begin_create_or_update(asked).result().tags == {"on": "true", "count": "1"}
+
+
 def test_the_endpoints_are_listed(client, empty):
     assert "empty-endpoint" in [found.name for found in client.online_endpoints.list()]
 

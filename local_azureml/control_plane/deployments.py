@@ -104,6 +104,8 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
         raise user_error("a deployment with code names its code, the scoring script in it and an environment")
     if script and not _is_there(addresses.resolve(local, code["codeId"]), script):
         raise user_error(f"there is no scoring script {script!r} in the code of the deployment")
+    if asked.get("environmentId"):
+        environments.check(local, asked["environmentId"])
     _check_server(local, asked)
     size = quota.size_named(local, asked.get("instanceType") or SIZE)
     instances = int((body.get("sku") or {}).get("capacity") or 1)
@@ -116,8 +118,6 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
         raise user_error(f"the request timeout is at most {LONGEST_TIMEOUT * 1000:.0f} ms")
     if asked.get("model") or not script:
         addresses.resolve(local, asked.get("model") or "")
-    if asked.get("environmentId"):
-        environments.check(local, asked["environmentId"])
     return {
         "id": f"{endpoints.BASE}/{endpoint}/deployments/{name}",
         "name": name,

@@ -3,10 +3,10 @@
 python -m local_azureml run --data-dir STATE -- python -m benchmarks.samples [--page FILE] FOLDER [PART ...]
 
 FOLDER holds notebooks and the files that they read, laid out as in their repository, and in
-FOLDER/web/HOST/PATH what they read from https://HOST/PATH, or by its other name with wasbs://. They run one
-after the other, in a copy, in kernels of the Python that runs this program; PART picks those whose path
-holds it. `CHANGES` names all by which the copy differs. docs/samples.md is the page of the samples of
-Azure/azureml-examples.
+FOLDER/web/HOST/PATH what they read from https://HOST/PATH or http://HOST/PATH, or by its other name with
+wasbs://. They run one after the other, in a copy, in kernels of the Python that runs this program; PART
+picks those whose path holds it. `CHANGES` names all by which the copy differs. docs/samples.md is the page of
+the samples of Azure/azureml-examples.
 """
 
 import argparse
@@ -33,9 +33,10 @@ from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
 from local_azureml import cloud
+from local_azureml.control_plane import registry
 
 CHANGES = {
-    "ids": "placeholders of the subscription, the resource group and the workspace are filled in",
+    "ids": "placeholders of subscription, resource group, workspace and registry are filled in",
     "pip": "cells' lines that install packages or call the Azure CLI are left out",
     "web": "web addresses are replaced by local files",
     "size": "machine sizes that the stand-in does not have are replaced by Standard_DS3_v2",
@@ -45,6 +46,7 @@ IDS = {
     "SUBSCRIPTION": cloud.SUBSCRIPTION,
     "RESOURCE": cloud.GROUP,
     "WORKSPACE": cloud.WORKSPACE,
+    "REGISTRY": registry.NAME,
 }
 PLACEHOLDER = re.compile(rf"<[\w -]*({'|'.join(IDS)})[\w -]*>", re.IGNORECASE)
 INSTALLS = re.compile(r"^\s*[%!]\s*(pip|conda|az|apt|apt-get)\b.*\n?", re.MULTILINE)
@@ -105,12 +107,13 @@ def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
     addresses = {}
     for file in filter(Path.is_file, web.rglob("*")):
         host, *path = quote(str(file.relative_to(web))).split("/")
-        names = [f"https://{host}/{'/'.join(path)}", f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}"]
+        names = [f"{scheme}://{host}/{'/'.join(path)}" for scheme in ("https", "http")]
+        names.append(f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}")
         local = copy / str(file.relative_to(folder)).replace(" ", "_")  # else a command takes it for several
         local.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, local)
         addresses |= dict.fromkeys(names, f"{local}")
-    names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=True))
+    names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=False))
     (copy / "config.json").write_text(json.dumps(names))
     texts = [file for file in copy.rglob("*") if file.suffix in TEXTS and copy / "web" not in file.parents]
     return {file.relative_to(copy): change(file, addresses) for file in texts}

@@ -3,6 +3,7 @@
 import hmac
 import json
 import secrets
+import uuid
 from dataclasses import dataclass, field
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
@@ -144,9 +145,19 @@ def now(later: float = 0) -> str:
 
 def identity(asked: dict | None) -> dict | None:
     """Return the identity of a resource with the ids that Azure gives it."""
-    if asked is None or "SystemAssigned" not in asked["type"]:
-        return asked
-    return {**asked, "principalId": "00000000-0000-0000-0000-000000000004", "tenantId": TENANT}
+    if asked is None:
+        return None
+    system = {"principalId": "00000000-0000-0000-0000-000000000004", "tenantId": TENANT}
+    given = {**asked, **(system if "SystemAssigned" in asked["type"] else {})}
+    if users := asked.get("userAssignedIdentities"):
+        given["userAssignedIdentities"] = {user: _ids_of_user(user) for user in users}
+    return given
+
+
+def _ids_of_user(identity: str) -> dict:
+    """Return the ids of an identity that a user assigns: the same wherever it is named."""
+    names = ("principalId", "clientId")
+    return {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name} of {identity.lower()}")) for name in names}
 
 
 def system_data(created: str | None = None) -> dict:

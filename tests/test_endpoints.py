@@ -2,6 +2,7 @@
 
 import json
 import time
+import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
@@ -77,6 +78,11 @@ def test_an_endpoint_keeps_its_tags(client, live):
     assert client.online_endpoints.get("live-endpoint").tags == {"run": "7"}
 
 
+def test_a_tag_that_is_no_text_is_kept_in_its_words(client):
+    asked = endpoint("tagged-endpoint", tags={"on": True, "count": 1})
+    assert client.online_endpoints.begin_create_or_update(asked).result().tags == {"on": "true", "count": "1"}
+
+
 def test_the_endpoints_are_listed(client, empty):
     assert "empty-endpoint" in [found.name for found in client.online_endpoints.list()]
 
@@ -115,6 +121,13 @@ def test_traffic_cannot_be_set_when_an_endpoint_is_created(http, arm):
 @pytest.mark.parametrize("traffic", [{"demo": 50}, {"demo": 101}, {"demo": -100}, {"other": 100}])
 def test_traffic_sums_to_0_or_100_over_deployments_that_are_there(http, arm, live, traffic):
     body = {"location": "eastus", "properties": {"authMode": "Key", "traffic": traffic}}
+    answer = http.put(f"{arm.workspace}/onlineEndpoints/live-endpoint", json=body)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
+
+
+@pytest.mark.parametrize("mirrored", [{"demo": 51}, {"demo": -1}, {"other": 10}])
+def test_mirrored_traffic_sums_to_at_most_50_over_deployments_that_are_there(http, arm, live, mirrored):
+    body = {"location": "eastus", "properties": {"authMode": "Key", "mirrorTraffic": mirrored}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/live-endpoint", json=body)
     assert (answer.status_code, answer.json()["error"]["code"]) == (400, "UserError")
 
@@ -167,6 +180,24 @@ def test_the_deployments_client_of_mlflow_moves_traffic_and_nothing_else(client,
     assert [moved({}), moved({"demo": 100})] == [{}, {"demo": 100}]
     found = client.online_endpoints.get("live-endpoint")
     assert (found.tags, found.auth_mode, found.scoring_uri) == ({"run": "7"}, "key", live.scoring_uri)
+
+
+def test_an_endpoint_shows_the_ids_of_each_identity(http, arm):
+    user = "/subscriptions/x/resourcegroups/y/providers/Microsoft.ManagedIdentity/userAssignedIdentities/u"
+    both = {"type": "SystemAssigned,UserAssigned", "userAssignedIdentities": {user: {}}}
+    path = f"{arm.workspace}/onlineEndpoints/with-identities"
+    http.put(path, json={"location": "eastus", "identity": both, "properties": {"authMode": "Key"}})
+    shown = http.get(path).json()["identity"]
+    ids = [shown["principalId"], shown["tenantId"], *shown["userAssignedIdentities"][user].values()]
+    assert len({str(uuid.UUID(each)) for each in ids}) == 4
+
+
+def test_an_endpoint_on_kubernetes_is_refused_by_name(client):
+    from azure.ai.ml.entities import KubernetesOnlineEndpoint
+
+    asked = KubernetesOnlineEndpoint(name="on-kubernetes", compute="azureml:mine")
+    with pytest.raises(Exception, match="an online endpoint on Kubernetes is not part of the stand-in"):
+        client.online_endpoints.begin_create_or_update(asked)
 
 
 def test_a_patch_of_an_endpoint_that_is_not_there_is_answered_404(http, arm):
@@ -230,6 +261,7 @@ def test_a_deployment_without_probes_gets_azures(client, live):
         ({"instance_count": 9}, "9 x Standard_NC24ads_A100_v4 needs 216 cores"),
         ({"instance_type": T4, "instance_count": 45}, f"45 x {T4} needs 216 cores"),  # a fifth in reserve
         ({"model": "azureml:nothing:1"}, "no model named 'nothing' in the workspace"),
+        ({"instance_type": None, "instance_count": 99}, "99 x Standard_F4s_v2 needs"),
     ],
 )
 def test_a_deployment_that_cannot_work_is_refused_at_once(client, empty, options, message):

@@ -119,6 +119,17 @@ def test_a_folder_is_registered_from_where_it_lies(client, mlflow, run, tmp_path
     assert mlflow.sklearn.load_model("models:/from-a-folder/1").predict([[1.0, 0.0]]).tolist() == [1]
 
 
+def test_a_web_service_outside_of_an_endpoint_is_refused_by_name(mlflow, registered, tmp_path):
+    from mlflow.deployments import get_deploy_client
+
+    (tmp_path / "service.json").write_text('{"computeType": "aci"}')
+    config = {"deploy-config-file": str(tmp_path / "service.json")}
+    service = get_deploy_client(mlflow.get_tracking_uri())
+    with pytest.raises(mlflow.MlflowException) as raised:
+        service.create_deployment("service", "models:/by-mlflow/1", config=config)
+    assert "/services is not part of the stand-in" in str(raised.value.__cause__)
+
+
 @pytest.mark.parametrize("path", ["../../canary.txt", "/canary.txt", "a//b", ""])
 def test_a_file_is_uploaded_to_its_own_place_alone(http, arm, path):
     address = f"/artifact/v2.0{arm.workspace}/artifacts/LocalUpload/folder/batch/metadata"

@@ -74,12 +74,15 @@ def ask(client, tmp_path, endpoint: str, request) -> object:
     return json.loads(said)
 
 
+BLUE = {"azureml-model-deployment": "blue"}
+
+
 def post(
-    client, endpoint: str, request, token: str | None = None, headers: dict | None = None, **more
+    client, endpoint: str, request, token: str | None = None, headers: dict = BLUE, **more
 ) -> httpx.Response:
     """Return what the endpoint itself says: the SDK reads no answers of 424 and 408."""
     token = client.online_endpoints.get_keys(endpoint).primary_key if token is None else token
-    headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": "blue", **(headers or {})}
+    headers = {"Authorization": f"Bearer {token}", **headers}
     verify = ssl.create_default_context(cafile=os.environ["SSL_CERT_FILE"])
     address = client.online_endpoints.get(endpoint).scoring_uri
     return httpx.post(address, json=request, headers=headers, verify=verify, **more)
@@ -188,7 +191,7 @@ def test_a_script_loads_the_mlflow_model_of_its_deployment_and_may_write_beside_
 def described(client, anonymous, endpoint: str, query: str = "") -> httpx.Response:
     """Return what an endpoint says of itself, as SDK and Azure's portal ask for it."""
     token = client.online_endpoints.get_keys(endpoint).primary_key
-    headers = {"Authorization": f"Bearer {token}", "azureml-model-deployment": "blue"}
+    headers = {"Authorization": f"Bearer {token}", **BLUE}
     return anonymous.get(client.online_endpoints.get(endpoint).openapi_uri + query, headers=headers)
 
 
@@ -247,7 +250,7 @@ def run(request: AMLRequest):
 def test_a_script_may_take_requests_and_answer_as_they_come(client, place, tmp_path, package):
     name = f"own-raw-{len(package)}"
     place(name, **script_of(tmp_path, RAW.format(package=package)))
-    sent = {"files": {"image": b"\xff\x00"}, "params": {"times": "2"}, "headers": {"X-Name": "mine"}}
+    sent = {"files": {"image": b"\xff\x00"}, "params": {"times": "2"}, "headers": {**BLUE, "X-Name": "mine"}}
     answer = post(client, name, None, **sent)
     headers = [answer.headers[name] for name in ("content-type", "x-name", "azureml-model-deployment")]
     assert (answer.status_code, answer.content, headers) == (200, b"\xff\0" * 2, ["image/x", "mine", "blue"])
@@ -280,6 +283,64 @@ def test_a_script_that_is_not_in_the_code_is_refused(http, arm, scripted, script
     answer = http.put(f"{path}/green", json=asked)
     words = f"there is no scoring script {script!r} in the code of the deployment"
     assert (answer.status_code, answer.json()["error"]["message"]) == (400, words)
+
+
+ROUTES = {f"{name}_route": {"port": 8501, "path": "/"} for name in ("liveness", "readiness", "scoring")}
+
+
+@pytest.mark.parametrize(
+    ("kind", "image", "status", "message"),
+    [
+        ("custom_model", {"inference_config": ROUTES}, 501, "a deployment of a custom container"),
+        ("mlflow_model", {}, 501, "a deployment of a custom container"),
+        ("triton_model", None, 501, "a model of the type triton_model"),
+        ("custom_model", None, 400, "a model of the type custom_model needs a scoring script"),
+    ],
+)
+def test_a_deployment_with_a_server_of_its_own_is_refused_by_name(
+    place, tmp_path, kind, image, status, message
+):
+    from azure.ai.ml.entities import Environment
+    from azure.core.exceptions import HttpResponseError
+
+    (tmp_path / "weights").write_text(tmp_path.name)  # contents of its own, by which the SDK names it
+    asked = {"model": a_model(tmp_path, kind)}
+    if image is not None:
+        asked["environment"] = Environment(name="served", version="1", image="serving", **image)
+    with pytest.raises(HttpResponseError, match=message) as raised:
+        place("own-image", **asked)
+    assert raised.value.status_code == status
+
+
+def test_a_share_of_the_traffic_is_mirrored_to_a_deployment_whose_answers_nobody_gets(
+    client, place, http, arm, tmp_path
+):
+    text = "def init(): pass\ndef run(data):\n    print('asked', data)\n    return 1\n"
+    name = place("mirrored", **script_of(tmp_path, text)).endpoint_name
+    path = f"{arm.workspace}/onlineEndpoints/{name}"
+    asked = http.get(f"{path}/deployments/blue").json()
+    http.put(f"{path}/deployments/green", json=asked)
+    shares = {"location": "eastus", "properties": {"traffic": {"blue": 100}, "mirrorTraffic": {"green": 50}}}
+    assert http.put(path, json=shares).status_code == 200
+
+    def mirrored() -> str:
+        return client.online_deployments.get_logs("green", name, lines=50)
+
+    until = time.monotonic() + 30
+    while 'asked {"data":[1]}' not in mirrored() and time.monotonic() < until:
+        time.sleep(0.1)
+        answer = post(client, name, {"data": [1]}, headers={})
+        assert answer.headers["azureml-model-deployment"] == "blue"
+    assert time.monotonic() < until
+
+
+def test_a_deployment_on_kubernetes_is_refused_by_name(http, arm, scripted):
+    path = f"{arm.workspace}/onlineEndpoints/{scripted}/deployments"
+    asked = http.get(f"{path}/blue").json()
+    asked["properties"]["endpointComputeType"] = "Kubernetes"
+    answer = http.put(f"{path}/green", json=asked)
+    words = "the endpointComputeType Kubernetes of a deployment is not part of the stand-in"
+    assert (answer.status_code, answer.json()["error"]["message"]) == (501, words)
 
 
 def test_a_slow_script_is_answered_with_408(client, place, tmp_path):

@@ -27,7 +27,7 @@ def ask(client, anonymous, tmp_path_factory):
         file.unlink()
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": TEMPLATE}))
-    model = client.models.create_or_update(Model(name="looping", path=folder, type="custom_model"))
+    model = client.models.create_or_update(Model(name="looping", path=folder, type="mlflow_model"))
     limits = OnlineRequestSettings(request_timeout_ms=TIMEOUT * 1000, max_concurrent_requests_per_instance=2)
     client.online_endpoints.begin_create_or_update(endpoint("looping")).result()
     demo = deployment("looping", "demo", model=model.id, request_settings=limits)

@@ -153,7 +153,22 @@ COMPUTES = {
     "a Kubernetes cluster": lambda: entities.KubernetesCompute(**ATTACHED),
     "a virtual machine": lambda: entities.VirtualMachineCompute(**ATTACHED),
 }
-KINDS = {("jobs", "create_or_update"): JOBS, ("compute", "begin_create_or_update"): COMPUTES}
+ENDPOINTS = {
+    "one on Kubernetes": lambda: entities.KubernetesOnlineEndpoint(name=f"{NAME}-attached", compute=NAME)
+}
+ON_MACHINE = {"name": "own", "endpoint_name": NAME, "instance_type": SIZE, "instance_count": 1}
+DEPLOYMENTS = {
+    "a custom container": lambda: entities.ManagedOnlineDeployment(**ON_MACHINE, environment=ENVIRONMENT),
+    "a Triton model": lambda: entities.ManagedOnlineDeployment(
+        **ON_MACHINE, model=entities.Model(path="spec", type="triton_model")
+    ),
+}
+KINDS = {
+    ("jobs", "create_or_update"): JOBS,
+    ("compute", "begin_create_or_update"): COMPUTES,
+    ("online_endpoints", "begin_create_or_update"): ENDPOINTS,
+    ("online_deployments", "begin_create_or_update"): DEPLOYMENTS,
+}
 FOR_DEPLOYMENT = {
     "name": "blue",
     "endpoint_name": NAME,
@@ -229,7 +244,9 @@ TEXTS = {
 def arguments(call: Call, operation) -> dict:
     """Return values for an operation's parameters: those that it needs, and those of TEXTS."""
     if call.kind:
-        return {call.group.removesuffix("s"): KINDS[call.group, call.name][call.kind]()}
+        return {
+            next(iter(inspect.signature(operation).parameters)): KINDS[call.group, call.name][call.kind]()
+        }
     given = {}
     for name, parameter in inspect.signature(operation).parameters.items():
         needed = parameter.default is parameter.empty and parameter.kind is not parameter.VAR_KEYWORD

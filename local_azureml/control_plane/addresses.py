@@ -30,6 +30,14 @@ def check(local: cloud.Cloud, address: str) -> None:
         _reader(_of_asset(local, *names))
 
 
+def model_type(local: cloud.Cloud, address: str) -> str | None:
+    """Return the type of the workspace's model that an address names; None for any other address."""
+    read, names = _reader(address.strip())
+    if read is not _in_asset or names[0].lower() != "models":
+        return None
+    return _properties(local, *names)["modelType"]
+
+
 def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
     """Return the function that finds what an address points at, and the names that the address gives it."""
     for pattern, read in READERS:
@@ -49,20 +57,24 @@ def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> 
     return datastores.folder_at(local, outputs.address(local, job, output) + (below or ""))
 
 
-def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
-    return resolve(local, _of_asset(local, kind, name, version))
+def _properties(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
+    kind = kind.lower()
+    if version.lower() == "latest":
+        version = assets.find_container(local, kind, name)["properties"]["latestVersion"]
+    return assets.find(local, kind, name, version)["properties"]
 
 
 def _of_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> str:
     """Return the address that an asset names."""
-    kind = kind.lower()
-    if version.lower() == "latest":
-        version = assets.find_container(local, kind, name)["properties"]["latestVersion"]
-    properties = assets.find(local, kind, name, version)["properties"]
+    properties = _properties(local, kind, name, version)
     address = next((properties[key] for key in assets.PLACES if properties.get(key)), None)
     if address is None or _reader(address.strip())[0] is _in_asset:
         raise user_error(f"version {version!r} of {name!r} has no files of its own; it names {address!r}")
     return address.strip()
+
+
+def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
+    return resolve(local, _of_asset(local, kind, name, version))
 
 
 def _in_registry(local: cloud.Cloud, name: str, version: str) -> Path:

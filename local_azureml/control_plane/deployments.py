@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
 from local_azureml.control_plane import addresses, endpoints, environments, lists, operations, quota, shapes
-from local_azureml.errors import user_error
+from local_azureml.errors import AzureError, user_error
 from local_azureml.places import OutsideError, inside
 
 router = APIRouter()
@@ -18,6 +18,7 @@ LONGEST_TIMEOUT = 180.0  # seconds
 RESERVE = 1.2  # Azure keeps a fifth more machines than asked, for upgrades of the deployment
 LARGE = re.compile("a100|h100|nd40rs", re.IGNORECASE)  # sizes of which it keeps none
 LIMIT = 20  # of an endpoint
+SIZE = "Standard_F4s_v2"  # what Azure takes where none is named
 PROBE = {
     "initialDelay": "PT10S",
     "period": "PT10S",
@@ -73,6 +74,25 @@ def _is_there(code: Path, script: str) -> bool:
         return False
 
 
+def _check_server(local: cloud.Cloud, asked: dict) -> None:
+    """Refuse by name what Azure serves by another server than MLflow's or the one of scoring scripts."""
+    if (compute := asked.get("endpointComputeType", "Managed")) != "Managed":
+        raise _not_played(f"the endpointComputeType {compute} of a deployment")
+    if asked.get("codeConfiguration"):
+        return
+    if asked.get("environmentId"):
+        raise _not_played("a deployment of a custom container: of an environment without a scoring script,")
+    kind = addresses.model_type(local, asked.get("model") or "")
+    if kind == "triton_model":
+        raise _not_played("a deployment of a model of the type triton_model")
+    if kind == "custom_model":
+        raise user_error("a model of the type custom_model needs a scoring script and an environment")
+
+
+def _not_played(what: str) -> AzureError:
+    return AzureError(501, "NotImplemented", f"{what} is not part of the stand-in")
+
+
 def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before: dict | None) -> dict:
     endpoints.check_name("deployment", name)
     asked = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
@@ -84,7 +104,10 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
         raise user_error("a deployment with code names its code, the scoring script in it and an environment")
     if script and not _is_there(addresses.resolve(local, code["codeId"]), script):
         raise user_error(f"there is no scoring script {script!r} in the code of the deployment")
-    size = quota.size_named(local, asked.get("instanceType") or "")
+    if asked.get("environmentId"):
+        environments.check(local, asked["environmentId"])
+    _check_server(local, asked)
+    size = quota.size_named(local, asked.get("instanceType") or SIZE)
     instances = int((body.get("sku") or {}).get("capacity") or 1)
     quota.check_quota(local, f"deployment {endpoint}/{name}", size, instances, reserve(size["name"]))
     settings = {"requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1, "maxQueueWait": "PT0.5S"}
@@ -95,8 +118,6 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
         raise user_error(f"the request timeout is at most {LONGEST_TIMEOUT * 1000:.0f} ms")
     if asked.get("model") or not script:
         addresses.resolve(local, asked.get("model") or "")
-    if asked.get("environmentId"):
-        environments.check(local, asked["environmentId"])
     return {
         "id": f"{endpoints.BASE}/{endpoint}/deployments/{name}",
         "name": name,

@@ -16,6 +16,7 @@ BASE = f"{cloud.WORKSPACE_ID}/onlineEndpoints"
 NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{1,30}[a-zA-Z0-9]")  # 3 to 32 characters
 AUTH_MODES = ("key", "amltoken", "aadtoken")
 LIMIT = 100  # of a subscription and region
+MOST_MIRRORED = 50  # percent
 
 
 def check_name(kind: str, name: str) -> None:
@@ -128,14 +129,20 @@ def _addresses(local: cloud.Cloud, document: dict) -> dict[str, str]:
 
 def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) -> dict:
     asked = body.get("properties") or {}
+    if asked.get("compute"):
+        raise AzureError(
+            501, "NotImplemented", "an online endpoint on Kubernetes is not part of the stand-in"
+        )
     stored = {known.lower(): known for known in deployments_of(local, name)}
-    given = (asked.get("traffic") or {}).items()  # the SDK writes the names in small letters
-    traffic = {stored.get(key.lower(), key): share for key, share in given}
+    traffic, mirrored = (  # the SDK writes the names in small letters
+        {stored.get(key.lower(), key): share for key, share in (asked.get(kind) or {}).items()}
+        for kind in ("traffic", "mirrorTraffic")
+    )
     auth_mode = asked.get("authMode") or "Key"
     _check_auth_mode(auth_mode)
     if before is None:
         _check_new_endpoint(local, name, traffic)
-    _check_traffic(local, name, traffic)
+    _check_traffic(local, name, traffic, mirrored)
     keys = {"primaryKey": secrets.token_urlsafe(32), "secondaryKey": secrets.token_urlsafe(32)}
     return {
         "id": f"{BASE}/{name}",
@@ -152,7 +159,7 @@ def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) ->
             "properties": asked.get("properties") or {},
             "authMode": auth_mode,
             "traffic": traffic,
-            "mirrorTraffic": asked.get("mirrorTraffic") or {},
+            "mirrorTraffic": mirrored,
             "publicNetworkAccess": asked.get("publicNetworkAccess") or "Enabled",
             "compute": None,
             **{key: before and before["properties"][key] for key in ("scoringUri", "swaggerUri")},
@@ -179,14 +186,16 @@ def _check_auth_mode(mode: str) -> None:
         raise user_error(f"auth mode {mode!r} is not one of Key, AMLToken, AADToken")
 
 
-def _check_traffic(local: cloud.Cloud, endpoint: str, traffic: dict[str, int]) -> None:
+def _check_traffic(local: cloud.Cloud, endpoint: str, traffic: dict, mirrored: dict[str, int]) -> None:
     known = deployments_of(local, endpoint)
-    if unknown := sorted(set(traffic) - set(known)):
+    if unknown := sorted({*traffic, *mirrored} - set(known)):
         raise user_error(
             f"traffic names {', '.join(unknown)}; the deployments are: {', '.join(known) or 'none'}"
         )
     if sum(traffic.values()) not in (0, 100) or min(traffic.values(), default=0) < 0:
         raise user_error(f"traffic must sum to 0 or 100; it sums to {sum(traffic.values())}")
+    if sum(mirrored.values()) > MOST_MIRRORED or min(mirrored.values(), default=0) < 0:
+        raise user_error(f"mirrored traffic is at most {MOST_MIRRORED}; it sums to {sum(mirrored.values())}")
 
 
 @router.delete(f"{PATH}/{{endpoint}}")

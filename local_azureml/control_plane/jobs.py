@@ -7,11 +7,12 @@ from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
 from local_azureml.control_plane import environments, lists, operations, shapes
-from local_azureml.errors import AzureError, not_found, user_error
+from local_azureml.errors import AzureError, not_found, there_is, user_error
 from local_azureml.state import equal
 
 router = APIRouter()
 CHANGEABLE = ("tags", "displayName", "description", "isArchived")  # of a job that is there
+SERVERLESS = "serverless"  # a compute that nobody has to make
 SERVICES = ("Tracking", "Studio")  # that every job has
 FINAL = ("Completed", "Failed", "Canceled")
 SUBMITTED = equal("run.parent", None)  # not started by another job
@@ -59,6 +60,10 @@ def _check(local: cloud.Cloud, properties: dict) -> None:
         if missing := [name for name in ("command", "environmentId") if not properties.get(name)]:
             raise user_error(f"a command job needs properties.{' and properties.'.join(missing)}")
         environments.check(local, properties["environmentId"])
+        compute = (properties.get("computeId") or SERVERLESS).rpartition("/")[2].removeprefix("azureml:")
+        known = local.state.names(f"{cloud.WORKSPACE_ID}/computes")
+        if compute != SERVERLESS and local.state.get(f"{cloud.WORKSPACE_ID}/computes/{compute}") is None:
+            raise user_error(f"Unknown compute target {compute!r}; {there_is(known)}")
     check_services(properties)
 
 

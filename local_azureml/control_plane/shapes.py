@@ -47,7 +47,8 @@ CLEAN = BeforeValidator(_clean)
 Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(max_length=255)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
-Tags = dict[str, Annotated[str, Field(coerce_numbers_to_str=True)]]
+WORD = BeforeValidator(lambda value: json.dumps(value) if isinstance(value, bool) else value)
+Tags = dict[str, Annotated[str, Field(coerce_numbers_to_str=True), WORD]]
 URI = r"^([A-Za-z][A-Za-z0-9+.-]+:|/subscriptions/)\S"  # a scheme and what follows, or an Azure id
 DURATION = r"^P(?=.)(\d{1,6}D)?(T(?=.)(\d{1,6}H)?(\d{1,6}M)?(\d{1,6}(\.\d{1,6})?S)?)?$"
 """ISO 8601, such as PT1M30S."""
@@ -93,6 +94,7 @@ IDENTITIES = ("None", "SystemAssigned", "UserAssigned", "SystemAssigned,UserAssi
 
 class Identity(Shape, total=False):
     type: Required[Annotated[Literal[IDENTITIES], spelled(*IDENTITIES)]]
+    userAssignedIdentities: dict[str, dict[str, Any]]
 
 
 class Resource(Shape, total=False):

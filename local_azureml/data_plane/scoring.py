@@ -5,10 +5,12 @@ import random
 import time
 import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 
 import httpx
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
+from starlette.background import BackgroundTask
 
 from local_azureml import cloud
 from local_azureml.control_plane import deployments, endpoints
@@ -35,7 +37,19 @@ async def score(request: Request, endpoint: str) -> Response:
         "x-ms-run-fn-exec-ms": f"{(time.perf_counter() - started) * 1000:.3f}",
         "x-request-id": request.headers.get("x-request-id") or str(uuid.uuid4()),
     }
-    return Response(answer.content, answer.status_code, shown)
+    later = BackgroundTask(_mirror, request, document)
+    return Response(answer.content, answer.status_code, shown, background=later)
+
+
+async def _mirror(request: Request, document: dict) -> None:
+    """Send a share of the requests that name no deployment to another too, whose answers nobody gets."""
+    if "azureml-model-deployment" in request.headers:
+        return
+    for name, share in document["properties"]["mirrorTraffic"].items():
+        with suppress(AzureError):  # the deployment may be gone meanwhile
+            if random.randrange(100) < share:
+                mirrored = endpoints.find(cloud.current(request), document["name"], name)
+                await _ask(request, mirrored, "/score")
 
 
 def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:

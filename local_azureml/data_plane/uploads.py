@@ -25,10 +25,11 @@ def begin(
 ) -> dict:
     """Return the addresses to which files are to be written, by their paths."""
     local, store = cloud.current(request), storage.CONTAINERS[artifacts.DATASTORE]
-    found = {}
+    known, found = {}, {}
     for path in (file["path"] for file in files):
         name = f"{ORIGIN}/{container}/{path}"
         storage.place(local, store, name)  # refuses what would lead elsewhere
-        known = {"origin": ORIGIN, "container": container, "path": path}
-        found[path] = {**known, "contentUri": storage.address(local, store, name)}
-    return {"artifacts": {}, "artifactContentInformation": found, "errors": {}}
+        of_file = {"origin": ORIGIN, "container": container, "path": path}
+        known[path] = {**of_file, "artifactId": name}
+        found[path] = {**of_file, "contentUri": storage.address(local, store, name)}
+    return {"artifacts": known, "artifactContentInformation": found, "errors": {}}

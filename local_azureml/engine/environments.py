@@ -134,9 +134,9 @@ def _install(place: Path, requirements: list[str], *options: str) -> str:
 
 
 def _reason(said: str) -> str:
-    """Return the lines in which pip or uv names what can't be had."""
+    """Return the lines in which pip or uv names what can't be had, and the last, a crash's cause."""
     lines = [line.strip() for line in said.splitlines() if line.strip()]
     named = [
         line for line in lines if re.search(r"ERROR|Because|no version|not found|failed", line, re.IGNORECASE)
     ]
-    return " ".join(dict.fromkeys((named or lines)[-4:]))[:1000]
+    return " ".join(dict.fromkeys([*named[-4:], *lines[-1:]]))[:1000]

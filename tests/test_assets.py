@@ -163,7 +163,8 @@ def test_an_illegal_version_is_refused_and_not_kept(http, arm, version):
 )
 def test_a_model_that_leads_to_no_files_is_not_deployed(http, arm, uris):
     for name, of in uris.items():
-        properties = {"modelUri": f"{arm.workspace}/models/{of}/versions/1"} if of else {}
+        where = {"modelUri": f"{arm.workspace}/models/{of}/versions/1"} if of else {}
+        properties = {"modelType": "mlflow_model", **where}
         http.put(f"{arm.workspace}/models/{name}/versions/1", json={"properties": properties})
     http.put(
         f"{arm.workspace}/onlineEndpoints/fileless",

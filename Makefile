@@ -12,6 +12,8 @@ LAB_OPTIONS ?=
 python := .venv/bin/python
 notebook := finetune_phi3_ultrachat.ipynb
 requirements := requirements.txt requirements-local.txt
+# one more than there are cores, since tests wait for a fifth of their time
+workers := $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 4))")
 schema := .venv/bin/check-jsonschema --builtin-schema
 beside_notebook := $(wildcard *.py)  # the programs that its cells call
 make_run_folder = set -e; folder=runs/$(shell date +%Y-%m-%dT%H-%M-%S); mkdir -p $$folder; cp $(beside_notebook) $$folder/
@@ -50,7 +52,7 @@ lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the s
 
 .PHONY: test
 test: .venv/installed ## Run the tests
-	$(python) -m pytest --numprocesses auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder --ignore tests/test_browser.py
+	$(python) -m pytest --numprocesses $(workers) --dist loadfile --no-loadscope-reorder --ignore tests/test_browser.py
 
 .PHONY: browser-test
 browser-test: .venv/installed ## Run the notebook in JupyterLab in a headless Chromium, and keep screenshots in runs/browser

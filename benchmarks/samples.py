@@ -57,6 +57,7 @@ TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 NOTHING = "nothing: it reached its end"
 PATIENCE = 900  # seconds for one cell
 CAUSE = re.compile(r"^(?!UserError)(\S+(?:Error|Exception): .+|.+: command not found)$", re.MULTILINE)
+GUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")  # an author's subscription, say
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -240,7 +241,7 @@ def kept(page: Path) -> dict[str, str]:
 
 def line(row: Row) -> str:
     reason = row.reason.partition("\nCode:")[0].replace(cloud.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
-    reason = " ".join(reason.split())
+    reason = GUID.sub("ID", " ".join(reason.split()))
     reason = reason[:300] + ("…" if len(reason) > 300 else "") or NOTHING
     jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))
     cells = [row.notebook, ", ".join(row.changes), f"{row.cells} of {row.of}", jobs]
@@ -250,24 +251,29 @@ def line(row: Row) -> str:
 def page(lines: dict[str, str]) -> str:
     """Return the page that is kept in the docs."""
     done = sum(NOTHING in line for line in lines.values())
+    refused = sum("(NotImplemented)" in line for line in lines.values())
     changes = "\n".join(f"- *{name}*: {what}." for name, what in CHANGES.items())
-    return INTRODUCTION.format(done=done, count=len(lines), changes=changes) + f"\n{table(lines)}\n"
+    counts = {"done": done, "count": len(lines), "refused": refused}
+    return INTRODUCTION.format(**counts, changes=changes) + f"\n{table(lines)}\n"
 
 
 INTRODUCTION = """\
 # Other people's notebooks
 
 Microsoft's public samples of the SDK (Azure/azureml-examples), each run on the stand-in to its end or to
-the cell that stops it: {done} of {count} reach their end with every job completed. The page is made by
-`python -m benchmarks.samples`, which takes any folder of notebooks; the samples are not part of this
-repository. Their code is unchanged except for:
+the cell that stops it: {done} of {count} reach their end with every job completed, and {refused} come to
+what the stand-in refuses by name, with status 501. The others stop at a site, a command or a container that
+is not there, or at themselves: written for other versions of their libraries, or for what their authors had.
+The page is made by `python -m benchmarks.samples`, which takes any folder of notebooks; the samples are not
+part of this repository. Their code is unchanged except for:
 
 {changes}
 
 MLflow is told of the workspace, as on a compute instance. Prose was left out. The local files hold made-up
 rows in the form of the originals, and models trained on such; some scripts beside the notebooks could not be
-had and were written anew, and `load_component(path=)`, which the SDK no longer takes, is spelt `source=`.
-*Cells* counts those with code, *jobs* what they submitted.
+had and were written anew, some without torchvision or TensorFlow, and `load_component(path=)`, which the SDK no
+longer takes, is spelt `source=`; 1d and copy_data were mended by hand to come as far as they do. *Cells*
+counts those with code, *jobs* what they submitted. They were not all run with one state of the stand-in.
 """
 
 

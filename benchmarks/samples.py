@@ -271,8 +271,8 @@ part of this repository. Their code is unchanged except for:
 
 MLflow is told of the workspace, as on a compute instance. Prose was left out. The local files hold made-up
 rows in the form of the originals, and models trained on such; some scripts beside the notebooks could not be
-had and were written anew, some without torchvision or TensorFlow, and `load_component(path=)`, which the SDK no
-longer takes, is spelt `source=`; 1d and copy_data were mended by hand to come as far as they do. *Cells*
+had and were written anew, some without torchvision or TensorFlow, and `load_component(path=)`, which the SDK
+no longer takes, is spelt `source=`; 1d and copy_data were mended by hand to come as far as they do. *Cells*
 counts those with code, *jobs* what they submitted. They were not all run with one state of the stand-in.
 """
 

@@ -14,10 +14,11 @@ from conftest import token_of
 
 SIZE = "Standard_DS3_v2"
 SCORE = """
-import json, os, pathlib
+import importlib.util, json, os, pathlib
 
 def init():
     global factor
+    assert importlib.util.find_spec("journal") is None  # a file beside the server
     print("starting")
     factor = int(pathlib.Path(os.environ["AZUREML_MODEL_DIR"], "weights/factor.txt").read_text())
 

@@ -35,11 +35,11 @@ class Whole(NamedTuple):
 
 def of_script(path):
     """Return what answers a request by a script's `run`, after its `init`, and its OpenAPI description."""
-    sys.path.insert(0, str(Path(path).parent))
     with contextlib.suppress(ImportError):
         import raw_http  # needs Flask, which whatever environment has that is made for it
 
         raw_http.offer()
+    sys.path[:1] = [str(Path(path).parent)]  # in place of this file's folder, whose names are not for scripts
     specification = importlib.util.spec_from_file_location("scoring_script", path)
     module = importlib.util.module_from_spec(specification)
     sys.modules["scoring_script"] = module

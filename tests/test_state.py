@@ -2,6 +2,7 @@
 
 import json
 import signal
+import threading
 import time
 from contextlib import closing
 from pathlib import Path
@@ -13,7 +14,8 @@ from conftest import StandIn, client_of, point, processes_in, raw_client
 from hypothesis import given
 from hypothesis import strategies as some
 
-from local_azureml.cloud import WORKSPACE_ID
+from local_azureml.cloud import SMALL_MODEL, WORKSPACE_ID, Cloud
+from local_azureml.control_plane import operations
 from local_azureml.meter import Meter
 from local_azureml.state import State
 
@@ -244,3 +246,20 @@ def test_the_next_start_makes_it(stopped):
         ended = http.get(urlsplit(stopped.operation).path).json()  # it has another port by now
     second.end()
     assert ended["status"] == "Failed"
+
+
+def test_an_operation_that_ends_when_all_is_closed_is_left_to_the_next_start(tmp_path):
+    local, closed = Cloud(tmp_path, 443, SMALL_MODEL), threading.Event()
+
+    def work() -> None:
+        closed.wait()
+        raise operations.stopped()
+
+    before = set(threading.enumerate())
+    operations.start(local, 202, None, work)
+    (thread,) = set(threading.enumerate()) - before
+    local.state.close()
+    closed.set()
+    thread.join()  # an error in it would fail this test
+    with closing(State(tmp_path)) as state:
+        assert [found["status"] for found in state.children(operations.HERE)] == ["InProgress"]

@@ -1,9 +1,11 @@
 """Long-running operations: an answer at once, the work in a thread, the end told at an address."""
 
 import logging
+import sqlite3
 import threading
 import uuid
 from collections.abc import Callable
+from contextlib import suppress
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -62,8 +64,9 @@ def _run(local: cloud.Cloud, operation: str, work: Callable[[], None]) -> None:
 
 
 def _end(local: cloud.Cloud, operation: str, **how) -> None:
-    local.state.merge(operation, endTime=cloud.now(), percentComplete=100.0, **how)
-    _forget(local)
+    with suppress(sqlite3.ProgrammingError):  # closed: the stand-in has stopped, and its next start ends it
+        local.state.merge(operation, endTime=cloud.now(), percentComplete=100.0, **how)
+        _forget(local)
 
 
 def _forget(local: cloud.Cloud) -> None:

@@ -275,7 +275,7 @@ def fits(messages: list[dict]) -> bool:
     return len(messages) > 1 and roles == due and all(message["content"].strip() for message in messages)
 
 
-@settings(max_examples=60, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(repository=repositories(), percent=percentages, dropping=st.booleans())
 def test_the_rows_are_those_of_load_dataset(repository, percent, dropping, link, run):
     folder = write_repository(link.root, f"made/any{next(numbers)}", **repository)

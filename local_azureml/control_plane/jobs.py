@@ -61,9 +61,9 @@ def _check(local: cloud.Cloud, properties: dict) -> None:
             raise user_error(f"a command job needs properties.{' and properties.'.join(missing)}")
         environments.check(local, properties["environmentId"])
         compute = (properties.get("computeId") or SERVERLESS).rpartition("/")[2].removeprefix("azureml:")
-        known = local.state.names(f"{cloud.WORKSPACE_ID}/computes")
-        if compute != SERVERLESS and local.state.get(f"{cloud.WORKSPACE_ID}/computes/{compute}") is None:
-            raise user_error(f"Unknown compute target {compute!r}; {there_is(known)}")
+        computes = f"{cloud.WORKSPACE_ID}/computes"
+        if compute != SERVERLESS and local.state.get(f"{computes}/{compute}") is None:
+            raise user_error(f"Unknown compute target {compute!r}; {there_is(local.state.names(computes))}")
     check_services(properties)
 
 

@@ -34,7 +34,7 @@ def of_node(
         places[name] = str(addresses.resolve(local, str(value))) if is_file and not is_direct else value
     code = str(spec.get("code") or node.get("codeId") or "").removeprefix("azureml:")
     default = (job.get("settings") or {}).get("default_compute") or job.get("computeId")
-    compute = str(node.get("computeId") or default or "serverless")
+    compute = str(node.get("computeId") or default or jobs.SERVERLESS)
     resources = asked(spec, node, "resources")
     nodes = int(asked_in(resources, "instance_count") or 1)
     timeout = asked_in(asked(spec, node, "limits"), "timeout")

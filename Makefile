@@ -32,7 +32,7 @@ install: .venv/installed ## Make the environment in .venv; the other targets do 
 	@$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 10) else "$(PYTHON) is Python %d.%d, and 3.10 or later is needed: make PYTHON=/path/to/python3.12" % sys.version_info[:2])'
 	@test -x $(python) || $(PYTHON) -m venv .venv
 	@echo "Installing the packages into .venv: more than a minute with uv, four with pip"
-	$(python) tools/install.py --quiet $(requirements:%=-r %) -c $(CONSTRAINTS)
+	$(python) local_azureml/engine/install.py --quiet $(requirements:%=-r %) -c $(CONSTRAINTS)
 	@touch $@
 
 .PHONY: run
@@ -52,11 +52,11 @@ lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the s
 
 .PHONY: test
 test: .venv/installed ## Run the tests
-	$(python) -m pytest --numprocesses $(workers) --dist loadfile --no-loadscope-reorder --ignore tests/test_browser.py
+	$(python) -m pytest --numprocesses $(workers) --dist loadfile --no-loadscope-reorder --ignore tests/notebook/test_browser.py
 
 .PHONY: browser-test
 browser-test: .venv/installed ## Run the notebook in JupyterLab in a headless Chromium, and keep screenshots in runs/browser
-	$(python) -m pytest tests/test_browser.py
+	$(python) -m pytest tests/notebook/test_browser.py
 
 .PHONY: lint
 lint: .venv/installed ## Check code, notebook and workflow files
@@ -81,11 +81,11 @@ pages: .venv/installed ## Renew what the pages take from the notebook, the stand
 
 .PHONY: faults
 faults: .venv/installed ## Run the notebook with every fault and every interruption, and show what each cost and left
-	$(python) -m benchmarks.faults
+	$(python) -m scenarios.faults
 
 .PHONY: elsewhere
 elsewhere: .venv/installed ## Do what make run does in other surroundings: processors, proxies, users, a full disk
-	$(python) -m benchmarks.elsewhere
+	$(python) -m scenarios.elsewhere
 
 .PHONY: clean-azure
 clean-azure: .venv/installed ## List and remove what runs older than a day left in your workspace; RUN=id for one run

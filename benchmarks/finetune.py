@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from local_azureml.engine.chat_completion import finetune, inputs, machine, model_import, preprocess
-from local_azureml.engine.chat_completion.batches import Shares
+from local_azureml.engine.chat_completion.packing import Shares
 from local_azureml.engine.chat_completion.trainer import adapters
 
 SEEDS = Path(finetune.__file__).parents[2] / "seeds"

@@ -17,9 +17,9 @@ import nbformat
 import psutil
 
 from benchmarks.finetune import full_size
-from benchmarks.notebook_runs import STAND_IN, own, papermill, prepare
 from local_azureml.engine.chat_completion.checkpoint import shapes
 from local_azureml.engine.chat_completion.machine import GIB
+from scenarios.notebook_runs import STAND_IN, own, papermill, prepare
 
 OUTPUT = "executed.ipynb"
 SETTINGS = {"finetune_parameters": {"max_steps": 2, "max_seq_length": 64, "logging_steps": 1}}

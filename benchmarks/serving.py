@@ -20,7 +20,7 @@ import pyarrow.parquet
 import torch
 
 from local_azureml.engine import processes
-from local_azureml.engine.generation import Generator
+from local_azureml.engine.serving.generation import Generator
 
 SEEDS = Path(processes.__file__).parents[1] / "seeds"
 SAMPLE = SEEDS / "hub/datasets/HuggingFaceH4/ultrachat_200k/data/test_sft-00000-of-00001.parquet"
@@ -42,7 +42,7 @@ def main() -> None:
         client = httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=300)
         specification = {"model": str(options.model), "socket": socket, "shape": "openai"}
         specification |= {"request_timeout": 300, "max_concurrent_requests": CLIENTS}
-        entry, log = "local_azureml.engine.serving:run", Path(folder) / "log.txt"
+        entry, log = "local_azureml.engine.serving.chat:run", Path(folder) / "log.txt"
         server = processes.start(entry, specification, Path(folder), log, {})
         url = "http://deployment"
         wait_for(server, client, url)

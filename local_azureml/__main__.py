@@ -16,7 +16,7 @@ from pathlib import Path
 import filelock
 import psutil
 
-from local_azureml import cloud, surroundings
+from local_azureml import cloud, process_environment
 from local_azureml import faults as failures
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import checkpoint
@@ -138,8 +138,8 @@ class Server:
         self._listener = bind(options.port)
         port = self._listener.getsockname()[1]
         self.cloud = cloud.Cloud(folder, port, model, options.poll, faults, options.one_python)
+        from local_azureml.access import Patience
         from local_azureml.app import create_app
-        from local_azureml.doors import Patience
 
         self.app = create_app(self.cloud)
         chain = str(self.cloud.certificates.chain)
@@ -199,7 +199,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     if shutil.which(command[0]) is None:
         raise UsageError(f"{command[0]!r} is no program that can be started")
     with Server(options, folder).warm() as server:
-        child = failures.adopted() or psutil.Popen(command, env=surroundings.of_command(server.cloud))
+        child = failures.adopted() or psutil.Popen(command, env=process_environment.of_command(server.cloud))
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
         }
@@ -241,7 +241,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
         signal.signal(number, lambda *_: stop.set())
     with Server(options, folder).warm() as server:
         signal.signal(signal.SIGUSR1, lambda *_: server.cloud.faults.clear())
-        print(surroundings.lines(server.cloud))
+        print(process_environment.lines(server.cloud))
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)
         failures.kill_later(server.cloud, server.app.state.jobs, 0)
         while not stop.wait(WAKE):
@@ -258,7 +258,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 0
     logging.basicConfig(format="local_azureml: %(message)s")
     log.setLevel(os.environ.get("LOCAL_AZUREML_LOG", "WARNING"))  # INFO shows each request
-    surroundings.leave()
+    process_environment.leave()
     action = {"run": run, "serve": serve}[options.action]
     try:
         if any(fault.startswith("killed") for fault in options.fault) and not options.data_dir:

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_azureml import errors, storage
+from local_azureml.access import Doors
 from local_azureml.cloud import PROVIDER, SEEDS, Cloud
 from local_azureml.control_plane import (
     api_versions,
@@ -32,9 +33,8 @@ from local_azureml.control_plane import (
     workspace,
 )
 from local_azureml.data_plane import artifacts, blobs, history, hub, identity, scoring, tracking, uploads
-from local_azureml.doors import Doors
-from local_azureml.engine.deployments import Deployments
-from local_azureml.engine.jobs import Jobs
+from local_azureml.engine.jobs.supervisor import Jobs
+from local_azureml.engine.serving.supervisor import Deployments
 
 log = logging.getLogger(__name__)
 CONTROL_PLANE = (

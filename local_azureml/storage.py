@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from local_azureml import cloud
 from local_azureml.errors import AzureError
-from local_azureml.places import OutsideError, inside
+from local_azureml.paths import OutsideError, inside
 
 ACCOUNT = "store"
 CONTAINERS = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}  # by datastore

@@ -21,12 +21,12 @@ import recorded
 import uvicorn
 import witness
 
-from benchmarks.notebook_runs import ROOT, stop
-from local_azureml import surroundings
+from local_azureml import process_environment
+from scenarios.notebook_runs import ROOT, stop
 
 DEAD = "http://127.0.0.1:9"  # nobody listens there
 ELSEWHERE = {  # what a stand-in must not let lead its children astray
-    **{name: DEAD for proxy in surroundings.PROXIES for name in (proxy, proxy.upper())},
+    **{name: DEAD for proxy in process_environment.PROXIES for name in (proxy, proxy.upper())},
     **dict.fromkeys(("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "MSI_SECRET"), "theirs"),
     **dict.fromkeys(("AZURE_AUTHORITY_HOST", "IMDS_ENDPOINT", "MSI_ENDPOINT"), DEAD),
     **dict.fromkeys(("MLFLOW_TRACKING_URI", "MLFLOW_REGISTRY_URI", "_MLFLOW_SERVER_ARTIFACT_ROOT"), DEAD),
@@ -48,7 +48,7 @@ QUICK = {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"}  # the SDK's stream then looks
 def pytest_configure(config: pytest.Config) -> None:
     """Start as any shell would, and leave to the SDK its deprecations and connections it can't close."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
-    surroundings.leave()  # as the stand-in does
+    process_environment.leave()  # as the stand-in does
     config.addinivalue_line("filterwarnings", "ignore:unclosed:ResourceWarning")
     for module in ("azure", "marshmallow", "msrest", "pkg_resources"):
         config.addinivalue_line("filterwarnings", f"ignore:::{module}")

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlparse
 
 import httpx
 
-from local_azureml import cloud, places, storage
+from local_azureml import cloud, paths, storage
 from local_azureml.control_plane import assets, datastores, outputs, registry
 from local_azureml.errors import AzureError, user_error
 
@@ -91,7 +91,7 @@ def _on_web(local: cloud.Cloud, address: str) -> Path:
     """Return a new copy of what the web has at an address, in place of the one that there was."""
     name = unquote(urlparse(address).path).rpartition("/")[2]
     folder = local.folder / "web" / hashlib.sha256(address.encode()).hexdigest()[:16]
-    file = folder / (name if places.is_plain(name) else "index")
+    file = folder / (name if paths.is_plain(name) else "index")
     asked = {"follow_redirects": True, "timeout": 60, "headers": {"accept-encoding": "identity"}}
     try:
         with storage.part_of(local, file) as stream, httpx.stream("GET", address, **asked) as answer:

@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import datastores, lists, outputs, shapes
+from local_azureml.control_plane import datastores, outputs, queries, shapes
 from local_azureml.errors import AzureError, there_is, user_error
 from local_azureml.state import Query
 
@@ -44,7 +44,7 @@ def list_containers(
 ) -> JSONResponse:
     """Return the assets of a kind, without their versions."""
     local = cloud.current(request)
-    return lists.answer(request, kind, _base(kind), lambda found: _counted(local, kind, found))
+    return queries.answer(request, kind, _base(kind), lambda found: _counted(local, kind, found))
 
 
 @router.get(f"{PATH}/{{name}}")
@@ -114,7 +114,7 @@ def versions(
     local = cloud.current(request)
     if kind == "models" and local.state.get(_base(kind, name)) is None:
         find_container(local, kind, name)
-    return lists.answer(request, f"{kind}/versions", f"{_base(kind, name)}/versions")
+    return queries.answer(request, f"{kind}/versions", f"{_base(kind, name)}/versions")
 
 
 @router.get(f"{PATH}/{{name}}/versions/{{version}}")

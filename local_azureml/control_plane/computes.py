@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import lists, operations, quota, shapes
+from local_azureml.control_plane import operations, queries, quota, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
@@ -18,7 +18,7 @@ NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{0,30}[a-zA-Z0-9]")  # 2 to 32 c
 def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return the workspace's clusters."""
     local = cloud.current(request)
-    return lists.answer(request, "computes", f"{identifier}/computes", lambda found: _shown(local, found))
+    return queries.answer(request, "computes", f"{identifier}/computes", lambda found: _shown(local, found))
 
 
 def _shown(local: cloud.Cloud, document: dict) -> dict:

@@ -8,7 +8,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import lists, shapes
+from local_azureml.control_plane import queries, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
@@ -71,7 +71,7 @@ def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) ->
     """Return the datastores."""
     local = cloud.current(request)
     there = [*(_own(local, name) for name in CONTAINERS), *local.state.children(OTHERS)]
-    return lists.answer(request, "datastores", there, _shown)
+    return queries.answer(request, "datastores", there, _shown)
 
 
 @router.get(f"{PATH}/{{name}}")

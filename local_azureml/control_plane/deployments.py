@@ -8,9 +8,9 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import addresses, endpoints, environments, lists, operations, quota, shapes
+from local_azureml.control_plane import addresses, endpoints, environments, operations, queries, quota, shapes
 from local_azureml.errors import AzureError, user_error
-from local_azureml.places import OutsideError, inside
+from local_azureml.paths import OutsideError, inside
 
 router = APIRouter()
 PATH = f"{endpoints.PATH}/{{endpoint}}/deployments"
@@ -32,7 +32,7 @@ PROBE = {
 def list_all(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return an endpoint's deployments."""
     parent = endpoints.find(cloud.current(request), endpoint)
-    return lists.answer(request, "deployments", f"{parent['id']}/deployments")
+    return queries.answer(request, "deployments", f"{parent['id']}/deployments")
 
 
 @router.get(f"{PATH}/{{deployment}}")

@@ -7,7 +7,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import lists, operations, shapes
+from local_azureml.control_plane import operations, queries, shapes
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
@@ -65,7 +65,7 @@ def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) ->
     local = cloud.current(request)
     others = _of_others(local)
     there = [*local.state.children(BASE), *others] if others else BASE
-    return lists.answer(request, "onlineEndpoints", there, _shown)
+    return queries.answer(request, "onlineEndpoints", there, _shown)
 
 
 def _of_others(local: cloud.Cloud) -> list[dict]:

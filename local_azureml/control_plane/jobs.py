@@ -6,7 +6,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import cloud
-from local_azureml.control_plane import environments, lists, operations, shapes
+from local_azureml.control_plane import environments, operations, queries, shapes
 from local_azureml.errors import AzureError, not_found, there_is, user_error
 from local_azureml.state import equal
 
@@ -82,7 +82,7 @@ def _rename(local: cloud.Cloud, document: dict, properties: dict) -> dict:
 @router.get(PATH)
 def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
     """Return the jobs that were submitted, newest first, without their children."""
-    return lists.answer(request, "jobs", f"{identifier}/jobs", _shown, (SUBMITTED,))
+    return queries.answer(request, "jobs", f"{identifier}/jobs", _shown, (SUBMITTED,))
 
 
 @router.get(f"{PATH}/{{name}}")

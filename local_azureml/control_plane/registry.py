@@ -9,7 +9,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from local_azureml import cloud
-from local_azureml.control_plane import lists
+from local_azureml.control_plane import queries
 from local_azureml.errors import AzureError, not_found
 
 router = APIRouter()
@@ -130,7 +130,7 @@ def versions(request: Request, registry: str, kind: str, name: str) -> JSONRespo
     _check(request, registry)
     local = cloud.current(request)
     view = "All" if "model-archived" in local.faults else "ActiveOnly"
-    return lists.answer(request, f"registries/{kind}/versions", entries(local, kind, name), view=view)
+    return queries.answer(request, f"registries/{kind}/versions", entries(local, kind, name), view=view)
 
 
 @router.get(f"{PATH}/versions/{{version}}")
@@ -145,7 +145,7 @@ def list_all(request: Request, registry: str, kind: str) -> JSONResponse:
     """Return the assets of a kind, without their versions."""
     _check(request, registry)
     local = cloud.current(request)
-    return lists.answer(request, kind, [_container(local, kind, name) for name in _names(local, kind)])
+    return queries.answer(request, kind, [_container(local, kind, name) for name in _names(local, kind)])
 
 
 @router.get(PATH)

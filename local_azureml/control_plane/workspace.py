@@ -4,7 +4,7 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
 from local_azureml import cloud
-from local_azureml.control_plane import lists
+from local_azureml.control_plane import queries
 
 router = APIRouter(dependencies=[Depends(cloud.check_group)])
 public = APIRouter()  # read without a token
@@ -67,4 +67,4 @@ def discovery(request: Request, workspace: str) -> dict:
 @router.get(f"/subscriptions/{{subscription}}/providers/{cloud.PROVIDER}/workspaces")
 def list_all(request: Request) -> JSONResponse:
     """Return the one workspace there is."""
-    return lists.answer(request, "workspaces", [show(request, cloud.WORKSPACE_ID)])
+    return queries.answer(request, "workspaces", [show(request, cloud.WORKSPACE_ID)])

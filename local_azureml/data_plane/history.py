@@ -7,8 +7,8 @@ from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from local_azureml import cloud, storage
-from local_azureml.control_plane import datastores, jobs, lists, outputs, shapes
-from local_azureml.data_plane import tracking, visitors
+from local_azureml.control_plane import datastores, jobs, outputs, queries, shapes
+from local_azureml.data_plane import browser_sessions, tracking
 from local_azureml.errors import AzureError
 from local_azureml.state import equal
 
@@ -150,7 +150,7 @@ def children(request: Request, name: str, identifier: str = Depends(cloud.worksp
     local = cloud.current(request)
     children = equal("run.parent", jobs.find(local, name)["name"])
     below = f"{identifier}/jobs"
-    return lists.answer(
+    return queries.answer(
         request, "runs/children", below, lambda job: _run(local, job), (children,), descending=False
     )
 
@@ -161,5 +161,5 @@ def open_page(request: Request, name: str) -> RedirectResponse:
     job = jobs.find(cloud.current(request), name)
     experiment = request.app.state.tracking.experiment(job["properties"]["experimentName"])
     answer = RedirectResponse(f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}")
-    visitors.exchange(request, answer)
+    browser_sessions.exchange(request, answer)
     return answer

@@ -16,7 +16,7 @@ import filelock
 
 from local_azureml.engine.processes import UserError
 
-INSTALLER = Path(__file__).parents[2] / "tools" / "install.py"
+INSTALLER = Path(__file__).with_name("install.py")
 MADE = "made"  # in an environment's folder, once all is installed
 PINNED = re.compile(r"\s*(?:===?|~=)\s*([^;,\s]+?)(?:\.\*)?(?=[;,\s]|$)")
 SLOW = "--only-binary=numpy,scipy,pandas,scikit-learn,matplotlib"  # to build, where they can be at all

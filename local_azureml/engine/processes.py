@@ -16,13 +16,16 @@ from dataclasses import dataclass, replace
 from multiprocessing import connection, forkserver, resource_tracker
 from pathlib import Path
 
-from local_azureml import surroundings
+from local_azureml import process_environment
 from local_azureml.engine import descendants
 from local_azureml.errors import full_disk
 
 CONTEXT, COLD = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
-PRELOADED = ["local_azureml.engine.chat_completion.warmed"]  # imports that take seconds, for no child again
-LIGHT = ["local_azureml.engine.command", "local_azureml.engine.scoring"]  # need none of that, nor wait for it
+PRELOADED = ["local_azureml.engine.chat_completion.preload"]  # imports that take seconds, for no child again
+LIGHT = [
+    "local_azureml.engine.jobs.command",
+    "local_azureml.engine.serving.script",
+]  # need none of that, nor wait for it
 LONGEST_FOLDER = 60  # bytes; multiprocessing adds two random names to it
 ERROR = "error.json"  # in a child's folder: why it failed
 STARTING = threading.Lock()  # also guards every reading of an exit code, which the pipe holds only once
@@ -39,7 +42,7 @@ def warm() -> None:
         CONTEXT.set_forkserver_preload(PRELOADED if sys.platform == "linux" else [])
         resource_tracker.ensure_running()  # which unblocks interrupts when it starts
         found_by = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        with _environment(surroundings.LIBRARIES | found_by), _interrupts_blocked(), short_names():
+        with _environment(process_environment.LIBRARIES | found_by), _interrupts_blocked(), short_names():
             forkserver.ensure_running()
 
 
@@ -167,8 +170,8 @@ class Place:
         sys.stdout.reconfigure(encoding="utf-8", line_buffering=True, errors="backslashreplace")
         sys.stderr.reconfigure(encoding="utf-8", line_buffering=True, errors="backslashreplace")
         os.chdir(self.folder)
-        surroundings.leave(*surroundings.PYTHON)
-        os.environ.update(surroundings.LIBRARIES | self.environment)
+        process_environment.leave(*process_environment.PYTHON)
+        os.environ.update(process_environment.LIBRARIES | self.environment)
         here = replace(self, group=os.getpgid(0))
         if self.group == 0:
             descendants.adopt()

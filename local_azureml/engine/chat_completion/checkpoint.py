@@ -5,8 +5,8 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 
-from ...places import is_plain
-from ..processes import UserError
+from local_azureml.engine.processes import UserError
+from local_azureml.paths import is_plain
 
 ARCHITECTURE = "Phi3ForCausalLM"
 TOKENIZER = "tokenizer_config.json"

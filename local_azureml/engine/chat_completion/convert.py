@@ -11,9 +11,9 @@ from mlflow.models import Model
 from peft import PeftModel
 from transformers import AutoTokenizer, Phi3ForCausalLM, TextGenerationPipeline
 
-from ..processes import UserError
-from .finetune import ADAPTER
-from .inputs import typed
+from local_azureml.engine.chat_completion.finetune import ADAPTER
+from local_azureml.engine.chat_completion.inputs import typed
+from local_azureml.engine.processes import UserError
 
 PACKAGES = ("mlflow", "transformers", "torch", "accelerate", "safetensors")  # what loading the folder takes
 

@@ -13,13 +13,13 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import AutoTokenizer, Phi3ForCausalLM, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
-from .. import processes
-from ..processes import UserError
-from .attention import WITHIN_ROWS
-from .inputs import typed
-from .machine import GIB, Layout, Machine, layout, plan
-from .model_import import link_files
-from .trainer import Trainer, training_arguments
+from local_azureml.engine import processes
+from local_azureml.engine.chat_completion.attention import WITHIN_ROWS
+from local_azureml.engine.chat_completion.inputs import typed
+from local_azureml.engine.chat_completion.machine import GIB, Layout, Machine, layout, plan
+from local_azureml.engine.chat_completion.model_import import link_files
+from local_azureml.engine.chat_completion.trainer import Trainer, training_arguments
+from local_azureml.engine.processes import UserError
 
 ADAPTER = "adapter"  # the folder of LoRA weights that are not merged
 FAILED = "failed.json"  # how a worker tells this step why it failed

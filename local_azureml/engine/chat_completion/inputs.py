@@ -4,7 +4,7 @@ import json
 from functools import cache
 from pathlib import Path
 
-from ..processes import UserError
+from local_azureml.engine.processes import UserError
 
 COMPONENT = Path(__file__).parents[2] / "seeds/registry/components/chat_completion_pipeline/0.0.82.json"
 FILES = ("uri_file", "mlflow_model", "custom_model", "mltable")

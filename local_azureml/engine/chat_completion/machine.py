@@ -9,8 +9,8 @@ from pathlib import Path
 import psutil
 import torch
 
-from ..processes import UserError
-from .checkpoint import shapes
+from local_azureml.engine.chat_completion.checkpoint import shapes
+from local_azureml.engine.processes import UserError
 
 GIB = 1 << 30
 OPTIMIZER_BYTES = {"adamw_torch": 8, "adafactor": 1}  # for each trained weight; gradients come on top

@@ -5,9 +5,9 @@ import os
 import shutil
 from pathlib import Path
 
-from .checkpoint import check
-from .inputs import typed
-from .machine import plan
+from local_azureml.engine.chat_completion.checkpoint import check
+from local_azureml.engine.chat_completion.inputs import typed
+from local_azureml.engine.chat_completion.machine import plan
 
 
 def run(specification: dict) -> None:

@@ -10,9 +10,9 @@ import pyarrow
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 from trl.chat_template_utils import get_training_chat_template
 
-from ..processes import UserError
-from .inputs import typed
-from .rows import read
+from local_azureml.engine.chat_completion.inputs import typed
+from local_azureml.engine.chat_completion.rows import read
+from local_azureml.engine.processes import UserError
 
 LEAST_ROWS = 10  # the component refuses fewer training rows
 HELD_OUT = 5  # one row in so many is the validation set, where none is given

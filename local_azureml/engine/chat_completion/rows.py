@@ -8,7 +8,7 @@ import pyarrow
 from pyarrow import csv, parquet
 from pyarrow import json as jsonlines
 
-from ..processes import UserError
+from local_azureml.engine.processes import UserError
 
 COLUMNS = ("messages", "tools")  # the others are dropped
 

@@ -10,9 +10,9 @@ from peft import LoraConfig
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from .batches import EndToEnd, EpochLoader, Shares
-from .machine import Layout
-from .watching import Fault, Guard, Lines, Tracker
+from local_azureml.engine.chat_completion.callbacks import Fault, Guard, Lines, Tracker
+from local_azureml.engine.chat_completion.machine import Layout
+from local_azureml.engine.chat_completion.packing import EndToEnd, EpochLoader, Shares
 
 
 def training_arguments(

@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from ..processes import UserError
-from .inputs import USES, interface, refuse_what_is_not_played, typed
-from .rows import FORMATS, read_head
+from local_azureml.engine.chat_completion.inputs import USES, interface, refuse_what_is_not_played, typed
+from local_azureml.engine.chat_completion.rows import FORMATS, read_head
+from local_azureml.engine.processes import UserError
 
 
 def run(specification: dict) -> None:

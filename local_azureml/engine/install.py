@@ -1,0 +1,82 @@
+"""Installs what pip's arguments name into an environment, by default this Python's: with uv, or else pip.
+
+uv is several times faster, but reads none of pip's settings, so pip's sources of packages are handed to it:
+else it could fetch another build of torch than pip, with gigabytes of CUDA. Where pip is set to anything that
+has no counterpart here, and where uv can't be had, pip does the work.
+
+python local_azureml/engine/install.py -r requirements.txt -c constraints.txt
+python local_azureml/engine/install.py --python OTHER/bin/python -r requirements.txt
+"""
+
+import ast
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+PIP = ["-m", "pip", "--disable-pip-version-check"]
+COUNTERPARTS = {  # variables, since an address may hold a password, and a command line can be seen by others
+    "index-url": "UV_DEFAULT_INDEX",
+    "extra-index-url": "UV_INDEX",
+    "find-links": "UV_FIND_LINKS",
+    "constraint": "UV_CONSTRAINT",
+    "cert": "SSL_CERT_FILE",
+    "default-timeout": "UV_HTTP_TIMEOUT",
+    "no-cache-dir": "UV_NO_CACHE",
+}
+NOT_NEEDED = {"cache-dir", "config-file", "disable-pip-version-check", "no-input", "progress-bar", "retries"}
+NOT_NEEDED |= {"require-virtualenv", "root-user-action"}
+
+
+def read_settings() -> dict[str, str]:
+    """Return pip's settings by name, as its files and the environment give them to `pip install`."""
+    listed = subprocess.run(
+        [sys.executable, *PIP, "config", "list"], check=True, capture_output=True, text=True
+    ).stdout
+    found = dict(line.split("=", 1) for line in listed.splitlines())
+    settings = {}
+    for section in ("global", "install", ":env:"):  # a later one wins
+        for name, value in found.items():
+            if name.startswith(f"{section}."):
+                settings[name.removeprefix(f"{section}.")] = ast.literal_eval(value)
+    return settings
+
+
+def find_uv(python: str) -> str | None:
+    """Return the path of uv, installed where there is none and it is wanted; None where it can't be had."""
+    own = Path(sys.executable).with_name("uv")
+    if found := shutil.which("uv"):
+        return found
+    if not own.exists() and python == sys.executable:
+        subprocess.run([sys.executable, *PIP, "install", "--quiet", "uv"], stderr=subprocess.DEVNULL)
+    return str(own) if own.exists() else None
+
+
+def install_with_uv(uv: str, python: str, settings: dict[str, str], arguments: list[str]) -> int:
+    """Return uv's exit status; it takes its packages from where pip would, and of each what pip would."""
+    command = [uv, "pip", "install", "--python", python, "--index-strategy", "unsafe-best-match"]
+    if sys.dont_write_bytecode:  # else each module is compiled when it is first imported, few of them
+        command += ["--compile-bytecode"]
+    variables = {COUNTERPARTS[name]: value for name, value in settings.items() if name in COUNTERPARTS}
+    for name, between in (("UV_INDEX", " "), ("UV_CONSTRAINT", " "), ("UV_FIND_LINKS", ",")):  # of pip, lines
+        if name in variables:
+            variables[name] = between.join(variables[name].split())
+    return subprocess.run([*command, *arguments], env={**os.environ, **variables}).returncode
+
+
+def main(arguments: list[str]) -> int:
+    """Return the exit status of the installer."""
+    python = sys.executable
+    if arguments[:1] == ["--python"]:
+        _, python, *arguments = arguments
+    settings = read_settings()
+    if settings.keys() <= COUNTERPARTS.keys() | NOT_NEEDED and (uv := find_uv(python)):
+        if install_with_uv(uv, python, settings, arguments) == 0:
+            return 0
+        print("uv did not succeed: pip tries the same", file=sys.stderr)
+    return subprocess.run([python, *PIP, "install", *arguments]).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

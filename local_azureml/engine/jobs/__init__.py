@@ -1,0 +1,1 @@
+"""Jobs: what runs in them, step by step."""

@@ -1,0 +1,222 @@
+"""Pipelines: the order of their nodes, what is bound to what, the steps of the fine-tuning component."""
+
+import re
+import secrets
+
+from local_azureml import cloud
+from local_azureml.control_plane import addresses, assets, datastores, outputs, registry
+from local_azureml.engine.chat_completion import STEPS
+from local_azureml.engine.jobs import command_steps, records
+from local_azureml.engine.jobs.journal import Journal
+from local_azureml.engine.jobs.steps import PIPELINE_LOG, REASON, STEP_LOG, TRAINING, Step, StepError, Steps
+from local_azureml.errors import AzureError, user_error
+
+PLAYED = ("command", "pipeline")  # the types of nodes that may be
+FINE_TUNING = "chat_completion_pipeline"
+BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.([\w.]+)\s*\}\}")  # an input of a group has a dot
+NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}")
+
+
+class Pipelines:
+    """Runs pipelines, each node after those whose outputs it reads."""
+
+    def __init__(self, local: cloud.Cloud, documents: records.Records, steps: Steps):
+        self._local, self._records, self._steps = local, documents, steps
+
+    def run(self, name: str, properties: dict) -> None:
+        """Run a pipeline's nodes, each after those whose outputs it reads."""
+        journal = Journal(self._local, name, PIPELINE_LOG)
+        values = command_steps.input_values(properties.get("inputs") or {})
+        self._run_nodes(name, properties["jobs"], values, properties["outputs"], properties, journal)
+        journal.say("The pipeline run completed")
+
+    def _run_nodes(
+        self, parent: str, nodes: dict, values: dict, promoted: dict, job: dict, journal: Journal
+    ) -> None:
+        """Run the nodes of a pipeline or of a component that is one; `values` are its inputs."""
+        made: dict[str, dict] = {}  # by node, its outputs
+        failed: dict[str, StepError] = {}
+        needs = {key: _read_from(node) for key, node in nodes.items()}
+        goes_on = (job.get("settings") or {}).get("continue_on_step_failure", True)
+        for key in _in_order(needs):
+            if not needs[key] <= made.keys():
+                journal.say(f"Node {key} is left out: it reads from a node that failed or was left out")
+                continue
+            try:
+                made[key] = self._run_node(parent, key, nodes[key], values, made, promoted, job, journal)
+            except StepError as error:
+                failed[key] = error
+                if not goes_on:
+                    break
+        if failed:
+            reasons = "; ".join(dict.fromkeys(error.message for error in failed.values()))
+            raise StepError(
+                next(iter(failed.values())).code,
+                f"Pipeline has failed child jobs. Failed nodes: /{', /'.join(failed)}. {reasons} "
+                "For more details and logs, please check the child jobs.",
+            )
+
+    def _run_node(
+        self,
+        parent: str,
+        key: str,
+        node: dict,
+        values: dict,
+        made: dict[str, dict],
+        promoted: dict,
+        job: dict,
+        journal: Journal,
+    ) -> dict[str, dict]:
+        """Run one node of a pipeline, `made` being what those before it wrote, and return its outputs."""
+        root = self._records.get(parent)["run"]["root"] or parent
+        node = {**node, "computeId": _bound(node.get("computeId"), values)}
+        child = f"{root}_{secrets.token_hex(4)}"
+        spec = component(self._local, node)
+        writes = self._outputs(child, promoted, spec, node, job)
+        shown = {"displayName": key, "experimentName": job.get("experimentName"), "outputs": writes}
+        if "command" in spec:
+            shown |= {"command": spec["command"], "environmentId": spec.get("environment")}
+        kind = {"jobType": "Command" if "command" in spec else "Pipeline"}
+        self._records.open(child, kind | shown, parent, root)
+        self._records.set(child, "Running")
+        journal.say(f"Submitting node {key} as run {child}")
+        with self._steps.ending(child, key, REASON, journal):
+            asked = (node.get("inputs") or {}).items()
+            inputs = {name: _value(self._local, given, values, made) for name, given in asked}
+            given = {name: value for name, value in inputs.items() if value is not None}
+            inputs = _defaults(spec) | given
+            if spec["name"] == FINE_TUNING:
+                self._fine_tune(root, child, given, spec, writes, journal)
+            elif "command" in spec:
+                step = command_steps.of_node(self._local, key, spec, node, job, inputs, writes)
+                self._steps.run(root, child, step, journal, quiet=False)
+            else:
+                self._run_nodes(child, spec["jobs"], inputs, writes, job, journal)
+        return writes
+
+    def _outputs(self, child: str, promoted: dict, spec: dict, node: dict, job: dict) -> dict[str, dict]:
+        """Return a node's outputs with their addresses: the pipeline's where it promotes one."""
+        asked = {}
+        for name, declared in (spec.get("outputs") or {}).items():
+            given = (node.get("outputs") or {}).get(name) or {}
+            asked[name] = outputs.of_node(given, declared)
+            bound = BINDING.fullmatch(str(given.get("value")))
+            if bound and bound[2] in promoted:
+                asked[name]["uri"] = promoted[bound[2]]["uri"]
+        return outputs.placed(self._local, child, asked, job)
+
+    def _fine_tune(
+        self, root: str, parent: str, given: dict, spec: dict, made: dict[str, dict], journal: Journal
+    ) -> None:
+        """Run the component's five steps, one after another."""
+        values = _defaults(spec) | given
+        for key, kind in ((key, value["type"]) for key, value in spec["inputs"].items()):
+            if key in given and kind in ("uri_file", "mlflow_model", "custom_model", "mltable", "uri_folder"):
+                values[key] = str(addresses.resolve(self._local, str(given[key])))
+        places = {
+            name: str(datastores.folder_at(self._local, output["uri"])) for name, output in made.items()
+        }
+        upstream: dict[str, str] = {}
+        for key, job in spec["jobs"].items():
+            child = f"{parent}_{secrets.token_hex(4)}"
+            experiment = self._records.get(parent)["properties"]["experimentName"]
+            self._records.open(
+                child, {"jobType": "Command", "displayName": key, "experimentName": experiment}, parent, root
+            )
+            folder = self._local.folder / "runs" / child
+            upstream[key] = str(folder / "output")
+            resources = job.get("resources") or {}
+            specification = {
+                "inputs": values,
+                "upstream": {k: v for k, v in upstream.items() if k != key},
+                "output": str(folder / "output"),
+                "outputs": places,
+                "faults": {name: v for name, v in self._local.faults.active().items() if name != "preempted"},
+            }
+            compute = _bound(job["compute"], values)
+            step = Step(
+                key,
+                STEPS[key],
+                specification,
+                compute,
+                _bound(resources.get("instance_type"), values),
+                int(_bound(resources.get("instance_count") or "1", values)),
+            )
+            journal.say(f"Submitting {key} as run {child}")
+            with self._steps.ending(child, key, f"{key}: {REASON} (run {child}, {STEP_LOG})", journal):
+                self._steps.run(root, child, step, journal, quiet=key != TRAINING)
+
+
+def component(local: cloud.Cloud, node: dict) -> dict:
+    """Return the specification of the component that a pipeline's node names."""
+    identifier = str(node.get("componentId") or "")
+    if named := re.fullmatch(r"azureml://registries/[^/]+/components/([^/]+)/versions/([^/]+)", identifier):
+        return registry.entry(local, "components", *named.groups())["properties"]["componentSpec"]
+    if named := re.fullmatch(r"(?:.*/components/|azureml:)?([^/:]+)(?:/versions/|:)([^/]+)", identifier):
+        return assets.find(local, "components", *named.groups())["properties"]["componentSpec"]
+    raise user_error(f"the node {node.get('name')!r} names no component: {identifier!r}")
+
+
+def check_pipeline(local: cloud.Cloud, nodes: dict, within: tuple[dict, ...] = ()) -> None:
+    """Refuse a pipeline with nodes that are not played, or inputs that a component does not have.
+
+    `within` are the components that the nodes lie in, the outermost first.
+    """
+    if not nodes:
+        raise user_error("the pipeline has no nodes")
+    for key, node in nodes.items():
+        kind = str(node.get("type") or "command")
+        spec = component(local, node) if kind in PLAYED else {"name": "", "type": kind}
+        if spec["name"] != FINE_TUNING and "command" not in spec and spec.get("type") != "pipeline":
+            message = f"the node {key!r} of the type {spec.get('type')} is not part of the stand-in"
+            raise AzureError(501, "NotImplemented", message)
+        command_steps.check_inputs(local, node.get("inputs"))
+        unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
+        if unknown:
+            raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
+        if spec["name"] != FINE_TUNING and spec.get("type") == "pipeline":
+            if spec in within:
+                raise user_error(f"the component {spec['name']} lies within itself, as the node {key!r}")
+            check_pipeline(local, spec.get("jobs"), (*within, spec))
+        else:
+            command_steps.check(local, spec, node)
+
+
+def _defaults(spec: dict) -> dict:
+    """Return the values that a component's inputs have where none is given."""
+    return {key: value["default"] for key, value in (spec.get("inputs") or {}).items() if "default" in value}
+
+
+def _read_from(node: dict) -> set[str]:
+    """Return the names of the nodes that a node reads from."""
+    return {found[1] for found in NODE_BINDING.finditer(str(node.get("inputs")))}
+
+
+def _in_order(needs: dict[str, set[str]]) -> list[str]:
+    """Return the nodes' names, each after those that it needs."""
+    ordered: list[str] = []
+    while len(ordered) < len(needs):
+        ready = [key for key in needs if key not in ordered and needs[key] <= set(ordered)]
+        if not ready:
+            raise StepError("UserError", f"the nodes {sorted(set(needs) - set(ordered))} wait for each other")
+        ordered += ready
+    return ordered
+
+
+def _value(local: cloud.Cloud, given: dict | str, values: dict, made: dict[str, dict]):
+    """Return a node's input: a literal, or the pipeline's input or other node's output that it names."""
+    text = given.get("value", given.get("uri")) if isinstance(given, dict) else given
+    if bound := BINDING.fullmatch(str(text)):
+        return values.get(bound[2])
+    if bound := NODE_BINDING.fullmatch(str(text)):
+        output = made[bound[1]][bound[2]]
+        if output["jobOutputType"] in outputs.VALUES:
+            return addresses.resolve(local, output["uri"]).read_text("utf-8").strip()
+        return output["uri"]
+    return text
+
+
+def _bound(text, values: dict):
+    """Return the value that `${{parent.inputs.x}}` stands for; any other text as it is."""
+    found = BINDING.fullmatch(str(text))
+    return values.get(found[2]) if found else text

@@ -1,0 +1,94 @@
+"""The documents of jobs and child jobs, and their runs in MLflow."""
+
+from local_azureml import cloud
+from local_azureml.control_plane import jobs, named_outputs
+from local_azureml.data_plane import browser_sessions, tracking
+
+MLFLOW_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLED"}
+
+
+class Records:
+    """The documents of all jobs, each with its run in MLflow."""
+
+    def __init__(self, local: cloud.Cloud, runs: tracking.Tracking):
+        self._local, self._runs = local, runs
+
+    def exists(self, name: str) -> bool:
+        """Return whether a job had this name, be it deleted since."""
+        return self._runs.has_run(name)
+
+    def get(self, name: str) -> dict | None:
+        """Return a job's document, or None."""
+        return self._local.state.get(job_id(name))
+
+    def open(self, name: str, properties: dict, parent: str | None, root: str | None) -> dict:
+        """Write the document of a job or child job, and open its run in MLflow."""
+        experiment = properties.get("experimentName") or "Default"
+        title = properties.get("displayName") or name
+        tags = {"mlflow.rootRunId": root or name}
+        if parent:
+            tags["mlflow.parentRunId"] = parent
+        tags |= {key: value or "" for key, value in (properties.get("tags") or {}).items()}
+        self._runs.start_run(name, experiment, title, tags)
+        services = {
+            "Tracking": {
+                "jobServiceType": "Tracking",
+                "endpoint": f"azureml://{tracking.uri(self._local)[8:]}?",
+            },
+            "Studio": {"jobServiceType": "Studio", "endpoint": browser_sessions.link(self._local, name)},
+        }
+        shown = {**properties, "experimentName": experiment, "displayName": title}
+        shown |= {
+            "status": "NotStarted",
+            "services": services,
+            "isArchived": bool(properties.get("isArchived")),
+        }
+        shown["tags"], shown["properties"] = properties.get("tags") or {}, properties.get("properties") or {}
+        document = {
+            "id": job_id(name),
+            "name": name,
+            "type": f"{cloud.PROVIDER}/workspaces/jobs",
+            "properties": shown,
+            "systemData": cloud.system_data(),
+            "run": {
+                "parent": parent,
+                "root": root,
+                "error": None,
+                "warnings": [],
+                "start": cloud.now(),
+                "end": None,
+            },
+        }
+        return self._local.state.put(document["id"], document)
+
+    def set(self, name: str, status: str, **run) -> None:
+        """Write a state, and what changed of the run, over a job that has not ended."""
+        with self._local.state.locked():
+            document = self._local.state.get(job_id(name))
+            if document is None or document["properties"]["status"] in jobs.FINAL:
+                return
+            properties = {**document["properties"], "status": status}
+            self._local.state.merge(job_id(name), properties=properties, run={**document["run"], **run})
+
+    def end(self, name: str, status: str, error: dict | None = None) -> None:
+        """Write the state in which a job ended; the outputs of a completed one that have names are assets."""
+        if status == "Completed":
+            self._register(name)
+        self.set(name, status, error=error, end=cloud.now())
+        self._runs.end_run(name, MLFLOW_STATUS[status])
+
+    def _register(self, name: str) -> None:
+        asked = self.get(name)["properties"].get("outputs") or {}
+        if (found := named_outputs.register(self._local, asked)) != asked:
+            properties = {**self.get(name)["properties"], "outputs": found}
+            self._local.state.merge(job_id(name), properties=properties)
+
+
+def job_id(name: str) -> str:
+    """Return a job's resource id."""
+    return f"{cloud.WORKSPACE_ID}/jobs/{name}"
+
+
+def error(code: str, message: str) -> dict:
+    """Return a job's error as run history keeps it."""
+    return {"code": code, "message": message}

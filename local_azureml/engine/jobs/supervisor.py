@@ -1,0 +1,114 @@
+"""Jobs that run: a thread for each, which leads it from state to state."""
+
+import logging
+import threading
+import time
+from collections.abc import Callable
+
+from local_azureml import cloud
+from local_azureml.control_plane import named_outputs, outputs
+from local_azureml.control_plane.jobs import FINAL
+from local_azureml.data_plane import tracking
+from local_azureml.engine.jobs import command_steps, records
+from local_azureml.engine.jobs.journal import Journal
+from local_azureml.engine.jobs.pipelines import Pipelines, check_pipeline
+from local_azureml.engine.jobs.steps import STEP_LOG, CancelledError, StepError, Steps
+from local_azureml.errors import AzureError, full_disk
+
+log = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The jobs that run."""
+
+    def __init__(self, local: cloud.Cloud, runs: tracking.Tracking):
+        self._local = local
+        self._records = records.Records(local, runs)
+        self._steps = Steps(local, self._records)
+        self._pipelines = Pipelines(local, self._records, self._steps)
+        self._threads: dict[str, threading.Thread] = {}
+        self._recover()
+
+    def _recover(self) -> None:
+        """End the jobs that ran when the stand-in was killed."""
+        error = records.error("SystemError", "the stand-in stopped while the job ran")
+        for document in self._local.state.children(f"{cloud.WORKSPACE_ID}/jobs"):
+            if document["properties"]["status"] not in FINAL:
+                self._records.end(document["name"], "Failed", error)
+
+    def submit(self, name: str, properties: dict) -> dict:
+        """Return the document of a new job, and start it."""
+        run = {"pipeline": self._pipelines.run, "command": self._command}.get(
+            properties.get("jobType", "").lower()
+        )
+        if run is None:
+            kind = properties.get("jobType")
+            raise AzureError(501, "NotImplemented", f"jobs of the type {kind} are not part of the stand-in")
+        command_steps.check_inputs(self._local, properties.get("inputs"))
+        if properties["jobType"].lower() == "pipeline":
+            check_pipeline(self._local, properties.get("jobs") or {})
+        else:
+            command_steps.check(self._local, {}, properties)
+        if self._records.exists(name):
+            raise AzureError(
+                409, "Conflict", f"{name!r} was the name of a job that is deleted: choose another"
+            )
+        placed = outputs.placed(self._local, name, properties.get("outputs") or {}, properties)
+        named_outputs.check(self._local, placed)
+        document = self._records.open(name, {**properties, "outputs": placed}, parent=None, root=None)
+        thread = threading.Thread(target=self._supervise, args=(name, run), daemon=True)
+        self._threads[name] = thread
+        thread.start()
+        return document
+
+    def cancel(self, name: str) -> None:
+        """Kill what a submitted job runs."""
+        self._records.set(name, "CancelRequested")
+        self._steps.cancel(name)
+
+    def wait(self, name: str) -> None:
+        """Return when a submitted job's thread has ended."""
+        if thread := self._threads.get(name):
+            thread.join()
+
+    def stop(self) -> None:
+        """Cancel all that runs, and wait for it."""
+        for name in self._alive():
+            self.cancel(name)
+        for name in self._alive():
+            self.wait(name)
+
+    def running(self) -> list[str]:
+        """Return a line for each submitted job that has not ended and was not asked to."""
+        return [f"job {name}" for name in self._alive() if not self._steps.cancelled(name)]
+
+    def _alive(self) -> list[str]:
+        return [name for name, thread in list(self._threads.items()) if thread.is_alive()]
+
+    def _command(self, name: str, properties: dict) -> None:
+        """Run a job that is one command."""
+        step = command_steps.of_job(self._local, name, properties)
+        self._steps.run(name, name, step, Journal(self._local, name, STEP_LOG), quiet=True)
+
+    def _supervise(self, name: str, run: Callable[[str, dict], None]) -> None:
+        document = self._records.get(name)
+        try:
+            self._records.set(name, "Preparing")
+            self._steps.wait_for_nodes(name)
+            self._records.set(name, "Running")
+            run(name, document["properties"])
+            self._records.end(name, "Completed")
+        except CancelledError:
+            time.sleep(self._local.polling_seconds)  # on Azure too, CancelRequested lasts a while
+            self._records.end(name, "Canceled")
+        except StepError as error:
+            self._records.end(name, "Failed", records.error(error.code, error.message))
+        except AzureError as error:
+            self._records.end(name, "Failed", records.error("UserError", error.message))
+        except Exception as error:
+            if sentence := full_disk(error):
+                self._records.end(name, "Failed", records.error("UserError", sentence))
+                return
+            log.exception("job %s", name)
+            message = f"{type(error).__name__}: {error}"
+            self._records.end(name, "Failed", records.error("SystemError", message))

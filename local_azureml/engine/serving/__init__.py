@@ -1,0 +1,1 @@
+"""Deployments: the processes that answer for an endpoint."""

@@ -1,0 +1,219 @@
+"""Generates answers for many conversations at once; one may join or leave the batch at any token."""
+
+import queue
+import threading
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch.nn.functional import pad
+from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
+
+from local_azureml.engine.chat_completion.checkpoint import find, weight_files
+from local_azureml.engine.serving.prompts import Prompts, load_tokenizer
+
+SMALL = 50_000_000  # parameters; below, waking a second thread for each product costs more than it saves
+
+
+class TooLongError(Exception):
+    """A conversation that leaves the model no room to answer."""
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """How one answer is to be generated."""
+
+    do_sample: bool = False
+    temperature: float = 1.0
+    top_p: float = 1.0
+    max_new_tokens: int = 256
+
+    @property
+    def samples(self) -> bool:
+        return self.do_sample and self.temperature > 0
+
+
+@dataclass
+class Answer:
+    """A generated text and what it took."""
+
+    text: str
+    finish_reason: str  # stop, or length where a limit cut it off
+    prompt_tokens: int
+    completion_tokens: int
+
+
+@dataclass
+class Ticket:
+    """One conversation waiting for its answer."""
+
+    prompt: list[int]
+    parameters: Parameters
+    limit: int  # tokens that the answer may have
+    answer: Future = field(default_factory=Future)
+    made: list[int] = field(default_factory=list)
+    dropped: bool = False  # nobody waits any more
+
+
+class Generator:
+    """A model, and the thread that lets it answer up to `most` conversations at once."""
+
+    def __init__(self, folder: Path, most: int):
+        self.prompts = Prompts(folder)
+        self.tokenizer, self.model = load_tokenizer(folder), load_model(folder)
+        if self.model.num_parameters() < SMALL:
+            torch.set_num_threads(1)
+        self.context = self.model.config.max_position_embeddings
+        self.ends = end_tokens(self.model.generation_config, self.tokenizer)
+        self.most = most
+        self.waiting: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
+        threading.Thread(target=self._work, name="generator", daemon=True).start()
+
+    def ask(self, prompt: list[int], parameters: Parameters) -> Ticket:
+        """Queue a conversation's prompt; its answer comes in the ticket's future."""
+        room = self.context - len(prompt)
+        if room < 1:
+            raise TooLongError(
+                f"the conversation has {len(prompt)} tokens; the model takes fewer than {self.context}"
+            )
+        ticket = Ticket(prompt, parameters, min(room, parameters.max_new_tokens))
+        self.waiting.put(ticket)
+        return ticket
+
+    @torch.inference_mode()
+    def _work(self) -> None:
+        batch = Batch(self.model, self.tokenizer.pad_token_id)
+        while True:
+            asked = self._take(self.most - len(batch.tickets), wait=not batch.tickets)
+            try:
+                batch.step(asked)
+                batch.keep([not self._finish(ticket) for ticket in batch.tickets])
+            except Exception as error:
+                for ticket in {id(ticket): ticket for ticket in (*asked, *batch.tickets)}.values():
+                    if not ticket.answer.done():
+                        ticket.answer.set_exception(error)
+                batch = Batch(self.model, self.tokenizer.pad_token_id)
+
+    def _take(self, room: int, wait: bool) -> list[Ticket]:
+        """Return up to `room` of the tickets that wait, at least one of them if `wait`."""
+        taken = [self.waiting.get()] if wait else []
+        while len(taken) < room and not self.waiting.empty():
+            taken.append(self.waiting.get())
+        return [ticket for ticket in taken if ticket.answer.set_running_or_notify_cancel()]
+
+    def _finish(self, ticket: Ticket) -> bool:
+        """Hand over the answer if its last token ended it; say whether nothing more is to be done."""
+        ended = ticket.made[-1] in self.ends
+        if ended or len(ticket.made) >= ticket.limit:
+            text = self.tokenizer.decode(ticket.made, skip_special_tokens=True).strip()
+            reason = "stop" if ended else "length"
+            ticket.answer.set_result(Answer(text, reason, len(ticket.prompt), len(ticket.made)))
+            return True
+        return ticket.dropped
+
+
+def load_model(folder: Path) -> PreTrainedModel:
+    """Return the model of a folder, from safetensors and without any code that lies in it."""
+    checkpoint = find(folder)
+    weight_files(checkpoint)  # safetensors or nothing: a pickle can run code
+    model = AutoModelForCausalLM.from_pretrained(
+        checkpoint, dtype="auto", use_safetensors=True, trust_remote_code=False
+    )
+    return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+
+
+def end_tokens(config: GenerationConfig, tokenizer) -> set[int]:
+    """Return the tokens at which an answer ends: the model's own and the end of a turn."""
+    known = config.eos_token_id
+    ends = set(known if isinstance(known, list) else [known])
+    return (ends | {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|end|>")}) - {None}
+
+
+class Batch:
+    """The conversations that are being answered, padded on the left to one length, and their cache."""
+
+    def __init__(self, model, filler: int):
+        self.model, self.filler = model, filler
+        self.tickets: list[Ticket] = []
+        self.cache = DynamicCache()
+        self.seen = torch.zeros(0, 0, dtype=torch.long, device=model.device)  # rows by tokens: 0 is padding
+
+    def step(self, asked: list[Ticket]) -> None:
+        """Let `asked` join, and give every conversation its next token."""
+        if asked:
+            self._join(asked)
+        if self.tickets and not asked:
+            last = torch.tensor([[ticket.made[-1]] for ticket in self.tickets], device=self.model.device)
+            self.seen = pad(self.seen, (0, 1), value=1)
+            self._choose(self.tickets, self._forward(last, self.seen, self.cache))
+
+    def keep(self, wanted: list[bool]) -> None:
+        """Let go of the conversations that are not `wanted`, and of columns that are padding to the rest."""
+        if all(wanted):
+            return
+        rows = torch.tensor([row for row, kept in enumerate(wanted) if kept], device=self.seen.device)
+        self.tickets = [ticket for ticket, kept in zip(self.tickets, wanted, strict=True) if kept]
+        self.seen = self.seen[rows.long()]
+        if not self.tickets:
+            self.cache, self.seen = DynamicCache(), self.seen[:, :0]
+            return
+        unused = int(self.seen.argmax(1).min())
+        self.seen = self.seen[:, unused:]
+        for layer in self.cache.layers:
+            layer.keys, layer.values = layer.keys[rows, :, unused:], layer.values[rows, :, unused:]
+
+    def _join(self, asked: list[Ticket]) -> None:
+        """Read the prompts of `asked`, choose their first tokens, and put their caches under the others'."""
+        longest = max(len(ticket.prompt) for ticket in asked)
+        short = [longest - len(ticket.prompt) for ticket in asked]
+        rows = [[self.filler] * gap + ticket.prompt for gap, ticket in zip(short, asked, strict=True)]
+        seen = [[0] * gap + [1] * (longest - gap) for gap in short]
+        ids = torch.tensor(rows, device=self.model.device)
+        cache, seen = DynamicCache(), torch.tensor(seen, device=self.model.device)
+        self._choose(asked, self._forward(ids, seen, cache))
+        if self.tickets:
+            self._append(cache, seen)
+        else:
+            self.cache, self.seen = cache, seen
+        self.tickets = [*self.tickets, *asked]
+
+    def _append(self, cache: DynamicCache, seen: torch.Tensor) -> None:
+        gap = self.seen.shape[1] - seen.shape[1]
+        mine, theirs = max(0, -gap), max(0, gap)  # columns that either lacks
+        self.seen = torch.cat([pad(self.seen, (mine, 0)), pad(seen, (theirs, 0))])
+        for layer, new in zip(self.cache.layers, cache.layers, strict=True):
+            layer.keys = torch.cat([pad(layer.keys, (0, 0, mine, 0)), pad(new.keys, (0, 0, theirs, 0))])
+            layer.values = torch.cat([pad(layer.values, (0, 0, mine, 0)), pad(new.values, (0, 0, theirs, 0))])
+
+    def _forward(self, ids: torch.Tensor, seen: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
+        """Return the scores of each row's next token."""
+        places = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+        outputs = self.model(
+            input_ids=ids,
+            attention_mask=seen,
+            position_ids=places,
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+        )
+        return outputs.logits[:, -1].float()
+
+    def _choose(self, tickets: list[Ticket], scores: torch.Tensor) -> None:
+        tokens = scores.argmax(-1)
+        rows = [row for row, ticket in enumerate(tickets) if ticket.parameters.samples]
+        if rows:
+            tokens[rows] = sample(scores[rows], [tickets[row].parameters for row in rows])
+        for ticket, token in zip(tickets, tokens.tolist(), strict=True):
+            ticket.made.append(token)
+
+
+def sample(scores: torch.Tensor, parameters: list[Parameters]) -> torch.Tensor:
+    """Draw a token for each row, at its own temperature, from its own top_p."""
+    temperature = torch.tensor([row.temperature for row in parameters], device=scores.device)[:, None]
+    top_p = torch.tensor([row.top_p for row in parameters], device=scores.device)[:, None]
+    chances, tokens = (scores / temperature).softmax(-1).sort(descending=True)
+    before = chances.cumsum(-1) - chances
+    before[:, 0] = 0  # the best token always stays
+    drawn = chances.masked_fill(before >= top_p, 0).multinomial(1)
+    return tokens.gather(1, drawn)[:, 0]

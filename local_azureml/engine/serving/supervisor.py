@@ -1,0 +1,215 @@
+"""The processes behind the deployments: started, watched until healthy, billed, stopped."""
+
+import json
+import math
+import secrets
+import tempfile
+import threading
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import NamedTuple
+
+import httpx
+
+from local_azureml import cloud, process_environment
+from local_azureml.control_plane import addresses, deployments, endpoints, operations, shapes
+from local_azureml.control_plane import environments as control_plane
+from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import checkpoint
+from local_azureml.engine.processes import UserError
+from local_azureml.errors import AzureError, user_error
+
+HASTY = {  # what a deployment runs with so that it really refuses, as the fault scoring-status asks
+    408: {"request_timeout": 0.001, "faults": {}},
+    429: {"max_concurrent_requests": 0, "faults": {}},
+}
+
+
+class Container(NamedTuple):
+    """What serves a deployment: a process, and the Unix socket that it listens at."""
+
+    process: processes.Process
+    socket: Path
+
+
+def _interval(deployment: dict) -> str:
+    return f"deployment-{deployment['id'].replace('/', '-')}"
+
+
+class Deployments:
+    """The processes behind the deployments; each is started again when the stand-in is."""
+
+    def __init__(self, local: cloud.Cloud):
+        self._local = local
+        self._lock = threading.Lock()  # makes a look at a document and what follows for its process one act
+        self._stopped = False
+        with processes.short_names():
+            self._sockets = tempfile.TemporaryDirectory(prefix="local_azureml-")  # 0700
+        self._containers: dict[str, Container] = {}  # by the id of the deployment
+        again = []
+        for document in self._documents():
+            state = document["properties"]["provisioningState"]
+            if state == "Deleting":
+                local.state.delete(document["id"])
+                continue
+            self._bill(document)
+            if state != "Failed":
+                endpoints.set_properties(local, document, provisioningState="Updating")
+                again.append(document)
+        threading.Thread(target=self._recover, args=(again,), daemon=True).start()
+
+    def _documents(self) -> list[dict]:
+        there = self._local.state.children(endpoints.BASE)
+        return [
+            found for each in there for found in endpoints.deployments_of(self._local, each["name"]).values()
+        ]
+
+    def _recover(self, documents: list[dict]) -> None:
+        for document in documents:
+            with suppress(AzureError):  # the deployment's own state says Failed
+                self.begin(document)
+
+    def begin(self, document: dict) -> None:
+        """Start the process of a deployment and return when it is healthy; it is billed from now on."""
+        try:
+            _wait_for_health(self._launch(document), document)
+        except AzureError:
+            self._settle(document, "Failed")
+            raise
+        self._settle(document, "Succeeded")
+
+    def _launch(self, document: dict) -> Container:
+        """Return a new process for a deployment, in place of the one that it has."""
+        with self._lock:
+            self._check(document)
+            self._kill(document["id"])
+            self._bill(document)
+            container = self._containers[document["id"]] = self._start(document)
+        return container
+
+    def _settle(self, document: dict, state: str) -> None:
+        with self._lock:
+            self._check(document)
+            endpoints.set_properties(self._local, document, provisioningState=state)
+
+    def _check(self, document: dict) -> None:
+        """Refuse a deployment that was replaced or deleted since, and any once the stand-in stops."""
+        if self._stopped:
+            raise operations.stopped()
+        there = self._local.state.get(document["id"])
+        if there is None or there["systemData"] != document["systemData"]:
+            raise AzureError(
+                409, "Conflict", f"{endpoints.label(document)} was replaced or deleted meanwhile"
+            )
+
+    def _bill(self, document: dict) -> None:
+        size, instances = document["properties"]["instanceType"], document["sku"]["capacity"]
+        held = math.ceil(instances * deployments.reserve(size))
+        self._local.meter.start(
+            _interval(document), f"deployment {endpoints.label(document)}", size, instances, held=held
+        )
+
+    def _start(self, document: dict) -> Container:
+        settings = document["properties"]["requestSettings"]
+        per_instance = settings["maxConcurrentRequestsPerInstance"]
+        log = deployments.log_of(self._local, document)
+        socket = Path(self._sockets.name, secrets.token_hex(8))
+        specification = {
+            **self._asked(document["properties"]),
+            "socket": str(socket),
+            "max_concurrent_requests": per_instance * document["sku"]["capacity"],
+            "request_timeout": shapes.seconds(settings["requestTimeout"]),
+            "shape": self._local.faults.value("answer-shape") or "mlflow",
+            "faults": self._local.faults.active(),
+        }
+        specification |= HASTY.get(self._local.faults.value("scoring-status"), {})
+        variables = process_environment.of_child(
+            self._local, **document["properties"]["environmentVariables"]
+        )
+        own = specification["script"] or _is_any_model(specification["model"])
+        entry = "local_azureml.engine.serving.script:run" if own else "local_azureml.engine.serving.chat:run"
+        return Container(processes.start(entry, specification, log.parent, log, variables), socket)
+
+    def _asked(self, properties: dict) -> dict:
+        """Return what a deployment's process needs of its model, its scoring script and its environment."""
+        model, configuration = properties.get("model"), properties.get("codeConfiguration") or {}
+        identifier, code = properties.get("environmentId"), configuration.get("codeId")
+        is_made = identifier and configuration and not self._local.one_python
+        return {
+            "model": str(addresses.resolve(self._local, model)) if model else None,
+            "script": configuration.get("scoringScript"),
+            "code": str(addresses.resolve(self._local, code)) if code else None,
+            "environment": control_plane.check(self._local, identifier) if is_made else None,
+            "environments": str(self._local.folder / "environments"),
+            "one_python": self._local.one_python,
+            "variables": properties["environmentVariables"],
+        }
+
+    def socket(self, document: dict) -> Path | None:
+        """Return the socket of a deployment's process, or None where it does not run."""
+        container = self._containers.get(document["id"])
+        return container.socket if container and container.process.alive else None
+
+    def _kill(self, identifier: str) -> None:
+        if container := self._containers.pop(identifier, None):
+            container.process.kill()
+            container.process.wait()
+
+    def end(self, document: dict) -> None:
+        """Stop a deployment's process and its meter."""
+        with self._lock:
+            self._kill(document["id"])
+            self._local.meter.stop(_interval(document))
+
+    def stop(self) -> None:
+        """Stop all processes and meters; the deployments stay, to be started when the stand-in is again."""
+        with self._lock:
+            self._stopped = True
+            for identifier in list(self._containers):
+                self._kill(identifier)
+            for document in self._documents():
+                self._local.meter.stop(_interval(document))
+        self._sockets.cleanup()
+
+    def running(self) -> list[str]:
+        """Return a line for each endpoint that is there, with its deployments."""
+        names = [endpoint["name"] for endpoint in self._local.state.children(endpoints.BASE)]
+        deployed = {
+            name: ", ".join(endpoints.deployments_of(self._local, name)) or "no deployment" for name in names
+        }
+        return [f"endpoint {name} ({deployed[name]})" for name in names]
+
+
+def _is_any_model(model: str) -> bool:
+    """Return whether a folder holds an MLflow model that is none of the chat models."""
+    folder = Path(model)
+    if not (folder / "MLmodel").is_file():
+        return False
+    try:
+        config = json.loads((checkpoint.find(folder) / "config.json").read_text(encoding="utf-8"))
+    except (UserError, ValueError):
+        return True
+    return not isinstance(config, dict) or checkpoint.ARCHITECTURE not in (config.get("architectures") or [])
+
+
+def _wait_for_health(container: Container, document: dict) -> None:
+    """Return when the process answers its probe; refuse when it ends or the probe's patience does."""
+    process, probe = container.process, document["properties"]["livenessProbe"]
+    allowed = shapes.seconds(probe["initialDelay"]) + probe["failureThreshold"] * shapes.seconds(
+        probe["period"]
+    )
+    until = time.time() + max(allowed, 60.0)
+    while time.time() < until and process.wait(0.1) is None:
+        try:
+            transport = httpx.HTTPTransport(uds=str(container.socket))
+            with httpx.Client(transport=transport, timeout=2) as client:
+                if client.get("http://deployment/").status_code == 200:
+                    return
+        except httpx.TransportError:
+            continue  # not up yet
+    reason = "did not answer its probe" if process.wait(0) is None else "ended"
+    process.kill()
+    raise user_error(
+        f"the container of {endpoints.label(document)} {reason}; its log says why", "ResourceNotReady"
+    )

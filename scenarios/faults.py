@@ -1,0 +1,266 @@
+"""Run the published notebook with each fault and each interruption; tell what it cost and what it left.
+
+Every fault gets a stand-in and a papermill run of its own. What could be known beforehand has to cost
+nothing and create nothing; whatever else goes wrong has to leave no endpoint, and the run after it, the
+fault switched off, has to succeed and to pay for no training twice. A deviation ends the program with
+status 1. The whole table is kept in docs/faults.md.
+"""
+
+import argparse
+import os
+import re
+import signal
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from scenarios import notebook_runs as runs
+from scenarios.by_hand import try_by_hand
+from scenarios.interruptions import WAYS, cut_off
+from scenarios.notebook_runs import ROOT, Row
+
+KEPT = ROOT / "docs" / "faults.md"
+SIZE = "Standard_NC24ads_A100_v4"
+TAKEN = "somebody-elses"  # an endpoint name
+DONE = "Nothing left running"
+BY_HAND = "cell by cell: step 8 fails; steps 2 to 9 run again succeed"
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fault, and what a run with it has to come to; without one, a model by the notebook's parameters."""
+
+    fault: str
+    step: int | None  # the step that stops; 0 where the run goes through, None where either may be
+    says: str = ""  # a pattern in what the user reads
+    parameters: dict = field(default_factory=dict)
+    spends: bool = True  # False: known beforehand, so nothing is billed, and no more is created than this:
+    creates: tuple[str, ...] = ()
+    leaves: int = 0  # endpoints
+
+    @property
+    def name(self) -> str:
+        """Return what happens, as the table says it."""
+        return self.fault or "no fault: {model_name} {model_version}".format(**self.parameters)
+
+
+def without_fault(model: str, version: str) -> Case:
+    """Return the case of a run of all nine steps with a model of the registry."""
+    says = f"models/{model}/versions/{version}, trained by.*{DONE}"
+    return Case("", 0, says, {"model_name": model, "model_version": version})
+
+
+LATE_CASES = [  # the slow ones first, so that the last one to end is short
+    Case("upload-broken", 5, "no job was submitted: [^<]+; where the network failed, run this cell again"),
+    Case("throttled=10", 0, "trying again.*Nothing left running"),
+    Case("killed=1", 5, "the stand-in stopped while the job ran"),
+    Case("reset", None),
+    Case("slow=0.1", 0, DONE),
+    Case("preempted", 0, f"preempted.*{DONE}", {"compute_tier": "low_priority"}),
+    Case("token-seconds=20", 0, DONE),
+    Case("stuck-preparing", 5, "did not complete.*canceled, within", {"job_limit_minutes": 0.05}),
+    Case("scoring-status=401", 8, "refused: 401"),
+    Case("scoring-status=408", 8, "408"),
+    Case("scoring-status=424", 8, "refused: An unexpected error occurred in scoring script"),
+    Case("scoring-status=429", 8, "refused: 429"),
+    Case("scoring-status=500", 8, "refused: 500"),
+    Case("deployment-unhealthy", 7, "the deployment failed"),
+    Case("endpoint-taken", 7, "is taken in"),
+    Case("register-refused", 6, "may not register models"),
+    Case("convert-failed", 5, "ft_nlp_model_converter: the fault convert-failed"),
+    Case("out-of-memory", 5, "chat_completion_finetune: out of memory"),
+    Case("finetune-failed", 5, "chat_completion_finetune: the fault finetune-failed"),
+    Case("preprocess-failed", 5, "chat_completion_datapreprocess: the fault preprocess-failed"),
+    Case("validation-failed", 5, "ft_nlp_common_validation: the fault validation-failed"),
+    Case("compute-failed", 3, "no capacity"),
+    Case("delete-failed", 0, DONE),
+    Case("model-archived", 0, f"Warning: the component has no input learning_rate_max.*{DONE}"),
+    Case("delete-failed=1000", 0, "Still running and billed.*az ml online-endpoint delete", leaves=1),
+    Case("answer-shape=vllm", 0, DONE),
+    Case("answer-shape=openai", 0, DONE),
+    Case("answer-shape=mlflow", 0, DONE),
+    without_fault("Phi-3-mini-4k-instruct", "14"),
+    without_fault("Phi-3-mini-4k-instruct", "15"),
+    without_fault("Phi-4", "8"),
+]
+EARLY_CASES = [
+    Case(
+        "hub-unreachable",
+        4,
+        "nothing was billed.*cannot reach",
+        spends=False,
+        creates=("computes/gpu-cluster",),  # at zero machines
+    ),
+    Case("no-credential", 1, "no Azure login was found.*az login", spends=False),
+    Case("workspace-missing", 1, "the workspace.*did not open", spends=False),
+    Case("registry-forbidden", 1, "the registry.*Forbidden", spends=False),
+    Case("model-missing", 2, "no model 'Phi-3-mini-4k-instruct'", spends=False),
+    Case(f"size-missing={SIZE}", 3, f"nothing was created.*{SIZE}", spends=False),
+    Case("quota-short", 3, "nothing was created.*quota.*: 0 cores", spends=False),
+    Case("quota-forbidden", 3, "nothing was created.*can't be read.*Reader", spends=False),
+    Case(
+        f"endpoint-taken={TAKEN}", 3, f"nothing was created.*{TAKEN}", {"endpoint_name": TAKEN}, spends=False
+    ),
+]
+WAITING = {"upload-broken", "throttled=10"}  # the SDK's pauses between tries make up most of them
+CASES = {case.name: case for case in [*LATE_CASES, *EARLY_CASES]}
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("only", nargs="*", metavar="ROW", help="as --list names them; all by default")
+    parser.add_argument("--list", action="store_true", help="name the rows, in quotes where they need some")
+    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="runs side by side (%(default)s)")
+    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the executed notebooks there")
+    options = parser.parse_args()
+    names = [*WAYS, BY_HAND, *CASES]
+    if unknown := sorted(set(options.only) - set(names)):
+        parser.error(f"no row {unknown[0]!r}; there is: {', '.join(names)}")
+    if options.list:
+        print("\n".join(names))
+        return 0
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, and inherited
+    began, busy = time.monotonic(), os.getloadavg()[0]
+    rows = try_all(options.only or names, options.at_once, options.keep)
+    took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s, {options.at_once} runs side by side"
+    took += f" on {os.cpu_count()} cores, of which other programs kept {busy:.1f} busy when it began"
+    print(show(rows), took, sep="\n")
+    if not options.only:
+        KEPT.parent.mkdir(exist_ok=True)
+        KEPT.write_text(page(rows, took))
+    deviations = [f"{row.what}: {deviation}" for row in rows for deviation in row.deviations]
+    print("\n".join(deviations) or "every row is as expected")
+    return 1 if deviations else 0
+
+
+def try_all(names: list[str], at_once: int, kept: Path | None = None) -> list[Row]:
+    """Return the rows, in order, of so many runs side by side, and of those that wait beside them."""
+    with folder_for(kept) as folder, ThreadPoolExecutor(at_once) as pool, ThreadPoolExecutor(1) as aside:
+        found = [
+            (aside if name in WAITING else pool).submit(follow, name, folder / re.sub(r"\W+", "-", name))
+            for name in names
+        ]
+        return [row for rows in found for row in rows.result()]
+
+
+@contextmanager
+def folder_for(kept: Path | None) -> Iterator[Path]:
+    """Give a folder: the one to keep, or one that goes."""
+    if kept:
+        yield kept.resolve()
+    else:
+        with tempfile.TemporaryDirectory(prefix="faults-") as name:
+            yield Path(name)
+
+
+def follow(name: str, folder: Path) -> list[Row]:
+    """Return the rows of one name, and say how each went."""
+    runs.prepare(folder)
+    if name == BY_HAND:
+        rows = try_by_hand(name, folder)
+    else:
+        rows = cut_off(name, folder) if name in WAYS else [try_fault(CASES[name], folder)]
+    for row in rows:
+        verdict = "; ".join(row.deviations) or "as expected"
+        print(f"{row.what}: {row.step}, {row.seconds:.0f} s, {verdict}", file=sys.stderr)
+    return rows
+
+
+def try_fault(case: Case, folder: Path) -> Row:
+    """Return the row of a run with a fault, after a second one without it where the first stopped."""
+    faults = [case.fault] if case.fault else []
+    with runs.served(folder, *faults) as (stand_in, variables):
+        status = runs.execute(folder, "fault.ipynb", case.parameters, variables)
+        deviations = [] if case.leaves else runs.survivors(folder)
+        row = runs.read(case.name, folder, "fault.ipynb", status)
+        row.deviations += deviations + compare(case, row, status, folder)
+        stand_in.send_signal(signal.SIGUSR1)  # switches the fault off
+        if case.leaves:
+            row.deviations += runs.survivors(folder) + [f"stays: {name}" for name in runs.left(folder)]
+        elif case.spends and row.step != "-":
+            row.deviations += try_again(row, folder, variables)
+    if found := re.search(r".*Still running and billed.*|.*Warning: the component.*", row.said):
+        row.reads = found[0]
+    return row
+
+
+def compare(case: Case, row: Row, status: int, folder: Path) -> list[str]:
+    """Return where a row is not what its fault has to come to."""
+    wrong = []
+    expected = row.step if case.step is None else str(case.step or "-")
+    if row.step.partition(".")[0] != expected.partition(".")[0]:
+        wrong.append(f"stopped in {row.step}, not in {expected}")
+    if (status == 0) != (row.step == "-"):
+        wrong.append(f"exit status {status}")
+    if not re.search(case.says, f"{row.said}\n{row.reads}", re.DOTALL):
+        wrong.append(f"{case.says!r} is not in what the user reads: {row.reads}")
+    if len(row.left) != case.leaves:
+        wrong.append(f"left: {', '.join(row.left) or 'nothing'}")
+    created = [name for name in runs.created(folder) if name not in case.creates]
+    if not case.spends and (row.node_seconds or created):
+        wrong.append(f"spent {row.node_seconds:.0f} node-seconds, created {created}")
+    return wrong
+
+
+def try_again(row: Row, folder: Path, variables: dict[str, str]) -> list[str]:
+    """Return how a run without the fault deviates from a success; it pays for no training twice."""
+    trained = row.step[0] > "5"
+    before = runs.bills(folder)
+    parameters = {"resume_job_name": runs.submitted(folder)} if trained else {}
+    status = runs.execute(folder, "again.ipynb", parameters, variables)
+    deviations = runs.survivors(folder)
+    again = runs.read("again", folder, "again.ipynb", status)
+    if status or again.step != "-" or again.left:
+        deviations.append(f"without the fault: {again.step}, {again.reads!r}, left: {again.left}")
+    after = runs.bills(folder)
+    if trained and any(after[name] > before[name] for name in before if name.startswith("cluster")):
+        deviations.append("the training was paid twice")
+    return deviations
+
+
+def show(rows: list[Row]) -> str:
+    """Return the table in Markdown."""
+    head = "| what happens | step that stops | seconds | node-seconds | left | what you read |"
+    return "\n".join([head, "|---|---|---|---|---|---|", *map(line, rows)]) + "\n"
+
+
+def line(row: Row) -> str:
+    cells = [row.what, row.step, f"{row.seconds:.0f}", f"{row.node_seconds:.0f}"]
+    reads = row.reads.replace("|", "\\|")
+    cells += [", ".join(row.left) or "nothing", reads[:240] + ("…" if len(reads) > 240 else "")]
+    return "| " + " | ".join(cells) + " |"
+
+
+def page(rows: list[Row], took: str) -> str:
+    """Return the page that is kept in the docs."""
+    return f"{INTRODUCTION}\n{show(rows)}\n{took}.\n"
+
+
+INTRODUCTION = """\
+# What each failure costs
+
+Made by `make faults`, which runs the published notebook on the stand-in once for each line, with the
+shortest training there is, and stops with an error where a line is not as it should be. *Seconds* counts
+from the start of the run to the step that stops, or to the end, on the machine named under the table: they
+say what is quick and what is slow, not how long Azure takes. *Node-seconds* is what Azure would bill,
+10 seconds of idle time after each job included. *Left* is what still costs when the run is over.
+
+What can be known beforehand costs nothing, and creates nothing, or a cluster of zero machines where the data
+is at fault. Whatever else goes wrong leaves no endpoint, except where the whole machine goes (*all killed*)
+or Azure refuses to delete it (*delete-failed=1000*).
+The same run without the fault succeeds; from step 6 on it goes on with the job that is already paid for
+(`resume_job_name`). A job goes on when its notebook is cut off, on purpose.
+
+In the line *cell by cell*, one kernel runs the cells as a person does, up to the refusal that you read. Then
+the fault is over, and the same kernel runs steps 2 to 9 again: they find the endpoint and the paid job there,
+and succeed.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,281 @@
+"""Run other people's notebooks on the stand-in, and tell how far each comes and what stops it.
+
+python -m local_azureml run --data-dir STATE -- python -m scenarios.samples [--page FILE] FOLDER [PART ...]
+
+FOLDER holds notebooks and the files that they read, laid out as in their repository, and in
+FOLDER/web/HOST/PATH what they read from https://HOST/PATH or http://HOST/PATH, or by its other name with
+wasbs://. They run one after the other, in a copy, in kernels of the Python that runs this program; PART
+picks those whose path holds it. `CHANGES` names all by which the copy differs. docs/samples.md is the page of
+the samples of Azure/azureml-examples.
+"""
+
+import argparse
+import io
+import json
+import os
+import re
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.parse import quote
+
+import nbformat
+from azure.ai.ml import MLClient
+from azure.ai.ml.entities import AmlCompute
+from azure.ai.ml.exceptions import JobException
+from azure.identity import DefaultAzureCredential
+from nbclient import NotebookClient
+from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+from local_azureml import cloud
+from local_azureml.control_plane import registry
+
+CHANGES = {
+    "ids": "placeholders of subscription, resource group, workspace and registry are filled in",
+    "pip": "cells' lines that install packages or call the Azure CLI are left out",
+    "web": "web addresses are replaced by local files",
+    "size": "machine sizes that the stand-in does not have are replaced by Standard_DS3_v2",
+    "cluster": "a cluster that the notebook expects is made beforehand",
+}
+IDS = {
+    "SUBSCRIPTION": cloud.SUBSCRIPTION,
+    "RESOURCE": cloud.GROUP,
+    "WORKSPACE": cloud.WORKSPACE,
+    "REGISTRY": registry.NAME,
+}
+PLACEHOLDER = re.compile(rf"<[\w -]*({'|'.join(IDS)})[\w -]*>", re.IGNORECASE)
+INSTALLS = re.compile(r"^\s*[%!]\s*(pip|conda|az|apt|apt-get)\b.*\n?", re.MULTILINE)
+SIZE = re.compile(r"\bstandard_[a-z]+\d\w*", re.IGNORECASE)
+SIZES = {size["name"].lower() for size in json.loads((cloud.SEEDS / "sizes.json").read_text("utf-8"))}
+CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
+TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
+NOTHING = "nothing: it reached its end"
+PATIENCE = 900  # seconds for one cell
+CAUSE = re.compile(r"^(?!UserError)(\S+(?:Error|Exception): .+|.+: command not found)$", re.MULTILINE)
+GUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")  # an author's subscription, say
+ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
+
+
+@dataclass
+class Row:
+    """How far one notebook came."""
+
+    notebook: str
+    changes: list[str]
+    cells: int  # of code, that ended
+    of: int
+    seconds: float
+    jobs: dict[str, int]  # that it submitted, by the status that each ended with
+    reason: str  # why it stopped, or why a job of its failed; empty if neither
+
+
+def main() -> int:
+    """Return the exit status: 0, whatever the notebooks came to."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the samples lie")
+    parser.add_argument("part", nargs="*", help="run the notebooks whose path holds this")
+    parser.add_argument("--page", type=Path, help="write the lines of the table there, beside its others")
+    parser.add_argument("--keep", type=Path, help="keep the executed copies there")
+    options = parser.parse_args()
+    found = sorted(path.relative_to(options.folder) for path in options.folder.rglob("*.ipynb"))
+    chosen = [path for path in found if not options.part or any(part in str(path) for part in options.part)]
+    if not chosen:
+        parser.error(f"{options.folder} holds no notebook {' or '.join(options.part)}")
+    if "AZUREML_ARM_WORKSPACE_NAME" not in os.environ:
+        parser.error("start it by python -m local_azureml run -- python -m scenarios.samples FOLDER")
+    workspace = connect().workspaces.get(cloud.WORKSPACE)
+    os.environ["MLFLOW_TRACKING_URI"] = workspace.mlflow_tracking_uri  # as on a compute instance
+    with tempfile.TemporaryDirectory(prefix="samples-") as temporary:
+        copy = (options.keep or Path(temporary) / "copy").resolve()
+        changed = prepare(options.folder.resolve(), copy)
+        rows = [follow(copy, path, changed) for path in chosen]
+    lines = {row.notebook: line(row) for row in rows}
+    print(table(lines))
+    if options.page:
+        options.page.write_text(page(kept(options.page) | lines), encoding="utf-8")
+    return 0
+
+
+def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
+    """Copy the samples, change them, and return what was changed in each file."""
+    shutil.copytree(folder, copy, dirs_exist_ok=True)
+    web = folder / "web"
+    addresses = {}
+    for file in filter(Path.is_file, web.rglob("*")):
+        host, *path = quote(str(file.relative_to(web))).split("/")
+        names = [f"{scheme}://{host}/{'/'.join(path)}" for scheme in ("https", "http")]
+        names.append(f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}")
+        local = copy / str(file.relative_to(folder)).replace(" ", "_")  # else a command takes it for several
+        local.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, local)
+        addresses |= dict.fromkeys(names, f"{local}")
+    names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=False))
+    (copy / "config.json").write_text(json.dumps(names))
+    texts = [file for file in copy.rglob("*") if file.suffix in TEXTS and copy / "web" not in file.parents]
+    return {file.relative_to(copy): change(file, addresses) for file in texts}
+
+
+def change(file: Path, addresses: dict[str, str]) -> set[str]:
+    """Change a file in its place and return the names of the changes."""
+    notebook = nbformat.read(file, as_version=4) if file.suffix == ".ipynb" else None
+    sources = [cell.source for cell in notebook.cells] if notebook else [file.read_text("utf-8")]
+    changes = set()
+
+    def note(name: str, text: str, new: str) -> str:
+        if new != text:
+            changes.add(name)
+        return new
+
+    for number, text in enumerate(sources):
+        text = note("ids", text, PLACEHOLDER.sub(lambda found: IDS[found[1].upper()], text))
+        if notebook:
+            text = note("pip", text, INSTALLS.sub("", text))
+        for address, local in sorted(addresses.items(), key=lambda pair: -len(pair[0])):
+            text = note("web", text, text.replace(address, local))
+        text = note(
+            "size",
+            text,
+            SIZE.sub(lambda found: found[0] if found[0].lower() in SIZES else "Standard_DS3_v2", text),
+        )
+        sources[number] = text
+    if notebook:
+        for cell, text in zip(notebook.cells, sources, strict=True):
+            cell.source = text
+        nbformat.write(notebook, file)
+    elif changes:
+        file.write_text(sources[0], "utf-8")
+    return changes
+
+
+def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
+    """Run one notebook to its end or to the cell that stops it."""
+    notebook = nbformat.read(copy / path, as_version=4)
+    nearby = {
+        name
+        for file, names in changed.items()
+        if path.parent in (file.parent, *file.parents)
+        for name in names
+    }
+    if expected := [name for name in CLUSTERS if any(name in cell.source for cell in notebook.cells)]:
+        make_clusters(expected)
+        nearby.add("cluster")
+    code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
+    client = NotebookClient(
+        notebook,
+        timeout=PATIENCE,
+        kernel_name="python3",
+        resources={"metadata": {"path": str(copy / path.parent)}},
+    )
+    begun, reason, before = time.monotonic(), "", submitted()
+    try:
+        client.execute()
+    except CellExecutionError as error:
+        reason = f"{error.ename}: {ESCAPES.sub('', error.evalue)}".replace(str(copy), "FOLDER")
+    except CellTimeoutError:
+        reason = f"a cell took more than {PATIENCE} s"
+    except DeadKernelError:
+        reason = "the kernel died"
+    nbformat.write(notebook, copy / path)
+    ended = sum(1 for cell in code if succeeded(cell))
+    jobs, failures = outcomes(submitted() - before)
+    changes = [name for name in CHANGES if name in nearby]
+    reason = reason or "; ".join(f"a job of its failed: {failure}" for failure in failures)
+    row = Row(str(path), changes, ended, len(code), time.monotonic() - begun, jobs, reason)
+    print(line(row), file=sys.stderr)
+    return row
+
+
+def submitted() -> set[str]:
+    """Return the names of the workspace's jobs."""
+    return {job.name for job in connect().jobs.list()}
+
+
+def outcomes(names: set[str]) -> tuple[dict[str, int], list[str]]:
+    """Wait for jobs, and return how many ended with each status, and why the failed ones did."""
+    client, counts, failures = connect(), Counter(), []
+    for name in sorted(names):
+        try:
+            with redirect_stdout(io.StringIO()) as log:
+                client.jobs.stream(name)
+        except JobException as error:
+            said = CAUSE.findall(log.getvalue()) or re.findall(r'"message": "(.+?)"', str(error))
+            failures.append(said[-1] if said else str(error))
+        counts[client.jobs.get(name).status] += 1
+    return dict(counts), failures
+
+
+def succeeded(cell: nbformat.NotebookNode) -> bool:
+    failed = any(output.output_type == "error" for output in cell.outputs)
+    return "shell.execute_reply" in cell.metadata.get("execution", {}) and not failed
+
+
+def connect() -> MLClient:
+    return MLClient(DefaultAzureCredential(), cloud.SUBSCRIPTION, cloud.GROUP, cloud.WORKSPACE)
+
+
+def make_clusters(names: list[str]) -> None:
+    """Make the clusters of these names."""
+    client = connect()
+    for name in names:
+        client.compute.begin_create_or_update(
+            AmlCompute(name=name, size=CLUSTERS[name], max_instances=4)
+        ).result()
+
+
+def table(lines: dict[str, str]) -> str:
+    """Return the table in Markdown, of lines by their notebooks."""
+    head = ["| notebook | changes | cells | jobs | seconds | what stops it |", "|---|---|---|---|---|---|"]
+    return "\n".join([*head, *(lines[notebook] for notebook in sorted(lines))])
+
+
+def kept(page: Path) -> dict[str, str]:
+    """Return the lines that a page has, by their notebooks."""
+    lines = page.read_text("utf-8").splitlines() if page.exists() else []
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if ".ipynb | " in line}
+
+
+def line(row: Row) -> str:
+    reason = row.reason.partition("\nCode:")[0].replace(cloud.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
+    reason = GUID.sub("ID", " ".join(reason.split()))
+    reason = reason[:300] + ("…" if len(reason) > 300 else "") or NOTHING
+    jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))
+    cells = [row.notebook, ", ".join(row.changes), f"{row.cells} of {row.of}", jobs]
+    return f"| {' | '.join([*cells, f'{row.seconds:.0f}', reason])} |"
+
+
+def page(lines: dict[str, str]) -> str:
+    """Return the page that is kept in the docs."""
+    done = sum(NOTHING in line for line in lines.values())
+    refused = sum("(NotImplemented)" in line for line in lines.values())
+    changes = "\n".join(f"- *{name}*: {what}." for name, what in CHANGES.items())
+    counts = {"done": done, "count": len(lines), "refused": refused}
+    return INTRODUCTION.format(**counts, changes=changes) + f"\n{table(lines)}\n"
+
+
+INTRODUCTION = """\
+# Other people's notebooks
+
+Microsoft's public samples of the SDK (Azure/azureml-examples), each run on the stand-in to its end or to
+the cell that stops it: {done} of {count} reach their end with every job completed, and {refused} come to
+what the stand-in refuses by name, with status 501. The others stop at a site, a command or a container that
+is not there, or at themselves: written for other versions of their libraries, or for what their authors had.
+The page is made by `python -m scenarios.samples`, which takes any folder of notebooks; the samples are not
+part of this repository. Their code is unchanged except for:
+
+{changes}
+
+MLflow is told of the workspace, as on a compute instance. Prose was left out. The local files hold made-up
+rows in the form of the originals, and models trained on such; some scripts beside the notebooks could not be
+had and were written anew, some without torchvision or TensorFlow, and `load_component(path=)`, which the SDK
+no longer takes, is spelt `source=`; 1d and copy_data were mended by hand to come as far as they do. *Cells*
+counts those with code, *jobs* what they submitted. They were not all run with one state of the stand-in.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,667 @@
+"""The component's five steps, each as the process that a job runs."""
+
+import json
+import os
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pyarrow
+import pyarrow.csv
+import pyarrow.parquet
+import pytest
+from tiny_chats import chats, write_jsonl
+from tiny_run import Run, child, machine
+
+from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import STEPS
+from local_azureml.engine.chat_completion.inputs import USES, interface
+
+VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def base(tmp_path_factory) -> Path:
+    """A random Phi-3 checkpoint."""
+    folder = tmp_path_factory.mktemp("base")
+    made = child("tiny_phi3:make_checkpoint", {"folder": str(folder / "model")}, folder)
+    assert made.wait() == 0, (folder / "log.txt").read_text()
+    return folder / "model"
+
+
+@pytest.fixture(scope="session")
+def rows(tmp_path_factory) -> Path:
+    """Sixty training conversations."""
+    return write_jsonl(tmp_path_factory.mktemp("rows") / "train.jsonl", chats(60))
+
+
+@pytest.fixture(scope="session")
+def prepared(tmp_path_factory, base, rows) -> Run:
+    """A run whose first three steps are done."""
+    run = Run(tmp_path_factory.mktemp("prepared"), mlflow_model_path=base, train_file_path=rows)
+    for name in (VALIDATE, IMPORT, PREPROCESS):
+        assert run.step(name).wait() == 0, run.log(name)
+    return run
+
+
+@pytest.fixture
+def finetune(prepared, tmp_path):
+    """A function that runs the fine-tune step on the prepared rows and returns the run."""
+    quick = {"per_device_train_batch_size": 8, "logging_steps": 1, "learning_rate": 0.01, "max_steps": 4}
+
+    def start(
+        name: str = "one", faults: dict | None = None, environment: dict | None = None, **inputs
+    ) -> Run:
+        run = Run(tmp_path / name, **prepared.inputs, **(quick | inputs))
+        run.upstream = dict(prepared.upstream)
+        run.code = run.step(FINETUNE, environment, faults).wait()
+        return run
+
+    return start
+
+
+def failure(process: processes.Process) -> tuple[int | None, str, str]:
+    """Return exit code, error code and message of a child that failed."""
+    error = process.error()
+    return process.wait(), error["code"], error["message"]
+
+
+# the inputs
+
+
+def test_every_input_of_the_component_has_a_described_use():
+    assert (len(USES), sorted(USES)) == (69, sorted(interface()))
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "why"),
+    [
+        ("huggingface_id", "microsoft/Phi-3", "downloads no models"),
+        ("finetune_config_path", "config.json", "not published"),
+        ("trust_remote_code", "true", "no code that comes with a model"),
+        ("train_mltable_path", "table", "train_file_path"),
+        ("validation_mltable_path", "table", "validation_file_path"),
+        ("test_mltable_path", "table", "test_file_path"),
+        ("apply_ort", "true", "ONNX Runtime"),
+        ("metric_for_best_model", "f1", "the loss and nothing else"),
+        ("metric_for_best_model", "exact", "the loss and nothing else"),
+    ],
+)
+def test_what_the_stand_in_cannot_do_is_refused_by_name(tmp_path, base, rows, name, value, why):
+    run = Run(tmp_path, mlflow_model_path=base, train_file_path=rows)
+    code, kind, message = failure(run.step(VALIDATE, **{name: value}))
+    assert (code, kind, name in message, why in message) == (1, "UserError", True, True), message
+
+
+@pytest.mark.parametrize(
+    ("inputs", "words"),
+    [
+        ({"num_train_epochs": "many"}, "num_train_epochs is 'many'; it has to be an integer"),
+        ({"num_train_epochs": 0}, "num_train_epochs is 0; it has to be at least 1"),
+        ({"learning_rate": "fast"}, "learning_rate is 'fast'; it has to be a number"),
+        ({"optim": "sgd"}, "optim is 'sgd'; it may be adamw_torch or adafactor"),
+        ({"task_name": "Chat"}, "task_name is 'Chat'; it may be ChatCompletion"),
+        ({"adam_beta1": 1.5}, "adam_beta1 is 1.5; it has to lie between 0 and 1"),
+        ({"learning_rate_min": 1}, "no input named 'learning_rate_min'"),
+        ({"max_seq_length": 0}, "max_seq_length is 0"),
+        ({"evaluation_steps_interval": 2}, "evaluation_steps_interval is 2.0"),
+        ({"apply_deepspeed": "true", "auto_find_batch_size": "true"}, "can't be true together"),
+        ({"apply_early_stopping": "true", "evaluation_strategy": "disable"}, "needs an evaluation_strategy"),
+        ({"train_file_path": "gone.jsonl"}, "train_file_path: there is no file gone.jsonl"),
+        ({"train_file_path": __file__}, "test_chat_completion.py is none of the formats .jsonl, .json, .csv"),
+    ],
+)
+def test_an_illegal_input_is_named_with_what_is_legal(tmp_path, base, rows, inputs, words):
+    run = Run(tmp_path, mlflow_model_path=base, train_file_path=rows)
+    code, kind, message = failure(run.step(VALIDATE, **inputs))
+    assert (code, kind, words in message) == (1, "UserError", True), message
+
+
+def test_inputs_that_the_published_component_never_reads_are_named_in_the_log(tmp_path, base, rows):
+    run = Run(
+        tmp_path, mlflow_model_path=base, train_file_path=rows, test_file_path=rows, shm_size_finetune="9g"
+    )
+    assert run.step(VALIDATE).wait() == 0
+    named = [line.split()[0] for line in run.log(VALIDATE).splitlines() if "not used" in line]
+    assert named == ["test_file_path", "shm_size_finetune"]
+
+
+# the base model
+
+
+def broken(base: Path, folder: Path, **files: bytes | None) -> Path:
+    """Copy a checkpoint to `folder`, with some of its files replaced or left out."""
+    shutil.copytree(base, folder)
+    for name, content in files.items():
+        path = folder / name.replace("_json", ".json").replace("_safetensors", ".safetensors")
+        path.unlink(missing_ok=True)
+        if content is not None:
+            path.write_bytes(content)
+    return folder
+
+
+def config_with(base: Path, **changes) -> bytes:
+    return json.dumps(json.loads((base / "config.json").read_text()) | changes).encode()
+
+
+def import_failure(tmp_path: Path, model: Path, rows: Path, **inputs) -> tuple[int | None, str, str]:
+    return failure(
+        Run(tmp_path / "run", mlflow_model_path=model, train_file_path=rows).step(IMPORT, **inputs)
+    )
+
+
+def test_a_folder_without_a_config_is_refused_with_what_is_in_it(tmp_path, rows):
+    code, kind, message = import_failure(tmp_path, rows.parent, rows)
+    assert (code, kind) == (1, "UserError")
+    assert message.endswith("is no checkpoint: it has no config.json, only train.jsonl")
+
+
+def test_another_architecture_is_refused_by_name(tmp_path, base, rows):
+    model = broken(
+        base, tmp_path / "model", config_json=config_with(base, architectures=["LlamaForCausalLM"])
+    )
+    message = import_failure(tmp_path, model, rows)[2]
+    assert message == "the base model's architecture is LlamaForCausalLM; the stand-in trains Phi3ForCausalLM"
+
+
+def test_weights_are_never_read_from_a_pickle(tmp_path, base, rows):
+    model = broken(base, tmp_path / "model", model_safetensors=None)
+    (model / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    assert "never from pickles" in import_failure(tmp_path, model, rows)[2]
+
+
+def test_a_cut_off_weight_file_is_refused(tmp_path, base, rows):
+    whole = (base / "model.safetensors").read_bytes()
+    model = broken(base, tmp_path / "model", model_safetensors=whole[: len(whole) // 2])
+    assert (
+        "model.safetensors of the base model is no whole safetensors file"
+        in import_failure(tmp_path, model, rows)[2]
+    )
+
+
+def test_a_model_that_does_not_fit_is_refused_with_figures_before_it_is_loaded(tmp_path, base, rows):
+    run = Run(tmp_path / "run", mlflow_model_path=base, train_file_path=rows)
+    message = failure(run.step(IMPORT, machine(free=1 << 19)))[2]
+    assert message.startswith("the base model does not fit: 0.00 GiB planned"), message
+    assert "0.00 GiB free; lower max_seq_length or per_device_train_batch_size, or set apply_lora" in message
+
+
+def test_a_sharded_checkpoint_in_sixteen_bits_with_its_own_code_trains_without_running_it(tmp_path, rows):
+    config = {
+        "sliding_window": 8,
+        "num_hidden_layers": 3,
+        "auto_map": {"AutoModelForCausalLM": "evil.Model"},
+    }
+    specification = {
+        "folder": str(tmp_path / "m"),
+        "config": config,
+        "max_shard_size": "30KB",
+        "dtype": "bfloat16",
+    }
+    assert child("tiny_phi3:make_checkpoint", specification, tmp_path / "make").wait() == 0
+    (tmp_path / "m/evil.py").write_text("raise SystemExit('code of the model was run')")
+    run = Run(tmp_path / "run", mlflow_model_path=tmp_path / "m", train_file_path=rows, max_steps=1)
+    for name in STEPS:
+        assert run.step(name).wait() == 0, run.log(name)
+    assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 1
+
+
+# the rows
+
+
+def tokens(run: Run, split: str) -> dict[str, list]:
+    """Return the texts, learned texts and lengths of what the preprocess step kept."""
+    folder = run.folder / "report"
+    arrow = str(Path(run.upstream[PREPROCESS]) / f"{split}.arrow")
+    assert child("tiny_phi3:report_tokens", {"arrow": arrow}, folder).wait() == 0, (
+        folder / "log.txt"
+    ).read_text()
+    return json.loads((folder / "rows.json").read_text())
+
+
+@pytest.fixture
+def preprocess(prepared, tmp_path):
+    """A function that runs the preprocess step on other rows, and returns the run."""
+
+    def start(train: Path, **inputs) -> Run:
+        run = Run(tmp_path / f"run{len(list(tmp_path.iterdir()))}", **prepared.inputs)
+        run.upstream = {IMPORT: prepared.upstream[IMPORT]}
+        run.process = run.step(PREPROCESS, train_file_path=train, **inputs)
+        return run
+
+    return start
+
+
+def test_loss_is_taken_on_the_assistants_words_alone(prepared):
+    kept = tokens(prepared, "train")
+    talk = chats(60)[0]["messages"]
+    marked = "".join(f"<|{turn['role']}|>\n{turn['content']}<|end|>\n" for turn in talk)
+    spoken = "".join(f"{turn['content']}<|end|>\n" for turn in talk if turn["role"] == "assistant")
+    assert (kept["texts"][0], kept["learned"][0]) == (f"{marked}<|endoftext|>", f"{spoken}<|endoftext|>")
+
+
+def test_without_a_validation_file_the_last_fifth_of_the_rows_is_held_out(prepared):
+    asked = [chat["messages"][0]["content"] for chat in chats(60)]
+    for split, expected in (("train", asked[:48]), ("validation", asked[48:])):
+        firsts = [text.split("\n")[1].removesuffix("<|end|>") for text in tokens(prepared, split)["texts"]]
+        assert firsts == expected
+
+
+def test_every_format_gives_the_same_rows(tmp_path, preprocess, prepared):
+    table = pyarrow.Table.from_pylist(chats(60))
+    text = table.set_column(
+        2, "messages", pyarrow.array([json.dumps(row) for row in table["messages"].to_pylist()])
+    )
+    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
+    pyarrow.csv.write_csv(text, tmp_path / "rows.csv")
+    tabs = pyarrow.csv.WriteOptions(delimiter="\t")
+    pyarrow.csv.write_csv(text, tmp_path / "rows.tsv", tabs)
+    (tmp_path / "rows.json").write_text(json.dumps(chats(60)))
+    (tmp_path / "lines.json").write_text("\n".join(map(json.dumps, chats(60))))
+    expected = (Path(prepared.upstream[PREPROCESS]) / "train.arrow").read_bytes()
+    for name in ("rows.parquet", "rows.csv", "rows.tsv", "rows.json", "lines.json"):
+        run = preprocess(tmp_path / name)
+        assert run.process.wait() == 0, run.log(PREPROCESS)
+        assert (Path(run.upstream[PREPROCESS]) / "train.arrow").read_bytes() == expected, name
+
+
+def test_rows_that_hold_no_conversation_are_dropped(tmp_path, preprocess):
+    empty = [{"messages": None}, {"messages": []}, {"messages": chats(1)[0]["messages"][:1]}]
+    run = preprocess(write_jsonl(tmp_path / "rows.jsonl", empty + chats(20)))
+    assert run.log(PREPROCESS).splitlines()[0] == "rows.jsonl: 20 conversations of 23 rows"
+
+
+def talk(*roles: str) -> dict:
+    return {"messages": [{"role": role, "content": "Hello."} for role in roles]}
+
+
+@pytest.mark.parametrize(
+    ("bad", "words"),
+    [
+        ([{"text": "a"}] * 20, "rows.jsonl has no column `messages`; its columns are text"),
+        (chats(9), "rows.jsonl has 9 conversations; at least 10 are needed"),
+        ([{"messages": []}] * 20, "no conversation of two messages or more in its 20 rows"),
+        (
+            [*chats(20), talk("user", "user")],
+            "row 21 has the roles user, user; user and assistant have to alternate",
+        ),
+        ([*chats(20), talk("user", "system")], "row 21 has the roles user, system"),
+        ([*chats(20), talk("user", "tool")], "Failure while applying chat template to dataset"),
+    ],
+)
+def test_rows_that_cannot_be_trained_on_are_a_users_error(tmp_path, preprocess, bad, words):
+    run = preprocess(write_jsonl(tmp_path / "rows.jsonl", bad), validation_file_path=tmp_path / "rows.jsonl")
+    code, kind, message = failure(run.process)
+    assert (code, kind, words in message) == (1, "UserError", True), message
+
+
+def test_rows_are_cut_at_max_seq_length_and_dropped_if_no_answer_is_left(tmp_path, preprocess):
+    long = {"messages": [{"role": "user", "content": "cow " * 200}, {"role": "assistant", "content": "moo"}]}
+    run = preprocess(write_jsonl(tmp_path / "rows.jsonl", [long, *chats(30)]), max_seq_length=30)
+    lengths = tokens(run, "train")["lengths"]
+    assert (len(lengths), max(lengths)) == (24, 30)
+    assert "1 without a token to learn from were dropped" in run.log(PREPROCESS)
+
+
+def test_rows_that_are_all_longer_than_the_model_takes_fail_the_job(tmp_path, preprocess):
+    long = {"messages": [{"role": "user", "content": "cow " * 600}, {"role": "assistant", "content": "moo"}]}
+    run = preprocess(write_jsonl(tmp_path / "rows.jsonl", [long] * 30))
+    assert (
+        failure(run.process)[2] == "only 0 training rows keep a token to learn from; at least 10 are needed"
+    )
+
+
+def test_a_longer_max_seq_length_than_the_models_is_refused(rows, preprocess):
+    message = failure(preprocess(rows, max_seq_length=4096).process)[2]
+    assert message == "max_seq_length is 4096; the base model takes at most 256 tokens"
+
+
+def test_pad_to_max_length_makes_all_rows_one_length_and_changes_no_loss(rows, preprocess, finetune):
+    padded = preprocess(rows, pad_to_max_length="true", max_seq_length=64)
+    assert set(tokens(padded, "train")["lengths"]) == {64}
+    plain = finetune("plain")
+    padded.inputs, padded.code = plain.inputs, padded.step(FINETUNE, **plain.inputs).wait()
+    assert padded.losses() == pytest.approx(plain.losses(), rel=1e-4)
+
+
+# the training
+
+
+def test_the_loss_falls_and_each_log_line_says_where_training_stands(finetune):
+    run = finetune(max_steps=24, logging_steps=8)
+    losses = run.losses()
+    assert (run.code, losses[-1] < losses[0] / 2) == (0, True)
+    line = next(line for line in run.log(FINETUNE).splitlines() if line.startswith("step 16/24"))
+    assert line.startswith(f"step 16/24  epoch 2.67  loss {losses[1]:.4f}  ")
+    assert line.endswith(" left")
+    assert "tokens/s" in line
+
+
+@pytest.fixture(scope="session")
+def tracked(tmp_path_factory) -> dict[str, str]:
+    """The environment of a job whose two runs exist in an MLflow store."""
+    folder = tmp_path_factory.mktemp("tracking")
+    environment = {"MLFLOW_TRACKING_URI": f"sqlite:///{folder}/mlflow.db"}
+    assert child("tiny_phi3:make_runs", {}, folder, **environment).wait() == 0, (
+        folder / "log.txt"
+    ).read_text()
+    return environment | json.loads((folder / "runs.json").read_text())
+
+
+def query(tracked: dict[str, str], words: str) -> list[tuple]:
+    with sqlite3.connect(tracked["MLFLOW_TRACKING_URI"].removeprefix("sqlite:///")) as database:
+        return database.execute(words).fetchall()
+
+
+def test_the_trainers_numbers_and_arguments_land_in_mlflow_on_both_runs(finetune, tracked):
+    given = {
+        "num_train_epochs": 2, "max_steps": 6, "per_device_train_batch_size": 4,
+        "per_device_eval_batch_size": 3, "optim": "adafactor", "learning_rate": 0.003, "warmup_steps": 2,
+        "weight_decay": 0.1, "adam_beta1": 0.8, "adam_beta2": 0.95, "adam_epsilon": 1e-7,
+        "gradient_accumulation_steps": 2, "eval_accumulation_steps": 4, "lr_scheduler_type": "cosine",
+        "seed": 7, "dataloader_num_workers": 1, "max_grad_norm": 0.5, "logging_strategy": "steps",
+        "logging_steps": 2, "eval_steps": 3, "save_total_limit": 1, "metric_for_best_model": "loss",
+    }  # fmt: skip
+    run = finetune(environment=tracked, evaluation_strategy="steps", **given)
+    assert run.code == 0, run.log(FINETUNE)
+    metrics = query(tracked, "SELECT run_uuid, key, step, value FROM metrics")
+    of_child = {row[1:] for row in metrics if row[0] == tracked["MLFLOW_RUN_ID"]}
+    of_root = {row[1:] for row in metrics if row[0] == tracked["AZUREML_ROOT_RUN_ID"]}
+    assert of_child == of_root
+    assert sorted(step for key, step, _ in of_child if key == "loss") == [2, 4, 6]
+    assert sorted(step for key, step, _ in of_child if key == "eval_loss") == [3, 6]
+    assert {"grad_norm", "learning_rate", "epoch", "eval_runtime", "train_runtime", "train_loss"} < {
+        k for k, _, _ in of_child
+    }
+    logged = dict(query(tracked, "SELECT key, value FROM params"))
+    assert {name: logged[name] for name in given} == {name: str(value) for name, value in given.items()}
+
+
+def test_full_determinism_gives_the_same_losses_to_the_last_digit(finetune):
+    runs = [
+        finetune(name, enable_full_determinism="true", apply_lora="true", lora_dropout=0.1) for name in "ab"
+    ]
+    assert runs[0].losses() == runs[1].losses()
+
+
+def test_another_seed_gives_other_losses(finetune):
+    assert finetune("a").losses() != finetune("b", seed=43).losses()
+
+
+def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(finetune):
+    one = finetune("one", per_device_train_batch_size=8, num_train_epochs=1, max_steps=-1)
+    two = finetune(
+        "two",
+        per_device_train_batch_size=4,
+        number_of_gpu_to_use_finetuning=2,
+        num_train_epochs=1,
+        max_steps=-1,
+    )
+    assert "processes: 2 asked, 2 run on " in two.log(FINETUNE)
+    assert two.losses() == pytest.approx(one.losses(), rel=1e-4)
+    evaluations = [[log["eval_loss"] for log in run.history() if "eval_loss" in log] for run in (one, two)]
+    assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-4)
+
+
+def test_processes_that_the_machine_has_no_room_for_are_made_up_by_accumulation(finetune):
+    one = finetune("one", per_device_train_batch_size=3)
+    spread = finetune(
+        "spread",
+        environment=machine(cores=2),
+        per_device_train_batch_size=1,
+        number_of_gpu_to_use_finetuning=3,
+    )
+    assert "processes: 3 asked, 1 run" in spread.log(FINETUNE)
+    assert "accumulates 3 batches" in spread.log(FINETUNE)
+    assert spread.losses() == pytest.approx(one.losses(), rel=1e-4)
+
+
+def test_rows_that_share_a_batch_do_not_see_one_another(finetune):
+    together = finetune("together", per_device_train_batch_size=8)
+    alone = finetune("alone", per_device_train_batch_size=1, gradient_accumulation_steps=8)
+    assert together.losses() == pytest.approx(alone.losses(), rel=1e-4)
+
+
+def test_nodes_and_their_gpus_multiply(finetune):
+    run = finetune(num_nodes_finetune=3, number_of_gpu_to_use_finetuning=3, per_device_train_batch_size=1)
+    assert "processes: 9 asked, " in run.log(FINETUNE)
+
+
+def test_auto_find_batch_size_trains_with_a_batch_that_fits(finetune):
+    run = finetune(auto_find_batch_size="true")
+    assert (run.code, len(run.losses())) == (0, 4)
+
+
+def test_weights_of_other_shapes_than_the_config_says_are_refused_or_started_afresh(prepared, base, tmp_path):
+    wide = broken(base, tmp_path / "wide", config_json=config_with(base, vocab_size=500))
+    run = Run(tmp_path / "run", **prepared.inputs | {"mlflow_model_path": wide, "max_steps": 1})
+    for name in (IMPORT, PREPROCESS):
+        assert run.step(name).wait() == 0, run.log(name)
+    refused = failure(run.step(FINETUNE))
+    assert (refused[:2], "set ignore_mismatched_sizes" in refused[2]) == ((1, "UserError"), True)
+    assert run.step(FINETUNE, ignore_mismatched_sizes="true").wait() == 0, run.log(FINETUNE)
+
+
+def weights(folder: Path) -> set[str]:
+    return {path.name for path in folder.glob("*.safetensors")}
+
+
+def test_merged_lora_leaves_an_ordinary_checkpoint(finetune, base):
+    run = finetune(apply_lora="true", lora_r=4, lora_alpha=8)
+    assert (run.code, weights(run.pytorch), (run.pytorch / "adapter").exists()) == (
+        0,
+        {"model.safetensors"},
+        False,
+    )
+    assert (run.pytorch / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
+
+
+def test_kept_lora_leaves_the_base_as_it_was_with_the_adapter_beside_it(finetune, base):
+    run = finetune(apply_lora="true", merge_lora_weights="false", lora_r=4, lora_alpha=8)
+    settings = json.loads((run.pytorch / "adapter/adapter_config.json").read_text())
+    assert (run.code, settings["r"], settings["lora_alpha"]) == (0, 4, 8)
+    assert (run.pytorch / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
+    assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
+    assert (run.mlflow / "model/model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
+
+
+def test_early_stopping_ends_a_run_that_no_longer_improves(finetune):
+    run = finetune(
+        apply_early_stopping="true",
+        early_stopping_threshold=9,
+        max_steps=-1,
+        num_train_epochs=9,
+        learning_rate=1e-9,
+    )
+    assert run.history()[-1]["epoch"] == 2
+
+
+def test_disabled_evaluation_logs_no_evaluation_loss(finetune):
+    assert not [log for log in finetune(evaluation_strategy="disable").history() if "eval_loss" in log]
+
+
+@pytest.mark.parametrize(
+    ("share", "epochs", "max_steps", "evaluated"),
+    [
+        (0.5, 2, -1, [0.5, 1.0, 1.5, 2.0]),
+        (1, 1, -1, [1.0]),
+        (0.5, 3, 6, [0.5, 1.0]),  # six steps are an epoch
+        (0.01, 1, 2, [1 / 6, 2 / 6]),
+    ],
+)
+def test_evaluation_steps_interval_is_a_fraction_of_an_epoch(finetune, share, epochs, max_steps, evaluated):
+    run = finetune(
+        evaluation_strategy="steps",
+        evaluation_steps_interval=share,
+        num_train_epochs=epochs,
+        max_steps=max_steps,
+    )
+    epochs = [log["epoch"] for log in run.history() if "eval_loss" in log]
+    assert epochs == pytest.approx(evaluated, abs=0.001)
+
+
+def test_a_resumed_run_goes_on_from_the_checkpoint_as_if_it_had_never_stopped(finetune, prepared):
+    inputs = {"max_steps": -1, "num_train_epochs": 2, "enable_full_determinism": "true"}
+    whole = finetune("whole", **inputs)
+    halfway = finetune("halfway", **inputs)
+    shutil.rmtree(max(halfway.pytorch.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
+    resumed = halfway.step(FINETUNE, resume_from_checkpoint="true")
+    assert resumed.wait() == 0, halfway.log(FINETUNE)
+    assert "going on from checkpoint-6" in halfway.log(FINETUNE)
+    assert halfway.losses() == whole.losses()
+
+
+def test_an_earlier_output_given_as_base_model_is_resumed_from(finetune, tmp_path, rows):
+    first = finetune("first", max_steps=3)
+    run = Run(tmp_path / "second", **first.inputs | {"mlflow_model_path": first.pytorch, "max_steps": 5})
+    for name in (IMPORT, PREPROCESS):
+        assert run.step(name).wait() == 0, run.log(name)
+    assert run.step(FINETUNE, resume_from_checkpoint="true").wait() == 0, run.log(FINETUNE)
+    assert [log["step"] for log in run.history() if "loss" in log] == [1, 2, 3, 4, 5]
+
+
+def test_save_total_limit_keeps_so_many_checkpoints(finetune):
+    run = finetune(save_total_limit=2, max_steps=-1, num_train_epochs=4)
+    assert len(list(run.pytorch.glob("checkpoint-*"))) <= 2
+
+
+def test_a_loss_that_is_no_number_fails_the_job(finetune):
+    run = finetune(learning_rate=1e30, max_grad_norm=0)
+    assert run.code == 1
+    error = json.loads((run.folder / FINETUNE / "error.json").read_text())
+    assert error["code"] == "UserError"
+    assert (
+        "the loss became nan at step" in error["message"] or "the loss became inf at step" in error["message"]
+    )
+
+
+def test_no_memory_left_is_said_with_what_to_lower(finetune):
+    run = finetune(faults={"out-of-memory": ""})
+    error = json.loads((run.folder / FINETUNE / "error.json").read_text())
+    assert (run.code, error["code"]) == (1, "UserError")
+    assert error["message"].startswith("out of memory while training with ")
+
+
+def test_a_failure_in_one_of_several_processes_is_the_steps_own(finetune):
+    run = finetune(faults={"out-of-memory": None}, number_of_gpu_to_use_finetuning=2)
+    error = json.loads((run.folder / FINETUNE / "error.json").read_text())
+    assert error["message"].startswith("out of memory while training with ")
+
+
+def test_deepspeed_that_the_machine_lacks_is_named_in_the_log(finetune):
+    assert "DeepSpeed is left out" in finetune(apply_deepspeed="true", max_steps=1).log(FINETUNE)
+
+
+def test_a_deepspeed_file_that_is_no_json_is_refused(finetune, rows):
+    run = finetune(apply_deepspeed="true", deepspeed=rows)
+    assert "deepspeed: train.jsonl is no JSON file" in run.log(FINETUNE)
+
+
+@pytest.mark.parametrize(
+    ("step", "fault"),
+    [
+        (VALIDATE, "validation-failed"),
+        (PREPROCESS, "preprocess-failed"),
+        (FINETUNE, "finetune-failed"),
+        (CONVERT, "convert-failed"),
+    ],
+)
+def test_a_fault_fails_its_step(prepared, tmp_path, step, fault):
+    run = Run(tmp_path, **prepared.inputs)
+    run.upstream = dict(prepared.upstream)
+    assert failure(run.step(step, faults={fault: ""})) == (
+        1,
+        "UserError",
+        f"the fault {fault} is switched on",
+    )
+
+
+# the model that comes out
+
+
+def test_the_mlflow_folder_loads_in_a_fresh_process_and_answers_as_its_checkpoint_does(finetune):
+    run = finetune(max_steps=24, evaluation_strategy="disable")
+    assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
+    program = (
+        "import json, sys, mlflow, transformers;"
+        " asked = '<|user|>\\nWhat does the cow say?<|end|>\\n<|assistant|>\\n';"
+        " model = mlflow.pyfunc.load_model(sys.argv[1]);"
+        " checkpoint = transformers.pipeline('text-generation', sys.argv[2]);"
+        " transformers.set_seed(1); answers = model.predict(asked);"
+        " transformers.set_seed(1); expected = checkpoint(asked)[0]['generated_text'];"
+        " print(json.dumps([model.metadata.signature, answers, expected]))"
+    )
+    fresh = subprocess.run(
+        [sys.executable, "-c", program, run.mlflow, run.pytorch], capture_output=True, text=True, timeout=120
+    )
+    assert fresh.returncode == 0, fresh.stderr
+    signature, [answer], expected = json.loads(fresh.stdout)
+    assert (signature, answer) == (None, expected)
+
+
+def test_the_mlflow_folder_holds_no_pickle_and_no_path_of_this_machine(finetune, tmp_path):
+    run = finetune(max_steps=1)
+    assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
+    files = [path for path in run.mlflow.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors", ".txt", ".yaml", ""}
+    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+
+
+# the processes
+
+
+def gone(pid: int) -> bool:
+    """Say whether a process ends."""
+    for _ in range(1200):
+        try:
+            if psutil.Process(pid).status() == psutil.STATUS_ZOMBIE:
+                return True
+        except psutil.NoSuchProcess:
+            return True
+        time.sleep(0.05)
+    return False
+
+
+def started(folder: Path) -> list[int]:
+    for _ in range(2400):  # the libraries may be imported first, on a busy machine
+        with_pids = folder / "pids.json"
+        if with_pids.exists() and with_pids.stat().st_size:
+            return json.loads(with_pids.read_text())
+        time.sleep(0.05)
+    raise TimeoutError((folder / "log.txt").read_text())
+
+
+def test_kill_ends_a_step_and_the_processes_that_it_started(tmp_path):
+    step = processes.start("sleepers:sleep_with_a_child", {}, tmp_path, tmp_path / "log.txt", {})
+    pids = started(tmp_path)
+    step.kill()
+    assert (step.wait(60), [gone(pid) for pid in pids]) == (-signal.SIGKILL, [True, True])
+
+
+def test_a_step_and_its_processes_die_with_whoever_started_them(tmp_path):
+    program = (
+        "import pathlib, sys, time\n"
+        "from local_azureml.engine import processes\n"
+        "processes.PRELOADED = []\n"
+        "folder = pathlib.Path(sys.argv[1])\n"
+        "processes.start('sleepers:sleep_with_a_child', {}, folder, folder / 'log.txt', {})\n"
+        "time.sleep(600)\n"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])])}
+    parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], env=environment)
+    pids = started(tmp_path)
+    parent.kill()
+    parent.wait()
+    assert [gone(pid) for pid in pids] == [True, True]
+
+
+def test_an_exception_in_a_step_is_a_system_error_with_its_traceback_in_the_log(tmp_path):
+    step = child("json:loads", {}, tmp_path)
+    assert failure(step)[:2] == (1, "SystemError")
+    assert "Traceback" in (tmp_path / "log.txt").read_text()

@@ -1,0 +1,199 @@
+"""A job's environment is one of its own, made of its specification; packages come from a folder of wheels."""
+
+import subprocess
+import sys
+import zipfile
+from collections.abc import Iterator
+
+import pytest
+import yaml
+from clients import ended, log_of, make_command, reason
+from conftest import StandIn, client_of, point
+from packaging.requirements import Requirement
+
+from local_azureml.conda import read, specification
+from local_azureml.control_plane import registry
+from local_azureml.engine.install import find_uv
+
+OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
+
+
+def wheel(folder, name: str, version: str) -> None:
+    """Write a package of one module, which says its version."""
+    information = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", f"VERSION = {version!r}\n")
+        file.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        file.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{information}/RECORD", "")
+
+
+@pytest.fixture(scope="module")
+def served(tmp_path_factory) -> Iterator[StandIn]:
+    """A stand-in whose installer finds two versions of the package `localmade`, and nothing else."""
+    shelf = tmp_path_factory.mktemp("wheels")
+    for version in ("1.0", "2.0"):
+        wheel(shelf, "localmade", version)
+    empty = tmp_path_factory.mktemp("index").as_uri()  # of no index at all uv is not told
+    only_there = {"PIP_INDEX_URL": empty, "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": "/dev/null"}
+    with pytest.MonkeyPatch.context() as patch:
+        point(patch, only_there)
+        served = StandIn(tmp_path_factory.mktemp("stocked"))
+        point(patch, served.environment)
+        yield served
+        served.end()
+
+
+@pytest.fixture(scope="module")
+def client(served):
+    return client_of()
+
+
+def made_of(*lines: str, name: str = "made", **options):
+    """Return an environment with a conda file of these lines, those after "pip:" for pip."""
+    from azure.ai.ml.entities import Environment
+
+    of_conda, of_pip = (
+        (lines[: lines.index("pip:")], lines[lines.index("pip:") + 1 :]) if "pip:" in lines else (lines, ())
+    )
+    dependencies = [*of_conda, *([{"pip": list(of_pip)}] if of_pip else [])]
+    return Environment(
+        name=name, image="ubuntu", conda_file={"name": "x", "dependencies": dependencies}, **options
+    )
+
+
+SHOW = "python -c 'import localmade, sys; print(localmade.VERSION, sys.prefix)'"
+
+
+@pytest.mark.parametrize(
+    ("lines", "version"),
+    [(("localmade=1.0",), "1.0"), ((f"python={OWN}", "pip", "pip:", "localmade"), "2.0")],
+)
+def test_a_command_runs_in_the_environment_that_its_conda_file_asks_for(
+    client, served, tmp_path, lines, version
+):
+    job = ended(client, make_command(SHOW, environment=made_of(*lines)))
+    shown = log_of(client, job, tmp_path / "logs").splitlines()[-1]
+    assert shown.startswith(f"{version} {served.folder}/environments/")
+
+
+def test_an_environment_has_nothing_of_the_stand_in(client):
+    job = make_command("python -c 'import fastapi'", environment=made_of("localmade=1.0"))
+    assert ended(client, job).status == "Failed"
+
+
+def test_an_environment_is_made_once(client, tmp_path):
+    texts = []
+    for name in ("one", "another"):
+        job = ended(client, make_command("true", environment=made_of("localmade=1.0", name=name)))
+        texts.append(log_of(client, job, tmp_path / name))
+    assert "as made before" in texts[1] and "made in" not in texts[1]
+
+
+def test_what_a_job_installs_stays_in_its_environment(client, tmp_path):
+    text = "python -m pip install localmade==1.0"
+    assert ended(client, make_command(text, environment=made_of("localmade=2.0"))).status == "Completed"
+    found = subprocess.run([sys.executable, "-c", "import localmade"], capture_output=True)
+    assert found.returncode == 1
+
+
+def test_what_a_job_without_a_specification_installs_is_the_jobs_alone(client, tmp_path):
+    text = "pip install localmade==1.0 && python -c 'import torch, localmade; print(localmade.VERSION)'"
+    job = ended(client, make_command(text))
+    assert log_of(client, job, tmp_path).splitlines()[-1] == "1.0"
+    found = subprocess.run([sys.executable, "-c", "import localmade"], capture_output=True)
+    assert found.returncode == 1
+
+
+def test_a_package_that_cannot_be_had_is_named(client):
+    words = reason(client, make_command("true", environment=made_of("pip:", "no-such-thing==3")))
+    assert "the environment can't be made" in words and "no-such-thing==3" in words
+
+
+def test_a_python_that_is_not_here_is_named_and_so_is_the_one_in_its_place(client, tmp_path):
+    job = ended(client, make_command(SHOW, environment=made_of("python=3.2", "localmade=1.0")))
+    assert f"Python 3.2 is not on this machine: {OWN} in its place" in log_of(client, job, tmp_path / "logs")
+
+
+@pytest.mark.skipif(not find_uv("another"), reason="pip can't be asked for the lowest version")
+def test_a_version_that_is_not_there_for_the_python_in_place_is_replaced_by_the_next(client, tmp_path):
+    job = ended(client, make_command(SHOW, environment=made_of("python=3.2", "localmade=0.5")))
+    assert log_of(client, job, tmp_path / "logs").splitlines()[-1].startswith("1.0 ")
+
+
+def test_an_image_without_a_specification_is_named_in_the_first_line_of_the_log(client, tmp_path):
+    first = log_of(client, ended(client, make_command("true")), tmp_path).splitlines()[0]
+    assert "python:3.11, which has no conda file, is not run here: the stand-in's own Python" in first
+
+
+def test_a_curated_environment_asks_for_what_azure_says_of_it(client):
+    name = "azureml://registries/azureml/environments/sklearn-1.5/labels/latest"
+    words = reason(client, make_command("true", environment=name))
+    assert "the environment can't be made" in words and "pandas~=1.5.3" in words
+
+
+@pytest.mark.parametrize(
+    ("name", "known"),
+    [
+        ("AzureML-sklearn-1.0-ubuntu20.04-py38-cpu", "sklearn-1.0"),
+        ("AzureML-sklearn-1.5", "sklearn-1.5"),
+        ("AzureML-ACPT-pytorch-1.13-py38-cuda11.7-gpu", "acpt-pytorch-1.13-cuda11.7"),
+        ("tensorflow-2.12-cuda11", "tensorflow-2.12-cuda11"),
+        ("lightgbm-3.2", "AzureML-lightgbm-3.2-ubuntu18.04-py37-cpu"),
+    ],
+)
+def test_a_curated_environment_is_known_by_each_of_its_names(name, known):
+    assert registry.specification_of(name).stem == known
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "azureml://registries/azureml/environments/automl/versions/9",
+        "AzureML-TensorFlow-2.3-GPU@latest",
+    ],
+)
+def test_a_curated_environment_of_which_nothing_is_known_is_named_in_the_first_line_of_the_log(
+    client, tmp_path, name
+):
+    first = log_of(client, ended(client, make_command("true", environment=name)), tmp_path).splitlines()[0]
+    assert "an image of Azure's own is not run here: the stand-in's own Python" in first
+
+
+@pytest.mark.parametrize("file", registry.ENVIRONMENTS.values(), ids=lambda file: file.stem)
+def test_what_is_known_of_a_curated_environment_can_be_read(file):
+    asked = read(file.stem, file.read_text())
+    assert yaml.safe_load(file.read_text())["name"] == file.stem
+    assert [Requirement(line).name for line in asked["requirements"]] != []
+
+
+def test_one_python_for_all_is_an_option(stand_in_with, tmp_path):
+    stand_in_with(options=("--one-python",))
+    job = ended(client_of(), make_command("python -c 'import torch'", environment=made_of("localmade=1.0")))
+    assert job.status == "Completed"
+
+
+def test_a_conda_file_that_cannot_be_read_is_refused(client):
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match=r"the conda file of the environment .* can't be read"):
+        client.jobs.create_or_update(make_command("true", environment=made_of({"pip": 3})))
+
+
+@pytest.mark.parametrize(
+    ("conda", "python", "requirements"),
+    [
+        (["python=3.8", "numpy=1.21.2"], "3.8", ["numpy==1.21.2.*"]),
+        (["python>=3.9,<3.12", "pandas>=1.1,<1.2"], "3.9", ["pandas>=1.1,<1.2"]),
+        (["python==3.10.4", "joblib==1.2"], "3.10.4", ["joblib==1.2"]),
+        (["scikit-learn=1.2.2", "numpy"], None, ["scikit-learn==1.2.2.*", "numpy", "numpy<2"]),
+        (["scipy==1.13.1", "numpy"], None, ["scipy==1.13.1", "numpy"]),
+        (["conda-forge::pytorch=1.13=py38_0", "pip=21.2.4"], None, ["torch==1.13.*"]),
+        (["python 3.8", "scikit-learn"], "3.8", ["scikit-learn"]),
+        (["matplotlib-base=3.9.*"], None, ["matplotlib==3.9.*"]),
+    ],
+)
+def test_what_conda_asks_for_is_said_in_pips_words(conda, python, requirements):
+    assert specification(conda, ["x"]) == {"python": python, "requirements": [*requirements, "x"]}

@@ -1,0 +1,686 @@
+"""download-dataset.py, by its command line, against the local hub over a link that can misbehave."""
+
+import asyncio
+import contextlib
+import fcntl
+import itertools
+import json
+import os
+import pty
+import re
+import shutil
+import struct
+import subprocess
+import sys
+import tempfile
+import termios
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import datasets
+import numpy
+import pyarrow
+import pyarrow.parquet
+import pytest
+import trustme
+from conftest import served
+from filelock import FileLock
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+
+from local_azureml.data_plane.hub import create_app
+
+SCRIPT = Path(__file__).parents[2] / "download-dataset.py"
+GOOD = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
+# Runs the script's main() for each line of arguments, so that not every test pays for the imports.
+WARM = """
+import contextlib, io, json, os, runpy, sys, traceback
+main = runpy.run_path(sys.argv[1])["main"]
+for line in sys.stdin:
+    folder, *sys.argv[1:] = json.loads(line)
+    os.chdir(folder)
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try:
+            main()
+        except SystemExit as end:
+            status = end.code if isinstance(end.code, int) else 1
+            if status and not isinstance(end.code, int):
+                print(end.code, file=sys.stderr)
+        except BaseException:
+            status = traceback.format_exc()
+    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
+"""
+
+
+class Link:
+    """The hub, and what is between it and us: notes each request, and does harm where it is told to."""
+
+    def __init__(self, root: Path) -> None:
+        self.root, self.hub = root, create_app(root)
+        self.requests: list[dict] = []
+        self.harms: list[tuple[str, list]] = []
+        self.busy = self.busiest = 0
+
+    async def __call__(self, scope, receive, send) -> None:
+        headers = {name.decode(): value.decode() for name, value in scope["headers"]}
+        request = {"method": scope["method"], "path": scope["path"], "headers": headers, "sent": 0}
+        self.requests.append(request)
+        self.busy += 1
+        self.busiest = max(self.busy, self.busiest)
+
+        async def count(message) -> None:
+            request["sent"] += len(message.get("body", b""))
+            await send(message)
+
+        try:
+            await (self.harm(scope) or self.hub)(scope, receive, count)
+        finally:
+            self.busy -= 1
+
+    def harm(self, scope):
+        for part, left in self.harms:
+            span = dict(scope["headers"]).get(b"range", b"").decode()
+            if part in f"{scope['method']} {scope['path']} {span}" and left:
+                harm = left.pop(0)
+                return harm and harm(self.hub)
+        return None
+
+    def fetched(self) -> list[tuple[str, int, int]]:
+        """The ranges of parquet files that were asked for, in order of place."""
+        ranges = []
+        for request in self.requests:
+            span = re.fullmatch(r"bytes=(\d+)-(\d+)", request["headers"].get("range", ""))
+            if span and request["path"].endswith(".parquet"):
+                ranges.append((request["path"], int(span[1]), int(span[2]) + 1))
+        return sorted(ranges)
+
+
+def answering(status: int, body: bytes = b"{}", **headers: str):
+    """A harm: this answer instead of the hub's."""
+
+    async def answer(scope, receive, send) -> None:
+        named = [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()]
+        named.append((b"content-length", str(len(body)).encode()))
+        await send({"type": "http.response.start", "status": status, "headers": named})
+        await send({"type": "http.response.body", "body": body})
+
+    return lambda hub: answer
+
+
+def slow(seconds: float):
+    """A harm: the answer comes late."""
+
+    def wait(hub):
+        async def answer(scope, receive, send) -> None:
+            await asyncio.sleep(seconds)
+            await hub(scope, receive, send)
+
+        return answer
+
+    return wait
+
+
+@pytest.fixture(scope="module")
+def link(tmp_path_factory) -> Iterator[Link]:
+    link = Link(tmp_path_factory.mktemp("hub"))
+    with served(link) as port:
+        link.address = f"http://127.0.0.1:{port}"
+        yield link
+
+
+@pytest.fixture(autouse=True)
+def _calm(link) -> None:
+    link.requests, link.harms, link.busiest = [], [], 0
+
+
+@pytest.fixture(scope="module")
+def environment(link, tmp_path_factory) -> dict[str, str]:
+    own = {name: value for name, value in os.environ.items() if not name.startswith("HF_")}
+    home = tmp_path_factory.mktemp("cache")
+    return own | {"HF_ENDPOINT": link.address, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
+
+
+class Ended:
+    """How a run of the script ended."""
+
+    def __init__(self, status: int, out: str, err: str) -> None:
+        self.status, self.out, self.err = status, out, err
+
+
+@pytest.fixture(scope="module")
+def warm(environment) -> Iterator[subprocess.Popen]:
+    command = [sys.executable, "-c", WARM, str(SCRIPT)]
+    process = subprocess.Popen(
+        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+    yield process
+    process.stdin.close()
+    process.wait()
+    process.stdout.close()
+
+
+@pytest.fixture
+def run(warm, tmp_path):
+    """Run the script in an empty folder, in a process whose imports are done."""
+
+    def run(*arguments, folder: Path = tmp_path) -> Ended:
+        print(json.dumps([str(folder), *map(str, arguments)]), file=warm.stdin, flush=True)
+        return Ended(*json.loads(warm.stdout.readline()))
+
+    return run
+
+
+def write_repository(
+    root: Path, name: str, splits: dict, files: int = 1, group: int = 10, card: str = ""
+) -> Path:
+    """A dataset repository of parquet files, each split's rows spread over `files`."""
+    folder = root / "datasets" / name
+    (folder / "data").mkdir(parents=True)
+    for split, rows in splits.items():
+        table = rows if isinstance(rows, pyarrow.Table) else pyarrow.Table.from_pylist(rows)
+        for number in range(files):
+            first, last = (len(table) * part // files for part in (number, number + 1))
+            path = folder / "data" / f"{split}-{number:05}-of-{files:05}.parquet"
+            pyarrow.parquet.write_table(table.slice(first, last - first), path, row_group_size=group)
+    if card:
+        (folder / "README.md").write_text(f"---\n{card}\n---\n")
+    return folder
+
+
+def chats(count: int, **columns) -> list[dict]:
+    return [{"prompt": f"question {number}", "messages": GOOD} | columns for number in range(count)]
+
+
+def read(path: Path) -> list[dict]:
+    with path.open(encoding="utf-8", newline="\n") as file:
+        return [json.loads(line) for line in file]
+
+
+def loaded(folder: Path, split: str, percent: float, cache: Path) -> list[dict]:
+    """The rows by `datasets` itself, which refuses where there is none."""
+    part = datasets.ReadInstruction(split, to=percent, unit="%")
+    try:
+        return list(datasets.load_dataset(str(folder), split=part, cache_dir=str(cache)))
+    except ValueError as error:
+        assert "corresponds to no data" in str(error)
+        return []
+
+
+def texts_of(rows: int, size: int) -> pyarrow.Table:
+    """Rows of text that does not compress."""
+    letters = numpy.random.default_rng(3).integers(97, 123, rows * size, dtype=numpy.uint8).tobytes().decode()
+    return pyarrow.table({"text": [letters[start : start + size] for start in range(0, rows * size, size)]})
+
+
+# The rows
+
+texts = st.text(st.characters(exclude_categories=["Cs"]), max_size=12)
+messages = st.lists(
+    st.fixed_dictionaries(
+        {
+            "content": st.one_of(
+                texts, st.sampled_from(["", " \n", "a\u2028b\r\n\x85", '"\\', "\x00\x1b\x7f"])
+            ),
+            "role": st.sampled_from(["user", "assistant", "system", "tool", "user", "assistant"]),
+        }
+    ),
+    max_size=5,
+)
+rows = st.fixed_dictionaries(
+    {
+        "prompt": st.none() | texts,
+        "messages": messages | st.just(GOOD),
+        "score": st.none() | st.floats(allow_nan=False, allow_infinity=False),
+        "tags": st.none() | st.lists(st.none() | texts, max_size=3),
+        "count": st.none() | st.integers(-(2**62), 2**62),
+        "seen": st.booleans(),
+    }
+)
+MESSAGE = pyarrow.struct([("content", pyarrow.string()), ("role", pyarrow.string())])
+SCHEMA = pyarrow.schema(
+    {
+        "prompt": pyarrow.string(),
+        "messages": pyarrow.list_(MESSAGE),
+        "score": pyarrow.float64(),
+        "tags": pyarrow.list_(pyarrow.string()),
+        "count": pyarrow.int64(),
+        "seen": pyarrow.bool_(),
+    }
+)
+
+
+@st.composite
+def repositories(draw) -> dict:
+    """Splits of a few different rows repeated to any length, row groups and files of any size."""
+    drawn = draw(st.lists(rows, min_size=1, max_size=4))
+    splits, files = {}, draw(st.integers(1, 3))
+    for split in draw(st.sampled_from([["train"], ["train_sft"], ["test", "a.b"]])):
+        length = draw(st.integers(files, 250))
+        repeated = (drawn * length)[:length]
+        splits[split] = pyarrow.Table.from_pylist(repeated, schema=SCHEMA)
+    return {"splits": splits, "files": files, "group": draw(st.integers(1, 260))}
+
+
+percentages = st.integers(0, 100) | st.floats(0, 100).map(lambda value: round(value, 2))
+numbers = itertools.count()
+
+
+def fits(messages: list[dict]) -> bool:
+    """Whether the training component takes the conversation."""
+    spoken = messages[1:] if messages and messages[0]["role"] == "system" else messages
+    roles = [message["role"] for message in spoken]
+    due = (["user", "assistant"] * len(roles))[: len(roles)]
+    return len(messages) > 1 and roles == due and all(message["content"].strip() for message in messages)
+
+
+@settings(max_examples=200, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@given(repository=repositories(), percent=percentages, dropping=st.booleans())
+def test_the_rows_are_those_of_load_dataset(repository, percent, dropping, link, run):
+    folder = write_repository(link.root, f"made/any{next(numbers)}", **repository)
+    with tempfile.TemporaryDirectory() as place:
+        arguments = ["--dataset_split_pc", percent, "--download_dir", place]
+        manner = "--drop_bad_rows" if dropping else "--no_check"
+        ended = run("--dataset", f"made/{folder.name}", manner, *arguments)
+        assert (ended.status, ended.err) == (0, "")
+        for split in repository["splits"]:
+            wanted = loaded(folder, split, percent, Path(place, "cache"))
+            expected = [row for row in wanted if not dropping or fits(row["messages"])]
+            assert read(Path(place, f"{split}.jsonl")) == expected
+    shutil.rmtree(folder)
+
+
+# The bytes
+
+
+def test_only_footers_and_the_row_groups_of_the_rows_are_fetched(link, run):
+    folder = write_repository(link.root, "made/long", {"train": texts_of(20_000, 1000)}, files=2, group=1000)
+    assert run("--dataset", "made/long", "--no_check", "--dataset_split_pc", 45).status == 0
+    footer = pyarrow.parquet.read_metadata(min(folder.glob("data/*")))
+    groups = sum(footer.row_group(number).column(0).total_compressed_size for number in range(9))
+    assert groups < sum(end - start for _, start, end in link.fetched()) <= 1.05 * groups
+
+
+def test_several_ranges_are_fetched_at_once(link, run):
+    write_repository(link.root, "made/wide", {"train": texts_of(12_000, 1000)}, group=1000)
+    link.harms = [(".parquet", [slow(0.1)] * 9)]
+    assert run("--dataset", "made/wide", "--no_check", "--dataset_split_pc", 100).status == 0
+    assert link.busiest >= 3
+
+
+@pytest.mark.parametrize("group", [2000, 250_000], ids=["many_row_groups", "one_row_group"])
+def test_memory_stays_below_400_mb_for_a_split_that_is_larger(group, link, environment, tmp_path):
+    pool = texts_of(1, 8 << 20)["text"][0].as_py()
+    starts = numpy.random.default_rng(4).integers(0, len(pool) - 2000, 250_000).tolist()
+    table = pyarrow.table({"text": [pool[start : start + 2000] for start in starts]})
+    folder = write_repository(link.root, f"made/large{group}", {"train": table}, group=group)
+    arguments = ["--dataset", f"made/large{group}", "--no_check", "--dataset_split_pc", "100"]
+    command = [sys.executable, str(SCRIPT), *arguments, "--download_dir", str(tmp_path / "out")]
+    code = f"import resource, subprocess; subprocess.run({command}, check=True); "
+    code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
+    ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert next(folder.glob("data/*")).stat().st_size > 400e6
+    assert (tmp_path / "out" / "train.jsonl").stat().st_size > 500e6
+    assert int(ended.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024) < 400e6
+
+
+def test_what_is_not_parquet_is_refused_with_the_way_to_a_parquet_copy(link, run):
+    folder = link.root / "datasets" / "made" / "csv"
+    folder.mkdir(parents=True)
+    (folder / "train.csv").write_text("number,text\n1,a\n")
+    assert "--revision refs/convert/parquet" in sentence(run("--dataset", "made/csv", "--no_check"))
+
+
+# Nothing half-done
+
+
+@pytest.fixture
+def chat(link, request) -> str:
+    """A repository of its own with four splits of good rows."""
+    name = f"made/chat{next(numbers)}"
+    splits = {split: chats(40) for split in ("train_sft", "test_sft", "train_gen", "test_gen")}
+    write_repository(link.root, name, splits)
+    return name
+
+
+def visible(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*") if not path.name.startswith("."))
+
+
+def test_files_and_a_manifest_of_them_appear(chat, run, link, tmp_path):
+    ended = run("--dataset", chat, "--dataset_split_pc", 10, "--download_dir", "out")
+    assert visible(tmp_path / "out") == [
+        "manifest.json",
+        *(f"{split}.jsonl" for split in ("test_gen", "test_sft", "train_gen", "train_sft")),
+    ]
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["request"]["dataset"] == chat and manifest["request"]["dataset_split_pc"] == 10
+    assert manifest["commit"] == link.hub.state.hub.snapshot(chat).commit
+    entry = manifest["splits"]["train_sft"]
+    text = (tmp_path / "out" / "train_sft.jsonl").read_bytes()
+    assert (entry["rows"], entry["of"], entry["bytes"]) == (4, 40, len(text))
+    assert re.search(r"16 of 160 rows in out: [\d,]+ bytes, [\d.]+ s$", ended.out)
+
+
+def test_a_second_run_asks_for_nothing_and_says_so(chat, run, link, tmp_path):
+    run("--dataset", chat, "--download_dir", "out")
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+    link.requests = []
+    ended = run("--dataset", chat, "--download_dir", "out")
+    assert "Nothing to do: out holds these 8 rows" in ended.out
+    assert link.requests == []
+    assert before == {path: path.stat().st_mtime_ns for path in (tmp_path / "out").iterdir()}
+
+
+def test_a_changed_argument_starts_over(chat, run, tmp_path):
+    run("--dataset", chat, "--download_dir", "out")
+    run("--dataset", chat, "--download_dir", "out", "--dataset_split_pc", "50", "--splits", "test_gen")
+    assert len(read(tmp_path / "out" / "test_gen.jsonl")) == 20
+    assert list(json.loads((tmp_path / "out" / "manifest.json").read_text())["splits"]) == ["test_gen"]
+
+
+def test_a_file_of_another_size_is_fetched_again(chat, run, tmp_path):
+    run("--dataset", chat, "--download_dir", "out")
+    file = tmp_path / "out" / "test_gen.jsonl"
+    whole = file.read_text()
+    file.write_text(whole[:-9])
+    assert run("--dataset", chat, "--download_dir", "out").status == 0
+    assert file.read_text() == whole
+
+
+def start(environment: dict, folder: Path, *arguments: str) -> subprocess.Popen:
+    command = [sys.executable, str(SCRIPT), *arguments]
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, cwd=folder, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def test_an_interrupted_run_goes_on_after_the_row_groups_that_are_written(link, environment, run, tmp_path):
+    folder = write_repository(link.root, "made/broken", {"train": texts_of(30_000, 1000)}, group=1000)
+    footer = pyarrow.parquet.read_metadata(next(folder.glob("data/*")))
+    arguments = ["--dataset", "made/broken", "--no_check", "--dataset_split_pc", "100"]
+    arguments += ["--download_dir", str(tmp_path / "out")]
+    link.hub.state.hub.bytes_per_second = 10e6
+    try:
+        process = start(environment, tmp_path, *arguments)
+        notes = Path()
+        while not notes.is_file() or notes.read_text().count("\n") < 8:
+            notes = next(tmp_path.glob("out/.download-dataset/*/train.notes"), Path())
+            time.sleep(0.01)
+        process.kill()
+        process.communicate()
+    finally:
+        link.hub.state.hub.bytes_per_second = None
+    written = notes.read_text().count("\n")
+    assert visible(tmp_path / "out") == []
+    link.requests = []
+    assert run(*arguments).status == 0
+    assert 8 <= written < 30
+    assert link.fetched()[0][1] == footer.row_group(written).column(0).dictionary_page_offset
+    assert read(tmp_path / "out" / "train.jsonl") == texts_of(30_000, 1000).to_pylist()
+
+
+def test_a_second_run_in_one_folder_is_refused_while_the_first_goes_on(chat, run, tmp_path):
+    (tmp_path / "out").mkdir()
+    with FileLock(tmp_path / "out" / ".download-dataset.lock"):
+        assert "could not be acquired" in sentence(run("--dataset", chat, "--download_dir", "out"))
+    assert run("--dataset", chat, "--download_dir", "out").status == 0
+
+
+def test_a_progress_bar_shows_in_a_terminal_only(chat, environment, run, tmp_path):
+    assert run("--dataset", chat, "--download_dir", "quiet").err == ""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 25, 80, 0, 0))
+    command = [sys.executable, str(SCRIPT), "--dataset", chat, "--download_dir", "shown"]
+    process = subprocess.Popen(
+        command, cwd=tmp_path, env=environment, stdout=subprocess.DEVNULL, stderr=theirs
+    )
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):
+        while block := os.read(ours, 10_000):
+            shown += block
+    os.close(ours)
+    assert process.wait() == 0
+    assert b"row groups" in shown
+
+
+# The check
+
+USER, ASSISTANT, SYSTEM = ({"role": role, "content": "x"} for role in ("user", "assistant", "system"))
+BAD = {
+    "no_messages": None,
+    "too_short": [USER],
+    "not_a_message": [USER, {"role": "assistant", "content": None}],
+    "empty_content": [USER, {"role": "assistant", "content": " \n"}],
+    "unknown_role": [USER, {"role": "tool", "content": "x"}],
+    "late_system": [USER, ASSISTANT, SYSTEM],
+    "not_alternating": [USER, ASSISTANT, ASSISTANT],
+}
+
+
+@pytest.mark.parametrize("category", BAD)
+def test_a_bad_row_stops_the_run_and_is_quoted_with_its_line(category, link, run, tmp_path):
+    name = f"made/{category}"
+    splits = {"train": [*chats(3), {"prompt": "", "messages": BAD[category]}], "test": chats(4)}
+    write_repository(link.root, name, splits)
+    ended = run("--dataset", name, "--dataset_split_pc", 100, "--download_dir", "out")
+    quote, sentence = ended.err.splitlines()
+    assert ended.status == 1
+    assert quote.startswith(f"train.jsonl:4: {category}: ")
+    assert f"1 of 8 rows fail the check (1 {category})" in sentence
+    assert "--drop_bad_rows" in sentence
+    assert visible(tmp_path / "out") == []
+
+
+@pytest.mark.parametrize(
+    "messages", [[SYSTEM, USER, ASSISTANT], [USER, ASSISTANT, USER], [USER, ASSISTANT] * 9]
+)
+def test_a_system_message_first_and_the_users_last_word_are_fine(messages, run, tmp_path):
+    (tmp_path / "own.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    assert run("--check", "own.jsonl").status == 0
+
+
+def test_dropping_bad_rows_after_an_error_fetches_nothing_again(link, run, tmp_path):
+    rows = [*chats(5), *({"prompt": "bad", "messages": messages} for messages in BAD.values()), *chats(5)]
+    write_repository(link.root, "made/mixed", {"train": rows})
+    arguments = ["--dataset", "made/mixed", "--dataset_split_pc", "100", "--download_dir", "out"]
+    assert run(*arguments).status == 1
+    link.requests = []
+    ended = run(*arguments, "--drop_bad_rows")
+    assert ended.status == 0
+    assert "10 of 17 rows in out" in ended.out
+    assert [row["prompt"] for row in read(tmp_path / "out" / "train.jsonl")] == [
+        f"question {n}" for n in range(5)
+    ] * 2
+    assert len(link.fetched()) == 1  # the footer
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["splits"]["train"]["bad_rows"] == dict.fromkeys(BAD, 1)
+
+
+def test_ones_own_file_is_checked_in_the_same_way(run, tmp_path):
+    lines = [json.dumps({"messages": messages}) for messages in [GOOD, *BAD.values()]]
+    (tmp_path / "own.jsonl").write_text("\n".join([*lines, '{"broken', "", "[1]"]) + "\n")
+    ended = run("--check", "own.jsonl")
+    assert ended.status == 1
+    assert "own.jsonl:2: no_messages: " in ended.err
+    assert "10 of 11 rows fail the check" in ended.err and "2 not_json" in ended.err
+
+
+def test_five_bad_rows_are_quoted_and_all_are_counted(run, tmp_path):
+    (tmp_path / "own.jsonl").write_text("{}\n" * 8)
+    *quotes, last = run("--check", "own.jsonl").err.splitlines()
+    assert [quote.split()[0] for quote in quotes] == [f"own.jsonl:{line}:" for line in range(1, 6)]
+    assert "8 of 8 rows fail the check (8 no_messages)" in last
+
+
+def test_a_file_without_a_row_does_not_pass_the_check(run, tmp_path):
+    (tmp_path / "own.jsonl").touch()
+    assert "there are no rows in own.jsonl" in sentence(run("--check", "own.jsonl"))
+
+
+def test_a_blank_line_of_ones_own_file_is_called_blank(run, tmp_path):
+    (tmp_path / "own.jsonl").write_text(json.dumps({"messages": GOOD}) + "\n\n")
+    assert "own.jsonl:2: not_json: the line is blank" in run("--check", "own.jsonl").err
+
+
+def test_turns_and_lengths_are_shown_in_a_table(link, run):
+    rows = [{"messages": GOOD * turns} for turns in (1, 1, 1, 5)]
+    write_repository(link.root, "made/table", {"train": rows})
+    ended = run("--dataset", "made/table", "--dataset_split_pc", 100)
+    head, under, line = ended.out.splitlines()[:3]
+    assert head.split() == ["turns"] * 3 + ["characters"] * 3
+    assert under.split() == ["good", "bad", *["median", "95%", "up", "to", "most"] * 2]
+    assert line.split() == ["train", "4", "0", "2", "10", "10", "12", "60", "60"]
+
+
+def test_a_dataset_without_messages_is_refused_before_its_rows_are_fetched(link, run):
+    write_repository(link.root, "made/plain", {"train": [{"text": "x", "label": 1}] * 100})
+    ended = run("--dataset", "made/plain")
+    assert ended.status == 1
+    assert "no column 'messages', only text, label" in ended.err
+
+
+# Faults
+
+
+def sentence(ended: Ended) -> str:
+    """What a failed run said, which is one line."""
+    assert (ended.status, len(ended.err.splitlines())) == (1, 1), (ended.status, ended.err)
+    return ended.err
+
+
+def test_a_passing_failure_of_any_request_is_survived(chat, link, run):
+    parts = ["GET /api/datasets", "HEAD /datasets", "/tree/", "GET /datasets"]
+    link.harms = [(part, [answering(503)]) for part in parts]
+    assert run("--dataset", chat, "--download_dir", "out").status == 0
+    assert not any(left for _, left in link.harms)
+
+
+def test_a_server_that_keeps_failing_is_asked_as_often_as_wanted(chat, link, run, tmp_path):
+    link.harms = [("/revision/", [answering(500)] * 99)]
+    ended = run("--dataset", chat, "--download_dir", "out", "--retries", 1)
+    assert "answers with status 500" in sentence(ended)
+    assert len(link.requests) == 2
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_server_that_does_not_answer_in_time_is_reported(chat, link, run):
+    link.harms = [("/revision/", [slow(5)] * 9)]
+    assert re.search("cannot reach .*: timed out", sentence(run("--dataset", chat, "--retries", 0)))
+
+
+def test_a_file_that_is_no_parquet_is_reported(link, run):
+    folder = write_repository(link.root, "made/torn", {"train": chats(3)})
+    next(folder.glob("data/*")).write_bytes(b"PAR1 torn")
+    assert "not a parquet file" in sentence(run("--dataset", "made/torn"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--dataset", "made/nowhere"], "Log in with `hf auth login`, or set HF_TOKEN"),
+        (["--dataset", "a/b/c"], "Repo id must be in the form"),
+        (
+            ["--dataset", "CHAT", "--splits", "dev"],
+            "has no split 'dev'; it has test_gen, test_sft, train_gen",
+        ),
+        (
+            ["--dataset", "CHAT", "--dataset_subset", "x"],
+            "BuilderConfig 'x' not found. Available: ['default']",
+        ),
+        (["--dataset", "CHAT", "--revision", "v9"], "Invalid rev id: v9"),
+        (["--check", "none.jsonl"], "No such file or directory: 'none.jsonl'"),
+    ],
+)
+def test_what_is_not_there_is_said_in_one_sentence(arguments, said, chat, run, tmp_path):
+    ended = run(
+        *(chat if argument == "CHAT" else argument for argument in arguments), "--download_dir", "out"
+    )
+    assert said in sentence(ended)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("percent", ["-1", "100.1", "nan"])
+def test_a_percentage_outside_0_to_100_is_a_usage_error(percent, run):
+    ended = run("--dataset_split_pc", percent)
+    assert (ended.status, ended.out) == (2, "")
+    assert "percentage" in ended.err.splitlines()[-1]
+
+
+def test_checking_never_drops(run):
+    assert run("--check", "own.jsonl", "--drop_bad_rows").status == 2
+
+
+def test_a_gated_dataset_is_reported_with_the_way_in(chat, link, run):
+    link.harms = [("/resolve/", [answering(401, x_error_code="GatedRepo")] * 99)]
+    said = sentence(run("--dataset", chat))
+    assert f"'{chat}' is a gated dataset" in said and "`hf auth login`" in said
+
+
+def test_a_token_is_sent_to_the_hub_alone_and_never_printed(chat, link, environment, tmp_path):
+    storage = Link(link.root)
+    with served(storage) as port:
+
+        def elsewhere(hub):
+            async def answer(scope, receive, send) -> None:
+                place = f"http://127.0.0.1:{port}{scope['path']}?signature=s3cret"
+                await answering(302, location=place)(hub)(scope, receive, send)
+
+            return answer
+
+        link.harms = [(".parquet", [elsewhere] * 99)]
+        storage.harms = [("test_gen", [answering(418)] * 99)]
+        secret = environment | {"HF_TOKEN": "hf_s3cret"}
+        arguments = ["--dataset", chat, "--download_dir", "out"]
+        process = start(secret, tmp_path, *arguments)
+        out, err = process.communicate()
+    assert "answers with status 418" in err and process.returncode == 1
+    tokens = {request["headers"].get("authorization") for request in link.requests if chat in request["path"]}
+    assert tokens == {"Bearer hf_s3cret"}
+    assert {request["headers"].get("authorization") for request in storage.requests} == {None}
+    assert "s3cret" not in out + err
+
+
+def test_no_network_is_said_in_one_sentence(environment, tmp_path):
+    nowhere = environment | {"HF_ENDPOINT": "http://127.0.0.1:9"}
+    process = start(nowhere, tmp_path, "--retries", "1", "--download_dir", "out")
+    out, err = process.communicate()
+    assert (process.returncode, out) == (1, "")
+    assert re.fullmatch(
+        r"download-dataset.py: cannot reach http://127.0.0.1:9: .*; check the network .*\n", err
+    )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_that_cannot_be_written_is_reported(chat, run, tmp_path):
+    (tmp_path / "taken").write_text("a file")
+    assert "Not a directory: 'taken/out" in sentence(run("--dataset", chat, "--download_dir", "taken/out"))
+
+
+def test_a_disk_that_takes_no_more_is_reported_and_leaves_no_half_file(link, environment, tmp_path):
+    write_repository(link.root, "made/big", {"train": texts_of(2000, 1000)}, group=500)
+    limit = "import resource, runpy, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (10**6, 10**6)); "
+    code = limit + f"sys.argv[0] = {str(SCRIPT)!r}; runpy.run_path(sys.argv[0], run_name='__main__')"
+    arguments = ["--dataset", "made/big", "--no_check", "--dataset_split_pc", "100", "--download_dir", "out"]
+    command = [sys.executable, "-c", code, *arguments]
+    ended = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "download-dataset.py: [Errno 27] File too large\n")
+    assert visible(tmp_path / "out") == []
+
+
+def test_a_private_certificate_authority_is_honoured(link, environment, chat, tmp_path):
+    authority = trustme.CA()
+    authority.cert_pem.write_to_path(tmp_path / "ca.pem")
+    certificate = authority.issue_cert("localhost").private_key_and_cert_chain_pem
+    certificate.write_to_path(tmp_path / "server.pem")
+    with served(link, ssl_certfile=tmp_path / "server.pem") as port:
+        own = {"HF_ENDPOINT": f"https://localhost:{port}", "SSL_CERT_FILE": str(tmp_path / "ca.pem")}
+        process = start(environment | own, tmp_path, "--dataset", chat)
+        _, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+
+
+def test_help_shows_examples(environment, tmp_path):
+    out, _ = start(environment, tmp_path, "--help").communicate()
+    assert "python download-dataset.py --dataset HuggingFaceH4/ultrachat_200k --dataset_split_pc 5" in out

@@ -1,0 +1,276 @@
+"""First who, then what: nothing is read of somebody unknown, nothing too long taken, nothing waited for."""
+
+import re
+import socket
+import ssl
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from http.client import HTTPResponse
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import StandIn, client_of, raw_client
+
+from local_azureml import access, app
+from local_azureml import storage as blobs
+
+LONGEST = 30.0  # seconds for what takes none on a machine that is not busy
+MIB = 1024 * 1024
+CONTAINER = "/store.blob.storage.local/azureml-blobstore"
+ROUTERS = [service.router for service in (*app.CONTROL_PLANE, *app.OWN_KEYS)]
+ROUTERS += [service.public for service in app.PUBLIC]
+ROUTES = [  # each with something in the places of its parameters
+    (method, re.sub(r"\{\w+(:path)?\}", "x", route.path))
+    for router in ROUTERS
+    for route in router.routes
+    for method in sorted(route.methods)
+]
+
+
+def door_of(method: str, path: str) -> access.Door:
+    return access.find(method, path)[0]
+
+
+ASKING = [route for route in ROUTES if door_of(*route).asks is not access.nothing]
+
+
+def connect(environment: dict[str, str]) -> ssl.SSLSocket:
+    context = ssl.create_default_context(cafile=environment["REQUESTS_CA_BUNDLE"])
+    port = int(environment["HF_ENDPOINT"].rpartition(":")[2])
+    plain = socket.create_connection(("127.0.0.1", port), LONGEST)
+    return context.wrap_socket(plain, server_hostname="localhost")
+
+
+def head(method: str, path: str, *lines: str) -> bytes:
+    """Return a request's first line and headers."""
+    return "\r\n".join([f"{method} {path} HTTP/1.1", "Host: localhost", *lines, "", ""]).encode()
+
+
+@pytest.mark.parametrize(("method", "path"), ASKING)
+def test_a_route_asks_who_it_is_before_it_reads(environment, method, path):
+    body = ("Content-Type: application/json", "Content-Length: 1000")
+    with connect(environment) as connection:
+        connection.sendall(head(method, path, *body))
+        assert re.match(rb"HTTP/1.1 40[013] ", connection.recv(1000))
+
+
+@pytest.mark.parametrize("door", access.OPEN, ids=lambda door: f"{door.methods} {door.path}")
+def test_whatever_opens_without_a_token_has_a_reason_and_is_there(door):
+    assert len(door.reason.split()) > 5
+    is_there = any(door.match(*route) is not None for route in ROUTES)
+    assert is_there or door.path.startswith(access.tracking.PREFIX)  # where MLflow has routes of its own
+
+
+def test_what_is_open_to_everybody_is_listed_here():
+    open_to_all = {path for method, path in ROUTES if door_of(method, path).asks is access.nothing}
+    assert sorted(path for path in open_to_all if not path.startswith(app.HUB)) == [
+        "/api/datasets",
+        "/discovery/workspaces/x",
+        "/metadata/endpoints",
+    ]
+
+
+@pytest.mark.parametrize("scheme", ["Foo ", "", "Basic "])
+def test_a_token_counts_as_a_bearers_only(http, anonymous, arm, scheme):
+    token = http.headers["Authorization"].removeprefix("Bearer ")
+    answer = anonymous.get(arm.workspace, headers={"Authorization": f"{scheme}{token}"})
+    assert answer.status_code == 401
+
+
+def test_nobody_can_have_clients_sent_to_plain_http(anonymous):
+    headers = {"X-Forwarded-Proto": "http", "X-Forwarded-For": "192.0.2.1"}
+    answer = anonymous.get("/metadata/endpoints/", headers=headers)
+    assert not answer.headers.get("location", "").startswith("http:")
+
+
+@pytest.mark.parametrize("key", [None, "guess"])
+def test_scoring_without_a_key_does_not_tell_which_endpoints_there_are(http, anonymous, arm, key):
+    http.put(f"{arm.workspace}/onlineEndpoints/discreet", json={"properties": {"authMode": "Key"}})
+    headers = {"Authorization": f"Bearer {key}"} if key else {}
+    answers = [
+        anonymous.post(f"/endpoints/{name}/score", json={}, headers=headers)
+        for name in ("discreet", "not-there")
+    ]
+    assert [answer.status_code for answer in answers] == [401, 401]
+    assert answers[0].json() == answers[1].json() and "discreet" not in answers[0].text
+
+
+def test_a_json_body_is_at_most_four_mebibytes(http, arm):
+    content = b'{"tags": {"a": "' + bytes(4 * MIB).replace(b"\0", b"x") + b'"}}'
+    answer = http.put(f"{arm.workspace}/computes/large", content=content)
+    assert answer.status_code == 413
+
+
+def test_a_json_body_without_a_length_is_cut_off_too(http, arm):
+    answer = http.put(f"{arm.workspace}/computes/large", content=iter([b"[" * MIB] * 5))
+    assert (answer.status_code, answer.json()["error"]["code"]) == (413, "RequestBodyTooLarge")
+
+
+@pytest.fixture(scope="module")
+def sas(client):
+    def of(store: str) -> str:
+        return client.datastores.get(store, include_secrets=True).credentials.sas_token
+
+    return of
+
+
+@pytest.mark.parametrize(
+    ("store", "other"), [("workspaceblobstore", "azureml"), ("workspaceartifactstore", "azureml-blobstore")]
+)
+def test_a_signature_opens_one_container(anonymous, sas, store, other):
+    own = blobs.CONTAINERS[store]
+    address = "/store.blob.storage.local/{}?restype=container&comp=list&" + sas(store)
+    assert anonymous.get(address.format(own)).status_code == 200
+    assert anonymous.get(address.format(other)).status_code == 403
+
+
+def test_a_signature_that_claims_a_later_end_is_none(anonymous, sas):
+    later = re.sub(r"(?<=se=)\d{4}", "2999", sas("workspaceblobstore"))
+    assert later != sas("workspaceblobstore")
+    assert anonymous.get(f"{CONTAINER}?restype=container&{later}").status_code == 403
+
+
+def test_a_signature_has_an_end(stand_in_with):
+    server = stand_in_with()
+    with raw_client(server.cloud.environment(), token=False) as opened:
+        ends = {"before": time.time() - 1, "after": time.time() + 60}
+        answers = {
+            name: opened.get(f"{CONTAINER}?{blobs.signature(server.cloud, 'azureml-blobstore', end)}")
+            for name, end in ends.items()
+        }
+    assert {name: answer.status_code for name, answer in answers.items()} == {"before": 403, "after": 200}
+
+
+def test_a_block_is_listed_once(anonymous, sas):
+    address = f"{CONTAINER}/bomb?{sas('workspaceblobstore')}&comp="
+    anonymous.put(f"{address}block&blockid=YQ==", content=b"x")
+    entries = "<Latest>YQ==</Latest>" * 2
+    answer = anonymous.put(f"{address}blocklist", content=f"<BlockList>{entries}</BlockList>")
+    assert answer.status_code == 501
+
+
+class Gauge:
+    """How far a process's memory rises above what it is at the beginning."""
+
+    def __init__(self, process: int):
+        self._process, self.rise, self._done = psutil.Process(process), 0.0, threading.Event()
+
+    def __enter__(self) -> "Gauge":
+        self._before = self._process.memory_info().rss
+        self._thread = threading.Thread(target=self._watch)
+        self._thread.start()
+        return self
+
+    def _watch(self) -> None:
+        while not self._done.wait(0.005):
+            self.rise = max(self.rise, (self._process.memory_info().rss - self._before) / MIB)
+
+    def __exit__(self, *_) -> None:
+        self._done.set()
+        self._thread.join()
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory):
+    """A stand-in whose memory and log are of interest, after its warming up."""
+    served = StandIn(tmp_path_factory.mktemp("doors"))
+    try:
+        with raw_client(served.environment) as opened:
+            opened.timeout = 300
+            opened.post(
+                f"{access.tracking.PREFIX}/api/2.0/mlflow/experiments/search", json={"max_results": 1}
+            )
+        yield served
+    finally:
+        log = served.end()
+    assert "Traceback" not in log
+
+
+@pytest.fixture(scope="module")
+def store(own):
+    """The address of a blob of that stand-in, with a signature."""
+    with pytest.MonkeyPatch.context() as patch, raw_client(own.environment) as opened:
+        from conftest import point
+
+        point(patch, own.environment)
+        token = client_of().datastores.get_default(include_secrets=True).credentials.sas_token
+        yield lambda name, query="": f"{CONTAINER}/{name}?{query}{token}"
+    assert opened.is_closed
+
+
+def test_a_large_body_without_a_token_costs_no_memory(own, arm):
+    with raw_client(own.environment, token=False) as opened, Gauge(own.process.pid) as gauge:
+        pieces = (b"[]," * 300_000 for _ in range(60))
+        answer = opened.put(f"{arm.workspace}/computes/x", content=pieces)
+    assert answer.status_code == 401
+    assert gauge.rise < 32
+
+
+def test_uploads_side_by_side_stream_to_the_disk(own, store):
+    def upload(number: int) -> int:
+        with raw_client(own.environment, token=False) as opened:
+            pieces = (bytes(MIB) for _ in range(25))
+            return opened.put(store(f"large/{number}"), content=pieces).status_code
+
+    with Gauge(own.process.pid) as gauge, ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(upload, range(8))) == {201}
+    assert gauge.rise < 64
+
+
+def test_an_upload_that_is_broken_off_leaves_nothing(own, store):
+    """Neither a blob, nor a part of one, nor a traceback in the log, which the fixture looks at."""
+    with connect(own.environment) as connection:
+        connection.sendall(head("PUT", store("broken"), "Content-Length: 1000000") + bytes(1000))
+        time.sleep(0.3)
+    parts = Path(own.folder, "blob-parts")
+    deadline = time.monotonic() + LONGEST
+    while any(parts.glob("*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not any(parts.glob("*")) and not (own.folder / "blobs" / "azureml-blobstore" / "broken").exists()
+
+
+WAITING = {  # what is sent before nothing more comes, and after how many seconds it is given up
+    "nothing": (b"", "HEAD_SECONDS"),
+    "half a head": (b"GET /metadata/endpoints HTTP/1.1\r\nHost: local", "HEAD_SECONDS"),
+    "half a body": (
+        head("POST", "/api/datasets/a/b/paths-info/main", "Content-Length: 10") + b"x",
+        "BODY_SECONDS",
+    ),
+    "a refused head": (head("PUT", "/subscriptions/x", "Content-Length: 10"), "BODY_SECONDS"),
+}
+
+
+@pytest.mark.parametrize("sent", WAITING)
+def test_a_request_that_does_not_come_is_given_up(stand_in_with, monkeypatch, sent):
+    content, constant = WAITING[sent]
+    monkeypatch.setattr(access, constant, 0.5)
+    with connect(stand_in_with().cloud.environment()) as connection:
+        connection.sendall(content)
+        while connection.recv(10_000):  # raises where nobody closes the connection
+            pass
+
+
+def test_a_head_that_trickles_is_given_up(stand_in_with, monkeypatch):
+    monkeypatch.setattr(access, "HEAD_SECONDS", 1.0)
+    begun = time.monotonic()
+    with connect(stand_in_with().cloud.environment()) as connection, pytest.raises(OSError):
+        connection.sendall(b"GET / HTTP/1.1\r\nX: ")
+        while time.monotonic() - begun < LONGEST:
+            connection.sendall(b"x")
+            time.sleep(0.1)
+    assert time.monotonic() - begun < LONGEST
+
+
+def test_a_connection_may_wait_long_for_its_next_request(stand_in_with, monkeypatch):
+    """Clients keep connections open between two requests."""
+    monkeypatch.setattr(access, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(access, "BODY_SECONDS", 0.3)
+    with connect(stand_in_with().cloud.environment()) as connection:
+        for _ in range(2):
+            connection.sendall(head("GET", "/discovery/workspaces/x"))
+            answer = HTTPResponse(connection)
+            answer.begin()
+            assert (answer.status, bool(answer.read())) == (200, True)
+            time.sleep(1)

@@ -1,0 +1,54 @@
+"""The stand-in's rooms: nothing grows too long, and services know nothing of the engine."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+HOUSE = Path(__file__).parents[2] / "local_azureml"
+FILES = sorted(HOUSE.rglob("*.py"))
+LONGEST_FILE, LONGEST_CLASS = 300, 200  # lines
+SERVICES = sorted([*(HOUSE / "control_plane").glob("*.py"), *(HOUSE / "data_plane").glob("*.py")])
+ENTRANCE = {HOUSE / name for name in ("__main__.py", "app.py", "access.py")}
+GROUND = sorted(set(HOUSE.glob("*.py")) - ENTRANCE)
+
+
+def imported(file: Path) -> set[str]:
+    """Return the rooms and modules of the stand-in that a file imports: "engine", "cloud"."""
+    names = set()
+    for node in ast.walk(ast.parse(file.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("local_azureml.")}
+
+
+def test_no_file_is_too_long():
+    long = {file.name: count for file in FILES if (count := file.read_text().count("\n")) > LONGEST_FILE}
+    assert long == {}
+
+
+def test_no_class_is_too_long():
+    classes = [node for file in FILES for node in ast.walk(ast.parse(file.read_text()))]
+    long = {
+        node.name: lines
+        for node in classes
+        if isinstance(node, ast.ClassDef) and (lines := node.end_lineno - node.lineno + 1) > LONGEST_CLASS
+    }
+    assert long == {}
+
+
+@pytest.mark.parametrize("file", SERVICES, ids=lambda file: f"{file.parent.name}/{file.stem}")
+def test_a_service_does_not_import_the_engine(file):
+    assert "engine" not in imported(file)
+
+
+@pytest.mark.parametrize("file", sorted((HOUSE / "control_plane").glob("*.py")), ids=lambda file: file.stem)
+def test_the_control_plane_does_not_import_the_data_plane(file):
+    assert "data_plane" not in imported(file)
+
+
+@pytest.mark.parametrize("file", GROUND, ids=lambda file: file.stem)
+def test_the_ground_imports_no_room(file):
+    assert imported(file) & {"control_plane", "data_plane", "engine"} == set()

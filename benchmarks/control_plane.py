@@ -15,10 +15,10 @@ from pathlib import Path
 
 import requests
 
-from local_azureml import cloud
+from local_azureml import identifiers, resource
 from local_azureml.state import State
 
-WORKSPACE = cloud.WORKSPACE_ID[1:]
+WORKSPACE = identifiers.WORKSPACE_ID[1:]
 REGISTRY = (
     "mferp/managementfrontend/subscriptions/s/resourceGroups/g"
     "/providers/Microsoft.MachineLearningServices/registries/azureml"
@@ -74,7 +74,7 @@ def main() -> None:
 def fill(folder: Path) -> None:
     """Write a model of many versions, and many jobs, as the state keeps them."""
     folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-    made = {"systemData": cloud.system_data()}
+    made = {"systemData": resource.system_data()}
     model, jobs = f"/{WORKSPACE}/models/timed", f"/{WORKSPACE}/jobs"
     version = {
         **MODEL["properties"],
@@ -97,8 +97,8 @@ def fill(folder: Path) -> None:
         "root": None,
         "error": None,
         "warnings": [],
-        "start": cloud.now(),
-        "end": cloud.now(),
+        "start": resource.now(),
+        "end": resource.now(),
     }
     with closing(State(folder)) as state:
         state.put(model, {"id": model, "name": "timed", "properties": {}, **made})

@@ -1,4 +1,4 @@
-"""Compare the stand-in's fine-tune step with a plain `transformers.Trainer`, on one model and the same rows.
+"""Compare the emulator's fine-tune step with a plain `transformers.Trainer`, on one model and the same rows.
 
 The rows are the sample's conversations, joined until their lengths spread as ultrachat_200k's do: log-normal,
 half of the rows within a factor of 1.4 of the median. Both ways see the same rows at each step, in random
@@ -16,7 +16,7 @@ import tempfile
 import time
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the stand-in's processes run under
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the emulator's processes run under
 
 import pyarrow.parquet
 import torch
@@ -33,7 +33,7 @@ from transformers import (
 )
 
 from local_azureml.engine.chat_completion import finetune, inputs, machine, model_import, preprocess
-from local_azureml.engine.chat_completion.packing import Shares
+from local_azureml.engine.chat_completion.packing import DistributedBatchSampler
 from local_azureml.engine.chat_completion.trainer import adapters
 
 SEEDS = Path(finetune.__file__).parents[2] / "seeds"
@@ -202,7 +202,7 @@ def plain(values: dict, folder: Path) -> dict:
 
 def in_random_order(rows: Dataset, values: dict) -> Dataset:
     """Return `rows` shuffled as the fine-tune step does, so that both ways see the same rows at each step."""
-    epochs = Shares(rows["length"], len(rows), 1, 1, 0, values["seed"])
+    epochs = DistributedBatchSampler(rows["length"], len(rows), 1, 1, 0, values["seed"])
     return rows.select(epochs.steps()[0])
 
 

@@ -19,7 +19,7 @@ import psutil
 from benchmarks.finetune import full_size
 from local_azureml.engine.chat_completion.checkpoint import shapes
 from local_azureml.engine.chat_completion.machine import GIB
-from scenarios.notebook_runs import STAND_IN, own, papermill, prepare
+from scenarios.notebook_runs import EMULATOR, own, papermill, prepare
 
 OUTPUT = "executed.ipynb"
 SETTINGS = {"finetune_parameters": {"max_steps": 2, "max_seq_length": 64, "logging_steps": 1}}
@@ -34,7 +34,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         base, folder = full_size(options.layers, Path(name)), prepare(Path(name, "run"))
         begun = time.monotonic()
-        command = [*STAND_IN, "run", "--base-model", str(base), "--", *papermill(OUTPUT, SETTINGS)]
+        command = [*EMULATOR, "run", "--base-model", str(base), "--", *papermill(OUTPUT, SETTINGS)]
         peak = execute(command, folder)
         seconds = time.monotonic() - begun
         parameters = sum(prod(shape) for shape, _ in shapes(base).values())

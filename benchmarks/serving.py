@@ -12,7 +12,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the stand-in's processes run under
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the emulator's processes run under
 
 import httpx
 import psutil

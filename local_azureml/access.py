@@ -1,22 +1,17 @@
-"""Who gets in: what is asked of a request before its body is read, and how much and how long it may send."""
+"""Who gets in: what is asked of a request before its body is read, and how much it may send."""
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import h11
 from starlette.requests import ClientDisconnect, Request
 from starlette.routing import compile_path
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
-from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from local_azureml import cloud, storage
+from local_azureml import identifiers, storage
 from local_azureml.data_plane import artifacts, blobs, browser_sessions, identity, scoring, tracking
 from local_azureml.errors import AzureError, answer
 
 KIB, MIB = 1024, 1024 * 1024
-HEAD_SECONDS = 20.0  # for a request's first line and headers
-BODY_SECONDS = 60.0  # between two pieces of a body
 
 
 @dataclass(frozen=True)
@@ -42,11 +37,11 @@ def nothing(request: Request) -> None:
     """Let everybody in."""
 
 
-ACCOUNT = f"/{storage.ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}"
+ACCOUNT = f"/{storage.ACCOUNT}.blob.{identifiers.STORAGE_SUFFIX}"
 BLOBS = f"{ACCOUNT}/{{container}}"
 READ, WRITE, ALL = "GET HEAD", "PUT POST PATCH DELETE", "GET HEAD OPTIONS PUT POST PATCH DELETE"
 ARTIFACTS = f"{tracking.PREFIX}/{{api}}/2.0/mlflow-artifacts/artifacts/{{path:path}}"
-ONLY_SEEDS = "what ships with the stand-in, as public as on the hub"
+ONLY_SEEDS = "what ships with the emulator, as public as on the hub"
 SIGNED = "the storage library sends a signature, which opens one container for a time"
 PAGE = "a browser has no token; it reads with the cookie that a job's link gave it"
 OPEN = (  # the first that matches counts
@@ -81,7 +76,7 @@ OPEN = (  # the first that matches counts
 TOKEN = Door(ALL, "/{path:path}", identity.check_token)  # all that is not named above
 
 
-class Doors:
+class AccessMiddleware:
     """Asks each request who it is before its body is read, and lets no more of the body in than the door."""
 
     def __init__(self, app: ASGIApp):
@@ -148,54 +143,3 @@ class Body:
             raise ClientDisconnect
         self._complete = not message.get("more_body", False)
         return message
-
-
-class Patience(H11Protocol):
-    """A connection that is closed when a request's headers, or the next piece of its body, do not come."""
-
-    _timer: asyncio.TimerHandle | None = None
-    _state: object = None
-
-    def connection_made(self, transport: asyncio.Transport) -> None:
-        super().connection_made(transport)
-        self._wait()
-
-    def data_received(self, data: bytes) -> None:
-        super().data_received(data)
-        self._wait()
-
-    def on_response_complete(self) -> None:
-        super().on_response_complete()
-        self._wait()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        super().connection_lost(exc)
-        self._stop()
-
-    def _wait(self) -> None:
-        """Start the clock anew, unless headers are only trickling in."""
-        before, self._state = self._state, self._waited_for()
-        if self._state == before == "head" and self._timer:
-            return
-        self._stop()
-        if self._state:
-            seconds = HEAD_SECONDS if self._state == "head" else BODY_SECONDS
-            self._timer = self.loop.call_later(seconds, self._give_up)
-
-    def _waited_for(self) -> str | None:
-        if self.conn.their_state is h11.SEND_BODY:
-            return "body"
-        begun = self.conn.trailing_data[0] or self.cycle is None
-        return "head" if self.conn.their_state is h11.IDLE and begun else None
-
-    def _stop(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-
-    def _give_up(self) -> None:
-        self._timer = None
-        if self.flow.read_paused:  # it is we who don't read
-            self._wait()
-        else:
-            self.transport.abort()

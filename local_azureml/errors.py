@@ -46,7 +46,7 @@ def user_error(message: str, detail: str = "BadArgument") -> AzureError:
 
 def not_played(request: Request) -> AzureError:
     """Return the 501 for an operation that exists on Azure and not here."""
-    message = f"{request.method} {request.url.path} is not part of the stand-in"
+    message = f"{request.method} {request.url.path} is not part of the emulator"
     return AzureError(501, "NotImplemented", message)
 
 
@@ -69,7 +69,7 @@ def full_disk(error: BaseException) -> str | None:
     if not told and not any(word in str(error) for word in words):
         return None
     return (
-        "No space left on device: free some, or keep the stand-in's data elsewhere with --data-dir or TMPDIR"
+        "No space left on device: free some, or keep the emulator's data elsewhere with --data-dir or TMPDIR"
     )
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import psutil
 
-CHILD = "LOCAL_AZUREML_CHILD"  # for a stand-in that takes over: the process id of the command, or 0
+CHILD = "LOCAL_AZUREML_CHILD"  # for an emulator that takes over: the process id of the command, or 0
 
 # name: (meaning, default of VALUE: None where there is none, a tuple of all that it may be)
 FAULTS = {
@@ -44,7 +44,7 @@ FAULTS = {
     "throttled": ("every VALUE-th request is answered 429, of a blob 503, with Retry-After", 3),
     "slow": ("every answer takes VALUE seconds longer", 1.0),
     "reset": ("every VALUE-th request has its connection reset", 10),
-    "killed": ("the stand-in is killed VALUE seconds after a job began, and started again", 3.0),
+    "killed": ("the emulator is killed VALUE seconds after a job began, and started again", 3.0),
 }
 
 
@@ -110,24 +110,24 @@ def listed() -> str:
     return "\n".join(f"{_shown(name):44} {meaning}" for name, (meaning, _) in FAULTS.items())
 
 
-def kill_later(local, jobs, child: int) -> None:
-    """Let a fresh stand-in, on the same port and folder, take over this process once a job runs."""
-    if "killed" in local.faults and CHILD not in os.environ:
-        threading.Thread(target=_die, args=(local, jobs, child), daemon=True).start()
+def kill_later(context, jobs, child: int) -> None:
+    """Let a fresh emulator, on the same port and folder, take over this process once a job runs."""
+    if "killed" in context.faults and CHILD not in os.environ:
+        threading.Thread(target=_die, args=(context, jobs, child), daemon=True).start()
 
 
-def _die(local, jobs, child: int) -> None:
+def _die(context, jobs, child: int) -> None:
     while not jobs.running():
         time.sleep(0.1)
-    time.sleep(local.faults.value("killed"))
+    time.sleep(context.faults.value("killed"))
     os.environ |= {CHILD: str(child), "PYTHONPATH": str(Path(__file__).parents[1])}
     action, *rest = sys.argv[1:]
-    place = ["--port", str(local.port), "--data-dir", str(local.folder)]
+    place = ["--port", str(context.port), "--data-dir", str(context.folder)]
     os.execv(sys.executable, [sys.executable, "-m", "local_azureml", action, *place, *rest])
 
 
 def adopted() -> psutil.Process | None:
-    """Return the command that runs against the stand-in which this one takes over from."""
+    """Return the command that runs against the emulator which this one takes over from."""
     return psutil.Process(int(os.environ[CHILD])) if CHILD in os.environ else None
 
 

@@ -1,4 +1,4 @@
-"""The variables of every process that the stand-in starts, made here and nowhere else."""
+"""The variables of every process that the emulator starts, made here and nowhere else."""
 
 import os
 import re
@@ -6,7 +6,7 @@ import shlex
 import sys
 from pathlib import Path
 
-from local_azureml.cloud import Cloud
+from local_azureml.context import Context
 
 PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy")
 HIDDEN = (  # what would lead a process elsewhere; a star stands for any end
@@ -43,17 +43,17 @@ def leave(*others: str) -> None:
         del os.environ[name]
 
 
-def of_command(cloud: Cloud) -> dict[str, str]:
+def of_command(context: Context) -> dict[str, str]:
     """Return the variables of a caller's command: the caller's own, and those that lead to `cloud`."""
-    return clean() | cloud.environment()
+    return clean() | context.environment()
 
 
-def of_child(cloud: Cloud, /, **own: str) -> dict[str, str]:
+def of_child(context: Context, /, **own: str) -> dict[str, str]:
     """Return the variables of a job or a deployment: those that lead to `cloud`, and on top its own."""
-    return {name: value for name, value in of_command(cloud).items() if name not in PYTHON} | own
+    return {name: value for name, value in of_command(context).items() if name not in PYTHON} | own
 
 
-def lines(cloud: Cloud) -> str:
+def lines(context: Context) -> str:
     """Return the lines with which a shell hides and sets what is hidden from a child and set for it."""
     hidden = f"unset OLDPWD $(env | sed -nE 's/^({LEADS_ELSEWHERE})=.*/\\1/p')"
-    return "\n".join([hidden, *(f"export {n}={shlex.quote(v)}" for n, v in cloud.environment().items())])
+    return "\n".join([hidden, *(f"export {n}={shlex.quote(v)}" for n, v in context.environment().items())])

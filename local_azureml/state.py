@@ -1,4 +1,4 @@
-"""What the stand-in remembers: documents keyed by resource id, in one SQLite file."""
+"""What the emulator remembers: documents keyed by resource id, in one SQLite file."""
 
 import json
 import sqlite3

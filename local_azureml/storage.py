@@ -16,7 +16,8 @@ from xml.etree import ElementTree
 from fastapi import Request
 from starlette.concurrency import run_in_threadpool
 
-from local_azureml import cloud
+from local_azureml import identifiers
+from local_azureml.context import Context, current
 from local_azureml.errors import AzureError
 from local_azureml.paths import OutsideError, inside
 
@@ -27,28 +28,28 @@ PIECE = 1024 * 1024  # bytes that are written at once
 TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
-def signature(local: cloud.Cloud, container: str, expires: float | None = None) -> str:
+def signature(context: Context, container: str, expires: float | None = None) -> str:
     """Return the query string that opens a container until `expires`, by default for as long as a token."""
-    se, sig = signed(local, container, time.time() + cloud.LIFETIME if expires is None else expires)
+    se, sig = signed(context, container, time.time() + identifiers.LIFETIME if expires is None else expires)
     return f"sv={VERSION}&sr=c&sp=racwdl&se={quote(se)}&sig={sig}"
 
 
-def signed(local: cloud.Cloud, container: str, expires: float) -> tuple[str, str]:
+def signed(context: Context, container: str, expires: float) -> tuple[str, str]:
     """Return the end of a signature that opens a container, and the signature itself."""
     se = time.strftime(TIME, time.gmtime(expires))
-    return se, local.sign("container", container, se)
+    return se, context.sign("container", container, se)
 
 
 def check_signature(request: Request) -> None:
     """Refuse a request whose address is not signed for its container, or no longer."""
     se, sig, prefix = (request.query_params.get(name, "") for name in ("se", "sig", "prefix"))
     container = request.path_params.get("container", prefix.partition("/")[0])
-    check(cloud.current(request), container, se, sig)
+    check(current(request), container, se, sig)
 
 
-def check(local: cloud.Cloud, container: str, se: str, given: str) -> None:
+def check(context: Context, container: str, se: str, given: str) -> None:
     """Refuse a signature that is not the container's, or is past its end."""
-    if not hmac.compare_digest(given.encode(), local.sign("container", container, se).encode()):
+    if not hmac.compare_digest(given.encode(), context.sign("container", container, se).encode()):
         message = "the signature (sig) of the blob's address is not valid for its container and end (se)"
         raise AzureError(403, "AuthenticationFailed", message)
     if timegm(time.strptime(se, TIME)) < time.time():
@@ -63,27 +64,27 @@ def check_container(container: str) -> None:
         raise AzureError(404, "ContainerNotFound", f"no container {container!r}; there is: {known}")
 
 
-def place(local: cloud.Cloud, container: str, name: str) -> Path:
+def place(context: Context, container: str, name: str) -> Path:
     """Return the file behind a blob; refuse a container that is not there and a name that would leave it."""
     check_container(container)
     try:
-        return inside(local.blobs / container, name)
+        return inside(context.blobs / container, name)
     except OutsideError:
         raise AzureError(400, "InvalidResourceName", f"{name!r} is not the name of a blob") from None
 
 
-def find(local: cloud.Cloud, container: str, name: str) -> Path:
+def find(context: Context, container: str, name: str) -> Path:
     """Return the file behind a blob that is there; clients ask for "folder/" too, which none can be."""
     with suppress(OutsideError):
-        file = inside(local.blobs / container, name)
+        file = inside(context.blobs / container, name)
         if file.is_file():
             return file
     raise AzureError(404, "BlobNotFound", f"no blob {name!r} in the container {container!r}")
 
 
-def names(local: cloud.Cloud, container: str) -> Iterator[str]:
+def names(context: Context, container: str) -> Iterator[str]:
     """Give the names of a container's blobs; a job may leave files in its folder that are none."""
-    root = local.blobs / container
+    root = context.blobs / container
     for file in root.rglob("*"):
         name = file.relative_to(root).as_posix()
         with suppress(OutsideError):
@@ -91,13 +92,13 @@ def names(local: cloud.Cloud, container: str) -> Iterator[str]:
                 yield name
 
 
-def address(local: cloud.Cloud, container: str, name: str) -> str:
+def address(context: Context, container: str, name: str) -> str:
     """Return the address, signature included, at which a blob can be read."""
-    account = f"{local.origin}/{ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}"
-    return f"{account}/{container}/{name}?{signature(local, container)}"
+    account = f"{context.origin}/{ACCOUNT}.blob.{identifiers.STORAGE_SUFFIX}"
+    return f"{account}/{container}/{name}?{signature(context, container)}"
 
 
-async def receive(local: cloud.Cloud, file: Path, content: AsyncIterator[bytes]) -> bytes:
+async def receive(context: Context, file: Path, content: AsyncIterator[bytes]) -> bytes:
     """Write a file as its content comes, whole or not at all, and return the content's MD5."""
     digest, piece = hashlib.md5(usedforsecurity=False), bytearray()
 
@@ -106,7 +107,7 @@ async def receive(local: cloud.Cloud, file: Path, content: AsyncIterator[bytes])
         stream.write(piece)
         piece.clear()
 
-    with part_of(local, file) as stream:
+    with part_of(context, file) as stream:
         async for chunk in content:
             piece += chunk
             if len(piece) >= PIECE:
@@ -116,9 +117,9 @@ async def receive(local: cloud.Cloud, file: Path, content: AsyncIterator[bytes])
 
 
 @contextmanager
-def part_of(local: cloud.Cloud, file: Path) -> Iterator[BinaryIO]:
+def part_of(context: Context, file: Path) -> Iterator[BinaryIO]:
     """Open a new file that takes the place of `file` when all is written."""
-    part = local.folder / "blob-parts" / uuid.uuid4().hex
+    part = context.folder / "blob-parts" / uuid.uuid4().hex
     part.parent.mkdir(exist_ok=True)
     try:
         with part.open("wb") as stream:
@@ -131,25 +132,25 @@ def part_of(local: cloud.Cloud, file: Path) -> Iterator[BinaryIO]:
         part.unlink(missing_ok=True)
 
 
-def block_file(local: cloud.Cloud, container: str, name: str, blockid: str) -> Path:
+def block_file(context: Context, container: str, name: str, blockid: str) -> Path:
     """Return the file that holds a block until the list of blocks arrives."""
     digest = hashlib.sha256(f"{container}/{name}".encode()).hexdigest()
-    return local.folder / "blob-blocks" / digest / hashlib.sha256(blockid.encode()).hexdigest()
+    return context.folder / "blob-blocks" / digest / hashlib.sha256(blockid.encode()).hexdigest()
 
 
-def join(local: cloud.Cloud, container: str, name: str, block_list: bytes) -> None:
+def join(context: Context, container: str, name: str, block_list: bytes) -> None:
     """Make a blob of the blocks that an XML list names."""
     try:
         wanted = [entry.text or "" for entry in ElementTree.fromstring(block_list)]
     except ElementTree.ParseError as error:
         raise AzureError(400, "InvalidXmlDocument", f"the block list is not XML: {error}") from None
     if len(set(wanted)) < len(wanted):
-        raise AzureError(501, "NotImplemented", "a block that is listed twice is not part of the stand-in")
-    blocks = [block_file(local, container, name, block) for block in wanted]
+        raise AzureError(501, "NotImplemented", "a block that is listed twice is not part of the emulator")
+    blocks = [block_file(context, container, name, block) for block in wanted]
     if missing := [name for name, block in zip(wanted, blocks, strict=True) if not block.exists()]:
         raise AzureError(400, "InvalidBlockList", f"the block {missing[0]!r} was not sent")
-    with part_of(local, place(local, container, name)) as stream:
+    with part_of(context, place(context, container, name)) as stream:
         for block in blocks:
             with block.open("rb") as source:
                 shutil.copyfileobj(source, stream)
-    shutil.rmtree(block_file(local, container, name, "").parent, ignore_errors=True)
+    shutil.rmtree(block_file(context, container, name, "").parent, ignore_errors=True)

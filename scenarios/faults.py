@@ -1,6 +1,6 @@
 """Run the published notebook with each fault and each interruption; tell what it cost and what it left.
 
-Every fault gets a stand-in and a papermill run of its own. What could be known beforehand has to cost
+Every fault gets an emulator and a papermill run of its own. What could be known beforehand has to cost
 nothing and create nothing; whatever else goes wrong has to leave no endpoint, and the run after it, the
 fault switched off, has to succeed and to pay for no training twice. A deviation ends the program with
 status 1. The whole table is kept in docs/faults.md.
@@ -58,7 +58,7 @@ def without_fault(model: str, version: str) -> Case:
 LATE_CASES = [  # the slow ones first, so that the last one to end is short
     Case("upload-broken", 5, "no job was submitted: [^<]+; where the network failed, run this cell again"),
     Case("throttled=10", 0, "trying again.*Nothing left running"),
-    Case("killed=1", 5, "the stand-in stopped while the job ran"),
+    Case("killed=1", 5, "the emulator stopped while the job ran"),
     Case("reset", None),
     Case("slow=0.1", 0, DONE),
     Case("preempted", 0, f"preempted.*{DONE}", {"compute_tier": "low_priority"}),
@@ -174,12 +174,12 @@ def follow(name: str, folder: Path) -> list[Row]:
 def try_fault(case: Case, folder: Path) -> Row:
     """Return the row of a run with a fault, after a second one without it where the first stopped."""
     faults = [case.fault] if case.fault else []
-    with runs.served(folder, *faults) as (stand_in, variables):
+    with runs.served(folder, *faults) as (emulator, variables):
         status = runs.execute(folder, "fault.ipynb", case.parameters, variables)
         deviations = [] if case.leaves else runs.survivors(folder)
         row = runs.read(case.name, folder, "fault.ipynb", status)
         row.deviations += deviations + compare(case, row, status, folder)
-        stand_in.send_signal(signal.SIGUSR1)  # switches the fault off
+        emulator.send_signal(signal.SIGUSR1)  # switches the fault off
         if case.leaves:
             row.deviations += runs.survivors(folder) + [f"stays: {name}" for name in runs.left(folder)]
         elif case.spends and row.step != "-":
@@ -244,7 +244,7 @@ def page(rows: list[Row], took: str) -> str:
 INTRODUCTION = """\
 # What each failure costs
 
-Made by `make faults`, which runs the published notebook on the stand-in once for each line, with the
+Made by `make faults`, which runs the published notebook on the emulator once for each line, with the
 shortest training there is, and stops with an error where a line is not as it should be. *Seconds* counts
 from the start of the run to the step that stops, or to the end, on the machine named under the table: they
 say what is quick and what is slow, not how long Azure takes. *Node-seconds* is what Azure would bill,

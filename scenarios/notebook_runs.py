@@ -1,4 +1,4 @@
-"""Runs of the published notebook on a stand-in, and what they came to."""
+"""Runs of the published notebook on an emulator, and what they came to."""
 
 import json
 import os
@@ -17,14 +17,14 @@ from types import MappingProxyType
 import nbformat
 import psutil
 
-from local_azureml import cloud
+from local_azureml import identifiers
 from local_azureml.control_plane.jobs import FINAL
 from local_azureml.meter import Meter
 from local_azureml.state import State
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK, MODULE, SCRIPT = "finetune_phi3_ultrachat.ipynb", "safeguards.py", "download-dataset.py"
-DATA = "cloud"  # the stand-in's data folder, in a case's own folder
+DATA = "cloud"  # the emulator's data folder, in a case's own folder
 MARK = "NOTEBOOK_RUN"  # an environment variable that tells what a case started
 SHORT = {  # the notebook's parameters for the shortest run that still trains
     "dataset_split_pc": 1,
@@ -34,7 +34,7 @@ SHORT = {  # the notebook's parameters for the shortest run that still trains
     "score_parameters": {"max_new_tokens": 8},
 }
 PATIENCE = 300  # seconds for one run
-STAND_IN = [sys.executable, "-X", "faulthandler", "-m", "local_azureml"]
+EMULATOR = [sys.executable, "-X", "faulthandler", "-m", "local_azureml"]
 
 
 @dataclass
@@ -100,14 +100,14 @@ def own(folder: Path) -> dict[str, str]:
 
 @contextmanager
 def served(folder: Path, *faults: str) -> Iterator[tuple[subprocess.Popen, dict[str, str]]]:
-    """Keep a stand-in up, and give its process and the variables that point clients at it."""
+    """Keep an emulator up, and give its process and the variables that point clients at it."""
     options = ["--data-dir", DATA, "--poll", "0.1", *(f"--fault={fault}" for fault in faults)]
-    process = start(folder, [*STAND_IN, "serve", *options], "serve")
+    process = start(folder, [*EMULATOR, "serve", *options], "serve")
     try:
         until = time.monotonic() + PATIENCE
         while "# ready" not in (said := (folder / "serve.log").read_text()):
             if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"the stand-in does not start: {said}")
+                raise RuntimeError(f"the emulator does not start: {said}")
             time.sleep(0.1)
         lines = [line.removeprefix("export ") for line in said.splitlines() if line.startswith("export ")]
         variables = (line.partition("=") for line in lines)
@@ -117,14 +117,14 @@ def served(folder: Path, *faults: str) -> Iterator[tuple[subprocess.Popen, dict[
 
 
 def stop(process: subprocess.Popen, log: Path, number: signal.Signals = signal.SIGTERM) -> str:
-    """End a stand-in and return its log; one that does not end is aborted, and says where its threads are."""
+    """End an emulator and return its log; one that does not end is aborted, and shows its threads."""
     process.send_signal(number)
     try:
         process.wait(60)
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGABRT)
         process.wait()
-        raise RuntimeError(f"the stand-in does not stop: {log.read_text()}") from None
+        raise RuntimeError(f"the emulator does not stop: {log.read_text()}") from None
     return log.read_text()
 
 
@@ -140,7 +140,7 @@ def survivors(folder: Path, seconds: float = 60) -> list[str]:
 
 
 def started_by(folder: Path) -> list[psutil.Process]:
-    """Return the processes of a case, its stand-in's own left out."""
+    """Return the processes of a case, its emulator's own left out."""
     found = []
     for process in psutil.process_iter():
         try:
@@ -153,7 +153,7 @@ def started_by(folder: Path) -> list[psutil.Process]:
 
 
 def read(what: str, folder: Path, output: str, status: int) -> Row:
-    """Return the row that an executed notebook, its log and the stand-in's state tell."""
+    """Return the row that an executed notebook, its log and the emulator's state tell."""
     notebook = nbformat.read(folder / output, as_version=4)
     started = [cell for cell in notebook.cells if cell.metadata.get("papermill", {}).get("start_time")]
     step, heading, printed, reads = "-", "", [], ""
@@ -182,13 +182,13 @@ def holds_secrets(folder: Path, text: str) -> bool:
     """Say whether a text holds what nobody should read in a notebook."""
     secrets = json.loads((folder / DATA / "secrets.json").read_text()).values()
     keys = [key for found in resources(folder, "onlineEndpoints") for key in found["keys"].values()]
-    known = any(secret in text for secret in [*secrets, *keys, cloud.SUBSCRIPTION])
+    known = any(secret in text for secret in [*secrets, *keys, identifiers.SUBSCRIPTION])
     return known or re.search(r"eyJ[\w-]{20}|[?&]sig=|Bearer \w", text) is not None
 
 
 @contextmanager
 def opened(folder: Path) -> Iterator[State]:
-    """Give what the stand-in of a case remembers."""
+    """Give what the emulator of a case remembers."""
     state = State(folder / DATA)
     try:
         yield state
@@ -223,7 +223,7 @@ def created(folder: Path) -> list[str]:
 def resources(folder: Path, kind: str) -> list[dict]:
     """Return the workspace's documents of a kind."""
     with opened(folder) as state:
-        return state.children(f"{cloud.WORKSPACE_ID}/{kind}")
+        return state.children(f"{identifiers.WORKSPACE_ID}/{kind}")
 
 
 def submitted(folder: Path) -> str:

@@ -1,4 +1,4 @@
-"""Run other people's notebooks on the stand-in, and tell how far each comes and what stops it.
+"""Run other people's notebooks on the emulator, and tell how far each comes and what stops it.
 
 python -m local_azureml run --data-dir STATE -- python -m scenarios.samples [--page FILE] FOLDER [PART ...]
 
@@ -32,26 +32,26 @@ from azure.identity import DefaultAzureCredential
 from nbclient import NotebookClient
 from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-from local_azureml import cloud
+from local_azureml import identifiers
 from local_azureml.control_plane import registry
 
 CHANGES = {
     "ids": "placeholders of subscription, resource group, workspace and registry are filled in",
     "pip": "cells' lines that install packages or call the Azure CLI are left out",
     "web": "web addresses are replaced by local files",
-    "size": "machine sizes that the stand-in does not have are replaced by Standard_DS3_v2",
+    "size": "machine sizes that the emulator does not have are replaced by Standard_DS3_v2",
     "cluster": "a cluster that the notebook expects is made beforehand",
 }
 IDS = {
-    "SUBSCRIPTION": cloud.SUBSCRIPTION,
-    "RESOURCE": cloud.GROUP,
-    "WORKSPACE": cloud.WORKSPACE,
+    "SUBSCRIPTION": identifiers.SUBSCRIPTION,
+    "RESOURCE": identifiers.GROUP,
+    "WORKSPACE": identifiers.WORKSPACE,
     "REGISTRY": registry.NAME,
 }
 PLACEHOLDER = re.compile(rf"<[\w -]*({'|'.join(IDS)})[\w -]*>", re.IGNORECASE)
 INSTALLS = re.compile(r"^\s*[%!]\s*(pip|conda|az|apt|apt-get)\b.*\n?", re.MULTILINE)
 SIZE = re.compile(r"\bstandard_[a-z]+\d\w*", re.IGNORECASE)
-SIZES = {size["name"].lower() for size in json.loads((cloud.SEEDS / "sizes.json").read_text("utf-8"))}
+SIZES = {size["name"].lower() for size in json.loads((identifiers.SEEDS / "sizes.json").read_text("utf-8"))}
 CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 NOTHING = "nothing: it reached its end"
@@ -88,7 +88,7 @@ def main() -> int:
         parser.error(f"{options.folder} holds no notebook {' or '.join(options.part)}")
     if "AZUREML_ARM_WORKSPACE_NAME" not in os.environ:
         parser.error("start it by python -m local_azureml run -- python -m scenarios.samples FOLDER")
-    workspace = connect().workspaces.get(cloud.WORKSPACE)
+    workspace = connect().workspaces.get(identifiers.WORKSPACE)
     os.environ["MLFLOW_TRACKING_URI"] = workspace.mlflow_tracking_uri  # as on a compute instance
     with tempfile.TemporaryDirectory(prefix="samples-") as temporary:
         copy = (options.keep or Path(temporary) / "copy").resolve()
@@ -110,10 +110,12 @@ def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
         host, *path = quote(str(file.relative_to(web))).split("/")
         names = [f"{scheme}://{host}/{'/'.join(path)}" for scheme in ("https", "http")]
         names.append(f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}")
-        local = copy / str(file.relative_to(folder)).replace(" ", "_")  # else a command takes it for several
-        local.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, local)
-        addresses |= dict.fromkeys(names, f"{local}")
+        context = copy / str(file.relative_to(folder)).replace(
+            " ", "_"
+        )  # else a command takes it for several
+        context.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(file, context)
+        addresses |= dict.fromkeys(names, f"{context}")
     names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=False))
     (copy / "config.json").write_text(json.dumps(names))
     texts = [file for file in copy.rglob("*") if file.suffix in TEXTS and copy / "web" not in file.parents]
@@ -135,8 +137,8 @@ def change(file: Path, addresses: dict[str, str]) -> set[str]:
         text = note("ids", text, PLACEHOLDER.sub(lambda found: IDS[found[1].upper()], text))
         if notebook:
             text = note("pip", text, INSTALLS.sub("", text))
-        for address, local in sorted(addresses.items(), key=lambda pair: -len(pair[0])):
-            text = note("web", text, text.replace(address, local))
+        for address, context in sorted(addresses.items(), key=lambda pair: -len(pair[0])):
+            text = note("web", text, text.replace(address, context))
         text = note(
             "size",
             text,
@@ -215,7 +217,9 @@ def succeeded(cell: nbformat.NotebookNode) -> bool:
 
 
 def connect() -> MLClient:
-    return MLClient(DefaultAzureCredential(), cloud.SUBSCRIPTION, cloud.GROUP, cloud.WORKSPACE)
+    return MLClient(
+        DefaultAzureCredential(), identifiers.SUBSCRIPTION, identifiers.GROUP, identifiers.WORKSPACE
+    )
 
 
 def make_clusters(names: list[str]) -> None:
@@ -240,7 +244,9 @@ def kept(page: Path) -> dict[str, str]:
 
 
 def line(row: Row) -> str:
-    reason = row.reason.partition("\nCode:")[0].replace(cloud.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
+    reason = (
+        row.reason.partition("\nCode:")[0].replace(identifiers.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
+    )
     reason = GUID.sub("ID", " ".join(reason.split()))
     reason = reason[:300] + ("…" if len(reason) > 300 else "") or NOTHING
     jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))
@@ -260,9 +266,9 @@ def page(lines: dict[str, str]) -> str:
 INTRODUCTION = """\
 # Other people's notebooks
 
-Microsoft's public samples of the SDK (Azure/azureml-examples), each run on the stand-in to its end or to
+Microsoft's public samples of the SDK (Azure/azureml-examples), each run on the emulator to its end or to
 the cell that stops it: {done} of {count} reach their end with every job completed, and {refused} come to
-what the stand-in refuses by name, with status 501. The others stop at a site, a command or a container that
+what the emulator refuses by name, with status 501. The others stop at a site, a command or a container that
 is not there, or at themselves: written for other versions of their libraries, or for what their authors had.
 The page is made by `python -m scenarios.samples`, which takes any folder of notebooks; the samples are not
 part of this repository. Their code is unchanged except for:
@@ -273,7 +279,7 @@ MLflow is told of the workspace, as on a compute instance. Prose was left out. T
 rows in the form of the originals, and models trained on such; some scripts beside the notebooks could not be
 had and were written anew, some without torchvision or TensorFlow, and `load_component(path=)`, which the SDK
 no longer takes, is spelt `source=`; 1d and copy_data were mended by hand to come as far as they do. *Cells*
-counts those with code, *jobs* what they submitted. They were not all run with one state of the stand-in.
+counts those with code, *jobs* what they submitted. They were not all run with one state of the emulator.
 """
 
 

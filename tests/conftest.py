@@ -1,4 +1,4 @@
-"""The stand-in that the tests talk to, and clients of it."""
+"""The emulator that the tests talk to, and clients of it."""
 
 import contextlib
 import io
@@ -25,7 +25,7 @@ from local_azureml import process_environment
 from scenarios.notebook_runs import ROOT, stop
 
 DEAD = "http://127.0.0.1:9"  # nobody listens there
-ELSEWHERE = {  # what a stand-in must not let lead its children astray
+ELSEWHERE = {  # what an emulator must not let lead its children astray
     **{name: DEAD for proxy in process_environment.PROXIES for name in (proxy, proxy.upper())},
     **dict.fromkeys(("AZURE_CLIENT_ID", "AZURE_TENANT_ID", "AZURE_CLIENT_SECRET", "MSI_SECRET"), "theirs"),
     **dict.fromkeys(("AZURE_AUTHORITY_HOST", "IMDS_ENDPOINT", "MSI_ENDPOINT"), DEAD),
@@ -48,20 +48,20 @@ QUICK = {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"}  # the SDK's stream then looks
 def pytest_configure(config: pytest.Config) -> None:
     """Start as any shell would, and leave to the SDK its deprecations and connections it can't close."""
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores Ctrl-C
-    process_environment.leave()  # as the stand-in does
+    process_environment.leave()  # as the emulator does
     config.addinivalue_line("filterwarnings", "ignore:unclosed:ResourceWarning")
     for module in ("azure", "marshmallow", "msrest", "pkg_resources"):
         config.addinivalue_line("filterwarnings", f"ignore:::{module}")
 
 
-class StandIn:
-    """A stand-in started by its command line; `environment` is what it tells clients to set."""
+class Emulator:
+    """An emulator started by its command line; `environment` is what it tells clients to set."""
 
     def __init__(self, folder: Path, *options: str):
         self.folder = folder
         self.answers = folder.with_name(f"{folder.name}.answers")  # what its clients were answered
         WITNESS.files.setdefault(self.answers, 0)
-        command = [*recorded.STAND_IN, "serve", "--poll", "0.1", "--data-dir", folder]
+        command = [*recorded.EMULATOR, "serve", "--poll", "0.1", "--data-dir", folder]
         self._log = folder.with_name(f"{folder.name}.log")
         with self._log.open("a") as log:
             self.process = subprocess.Popen(
@@ -85,7 +85,7 @@ class StandIn:
                 yield name, value.strip("'")
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
-        """Send a signal and return what the stand-in wrote to stderr by its end."""
+        """Send a signal and return what the emulator wrote to stderr by its end."""
         try:
             return stop(self.process, self._log, number)
         finally:
@@ -103,7 +103,7 @@ def processes_in(folder: Path) -> list[int]:
 
 
 def groups_in(folder: Path) -> set[int]:
-    """Return the process groups of those; each child of the stand-in leads one, with its own in it."""
+    """Return the process groups of those; each child of the emulator leads one, with its own in it."""
     return {os.getpgid(process) for process in processes_in(folder)}
 
 
@@ -128,15 +128,15 @@ WITNESS = Witness()
 
 @pytest.fixture(autouse=True)
 def answers_are_azures() -> Iterator[None]:
-    """Let a test fail whose answers from the stand-in are not as Microsoft describes them."""
+    """Let a test fail whose answers from the emulator are not as Microsoft describes them."""
     yield
     assert WITNESS.departures() == []
 
 
 @pytest.fixture(scope="session")
-def stand_in(tmp_path_factory) -> Iterator[StandIn]:
-    """One stand-in for all tests that need no fault."""
-    served = StandIn(tmp_path_factory.mktemp("stand_in"))
+def emulator(tmp_path_factory) -> Iterator[Emulator]:
+    """One emulator for all tests that need no fault."""
+    served = Emulator(tmp_path_factory.mktemp("emulator"))
     yield served
     assert "Traceback" not in served.end()
 
@@ -158,15 +158,15 @@ def served(application, **options) -> Iterator[int]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def known_cloud(stand_in: StandIn) -> None:
+def known_cloud(emulator: Emulator) -> None:
     """Let azureml-mlflow, which learns where clouds are described when it is imported, learn of this one."""
     with pytest.MonkeyPatch.context() as patch:
-        point(patch, stand_in.environment)
+        point(patch, emulator.environment)
         import azureml.mlflow  # noqa: F401
 
 
 def point(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
-    """Point this process's clients at the stand-in whose variables these are."""
+    """Point this process's clients at the emulator whose variables these are."""
     for name in [name for name in os.environ if name.startswith(LEADING)]:
         patch.delenv(name)
     for name, value in variables.items():
@@ -174,11 +174,11 @@ def point(patch: pytest.MonkeyPatch, variables: dict[str, str]) -> None:
 
 
 @pytest.fixture(scope="module")
-def environment(stand_in: StandIn) -> Iterator[dict[str, str]]:
-    """The variables of the stand-in, set for a module's tests."""
+def environment(emulator: Emulator) -> Iterator[dict[str, str]]:
+    """The variables of the emulator, set for a module's tests."""
     with pytest.MonkeyPatch.context() as patch:
-        point(patch, stand_in.environment)
-        yield stand_in.environment
+        point(patch, emulator.environment)
+        yield emulator.environment
 
 
 @pytest.fixture
@@ -189,10 +189,11 @@ def variables_kept(monkeypatch) -> None:
 
 
 @pytest.fixture
-def stand_in_with(tmp_path: Path, monkeypatch) -> Iterator:
-    """A function that serves a stand-in with faults or options and points this process's clients at it."""
+def emulator_with(tmp_path: Path, monkeypatch) -> Iterator:
+    """A function that serves an emulator with faults or options and points this process's clients at it."""
     from local_azureml import app
-    from local_azureml.__main__ import Server, parse
+    from local_azureml.cli import parse
+    from local_azureml.server import Server
 
     running, answers = [], tmp_path / "answers"
     WITNESS.files[answers] = 0
@@ -200,8 +201,8 @@ def stand_in_with(tmp_path: Path, monkeypatch) -> Iterator:
 
     def start(*faults: str, options: tuple = ()) -> Server:
         options = parse(["serve", "--poll", "0.1", *options, *[f"--fault={fault}" for fault in faults]])
-        running.append(Server(options, tmp_path / f"stand_in_{len(running)}").__enter__())
-        point(monkeypatch, running[-1].cloud.environment() | QUICK)
+        running.append(Server(options, tmp_path / f"emulator_{len(running)}").__enter__())
+        point(monkeypatch, running[-1].context.environment() | QUICK)
         return running[-1]
 
     yield start
@@ -210,7 +211,7 @@ def stand_in_with(tmp_path: Path, monkeypatch) -> Iterator:
 
 
 def client_of(workspace_name: str | None = None, registry_name: str | None = None):
-    """Return an SDK client of a workspace, or of a registry, of the stand-in that the environment names."""
+    """Return an SDK client of a workspace, or of a registry, of the emulator that the environment names."""
     from azure.ai.ml import MLClient
     from azure.identity import ManagedIdentityCredential
 
@@ -235,11 +236,11 @@ def registry_client(environment):
 @pytest.fixture(scope="session")
 def arm() -> SimpleNamespace:
     """The paths below which the workspace and the registry live."""
-    from local_azureml import cloud
+    from local_azureml import identifiers
     from local_azureml.control_plane import registry
 
-    names = {"subscription": cloud.SUBSCRIPTION, "group": cloud.GROUP, "registry": "azureml"}
-    return SimpleNamespace(workspace=cloud.WORKSPACE_ID, registry=registry.RESOURCE.format(**names))
+    names = {"subscription": identifiers.SUBSCRIPTION, "group": identifiers.GROUP, "registry": "azureml"}
+    return SimpleNamespace(workspace=identifiers.WORKSPACE_ID, registry=registry.RESOURCE.format(**names))
 
 
 def token_of(variables: dict[str, str], resource: str = "https://ml.azure.local") -> str:
@@ -253,7 +254,7 @@ def token_of(variables: dict[str, str], resource: str = "https://ml.azure.local"
 
 
 def raw_client(variables: dict[str, str], token: bool = True) -> httpx.Client:
-    """Return an HTTP client of a stand-in, with a token or without."""
+    """Return an HTTP client of an emulator, with a token or without."""
     context = ssl.create_default_context(cafile=variables["REQUESTS_CA_BUNDLE"])
     headers = {"Authorization": f"Bearer {token_of(variables)}"} if token else {}
     options = {
@@ -272,14 +273,14 @@ def name_version(request: httpx.Request) -> None:
 
 
 @pytest.fixture(scope="session")
-def http(stand_in: StandIn) -> Iterator[httpx.Client]:
-    with raw_client(stand_in.environment) as opened:
+def http(emulator: Emulator) -> Iterator[httpx.Client]:
+    with raw_client(emulator.environment) as opened:
         yield opened
 
 
 @pytest.fixture(scope="session")
-def anonymous(stand_in: StandIn) -> Iterator[httpx.Client]:
-    with raw_client(stand_in.environment, token=False) as opened:
+def anonymous(emulator: Emulator) -> Iterator[httpx.Client]:
+    with raw_client(emulator.environment, token=False) as opened:
         yield opened
 
 
@@ -328,10 +329,10 @@ def fine_tune(client, registry_client, rows: Path) -> tuple:
 
 
 @pytest.fixture(scope="session")
-def fine_tuning(stand_in: StandIn, rows: Path) -> tuple:
+def fine_tuning(emulator: Emulator, rows: Path) -> tuple:
     """The one fine-tuning job of all tests, completed, and what its stream showed."""
     with pytest.MonkeyPatch.context() as patch:
-        point(patch, stand_in.environment)
+        point(patch, emulator.environment)
         return fine_tune(client_of(), client_of(registry_name="azureml"), rows)
 
 

@@ -1,4 +1,4 @@
-"""The stand-in as a program of the same options; it writes what the SDK asks and is answered to a file."""
+"""The emulator as a program of the same options; it writes what the SDK asks and is answered to a file."""
 
 import json
 import os
@@ -7,7 +7,7 @@ from pathlib import Path
 
 FILE = "RECORDED_ANSWERS"  # the environment variable that names the file
 SDK = "azsdk-python-"  # in what the SDK says of itself; raw requests may be wrong on purpose
-STAND_IN = [sys.executable, "-X", "faulthandler", __file__]  # in place of python -m local_azureml
+EMULATOR = [sys.executable, "-X", "faulthandler", __file__]  # in place of python -m local_azureml
 PATHS = ("/subscriptions/", "/mferp/", "/history/", "/registrymanagement/")
 
 
@@ -49,7 +49,7 @@ class Recorder:
 
 
 def variables(file: Path) -> dict[str, str]:
-    """Return what must be set for a stand-in that writes to `file`."""
+    """Return what must be set for an emulator that writes to `file`."""
     return {"PYTHONPATH": str(Path(__file__).parents[1]), FILE: str(file)}
 
 
@@ -60,8 +60,8 @@ def _json(content: bytes):
 def recording(create_app, file: Path):
     """Return a `create_app` whose applications write to `file`."""
 
-    def create(local):
-        app = create_app(local)
+    def create(context):
+        app = create_app(context)
         app.add_middleware(Recorder, file=file)
         return app
 
@@ -69,8 +69,8 @@ def recording(create_app, file: Path):
 
 
 if __name__ == "__main__":
-    from local_azureml import __main__ as command_line
     from local_azureml import app
+    from local_azureml import cli as command_line
 
     command_line.in_utf8()
     app.create_app = recording(app.create_app, Path(os.environ[FILE]))

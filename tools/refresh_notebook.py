@@ -1,4 +1,4 @@
-"""Execute a notebook on the stand-in and store its outputs in it, without what differs from run to run."""
+"""Execute a notebook on the emulator and store its outputs in it, without what differs from run to run."""
 
 import argparse
 import itertools
@@ -29,7 +29,7 @@ STANDS_FOR = [  # what a run prints, and what is stored in its place
 
 
 def execute(notebook: Path) -> nbformat.NotebookNode:
-    """Return the notebook as it is after a run on a stand-in of its own, in a folder of its own."""
+    """Return the notebook as it is after a run on an emulator of its own, in a folder of its own."""
     with tempfile.TemporaryDirectory() as folder:
         for program in ROOT.glob("*.py"):  # that the cells call
             shutil.copy(program, folder)

@@ -15,11 +15,11 @@ from bs4 import BeautifulSoup
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
-from local_azureml import app  # noqa: E402
+from local_azureml import app, identifiers  # noqa: E402
 from local_azureml.engine.chat_completion.inputs import USES  # noqa: E402
 from local_azureml.faults import FAULTS  # noqa: E402
 
-README, STAND_IN = ROOT / "README.md", ROOT / "local_azureml" / "README.md"
+README, EMULATOR = ROOT / "README.md", ROOT / "local_azureml" / "README.md"
 PARAMETERS, CURVE = ROOT / "docs" / "parameters.md", ROOT / "docs" / "loss-curve.png"
 USED = "●"
 
@@ -53,7 +53,7 @@ def parameters() -> Iterator[tuple[str, str, str]]:
 
 
 def operations() -> Iterator[tuple[str, str, str]]:
-    """Give each operation of the stand-in: its method, its path, what it does."""
+    """Give each operation of the emulator: its method, its path, what it does."""
     services = dict.fromkeys([*app.CONTROL_PLANE, *app.OWN_KEYS])
     routers = [*(service.public for service in app.PUBLIC), *(service.router for service in services)]
     for route in (route for router in routers for route in router.routes):
@@ -68,9 +68,8 @@ def pattern(path: str) -> str:
 
 
 def short(path: str) -> str:
-    return path.replace(app.workspace.cloud.WORKSPACE_PATH, "WORKSPACE").replace(
-        f"/providers/{app.PROVIDER}", "/…"
-    )
+    path = path.replace(identifiers.WORKSPACE_PATH, "WORKSPACE")
+    return path.replace(f"/providers/{identifiers.PROVIDER}", "/…")
 
 
 def used(page: str) -> set[tuple[str, str]]:
@@ -102,16 +101,16 @@ def operation_table(marked: set[tuple[str, str]]) -> str:
 
 def pages() -> dict[Path, str]:
     """Return the pages as they should be."""
-    readme, parameters, stand_in = (page.read_text("utf-8") for page in (README, PARAMETERS, STAND_IN))
+    readme, parameters, emulator = (page.read_text("utf-8") for page in (README, PARAMETERS, EMULATOR))
     inputs = (f"| `{name}` | {use} |" for name, use in USES.items())
     faults = (f"| `{name}` | {meaning} |" for name, (meaning, _) in FAULTS.items())
-    stand_in = with_table(stand_in, operation_table(used(stand_in)))
-    stand_in = with_table(stand_in, table("| input | here |", inputs))
-    stand_in = with_table(stand_in, table("| fault | what happens |", faults))
+    emulator = with_table(emulator, operation_table(used(emulator)))
+    emulator = with_table(emulator, table("| input | here |", inputs))
+    emulator = with_table(emulator, table("| fault | what happens |", faults))
     return {
         README: with_table(readme, answer_table()),
         PARAMETERS: with_table(parameters, parameter_table()),
-        STAND_IN: stand_in,
+        EMULATOR: emulator,
     }
 
 

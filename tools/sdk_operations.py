@@ -1,4 +1,4 @@
-"""Call each public operation of the SDK on the stand-in, and write on its page which it plays.
+"""Call each public operation of the SDK on the emulator, and write on its page which it plays.
 
 python -m local_azureml run -- python -m tools.sdk_operations
 
@@ -24,7 +24,7 @@ from azure.core.paging import ItemPaged
 from azure.core.polling import LROPoller
 from azure.identity import DefaultAzureCredential
 
-from local_azureml import cloud
+from local_azureml import identifiers
 from tools import refresh_pages
 
 NAME, VERSION = "probe", "1"
@@ -147,7 +147,7 @@ JOBS = {
         output_model_name_prefix=NAME,
     ),
 }  # fmt: skip
-ATTACHED = {"name": f"{NAME}-attached", "resource_id": cloud.WORKSPACE_ID}
+ATTACHED = {"name": f"{NAME}-attached", "resource_id": identifiers.WORKSPACE_ID}
 COMPUTES = {
     "an instance": lambda: entities.ComputeInstance(name=f"{NAME}-instance", size=SIZE),
     "a Kubernetes cluster": lambda: entities.KubernetesCompute(**ATTACHED),
@@ -204,7 +204,7 @@ ENTITIES = {  # by the name of the parameter, or of the group and the parameter
         name=NAME, endpoint="https://x", api_key=NAME
     ),
     "begin_create.workspace": lambda: entities.Workspace(name=NAME, location="eastus"),
-    "begin_update.workspace": lambda: entities.Workspace(name=cloud.WORKSPACE, description=NAME),
+    "begin_update.workspace": lambda: entities.Workspace(name=identifiers.WORKSPACE, description=NAME),
     "rule": lambda: entities.FqdnDestination(name=NAME, destination="example.org"),
     "feature_store": lambda: entities.FeatureStore(name=NAME, location="eastus"),
     "feature_store_entity": lambda: entities.FeatureStoreEntity(
@@ -224,11 +224,11 @@ TEXTS = {
     "online_deployments.name": "blue",
     "batch_deployments.name": "blue",
     "evaluators.name": f"{NAME}-evaluator",
-    "workspaces.name": cloud.WORKSPACE,
+    "workspaces.name": identifiers.WORKSPACE,
     "name": NAME,
     "display_name": NAME,
     "deployment_name": "blue",
-    "workspace_name": cloud.WORKSPACE,
+    "workspace_name": identifiers.WORKSPACE,
     "registry_name": "azureml",
     "version": VERSION,
     "share_with_version": VERSION,
@@ -267,7 +267,11 @@ def try_all() -> list[Call]:
         heard.append((request.method, request.url.partition("?")[0], response.http_response.status_code))
 
     client = MLClient(
-        DefaultAzureCredential(), cloud.SUBSCRIPTION, cloud.GROUP, cloud.WORKSPACE, raw_response_hook=hear
+        DefaultAzureCredential(),
+        identifiers.SUBSCRIPTION,
+        identifiers.GROUP,
+        identifiers.WORKSPACE,
+        raw_response_hook=hear,
     )
     made = list(calls())
     with tempfile.TemporaryDirectory() as folder, chdir(folder):
@@ -306,5 +310,5 @@ def table(made: list[Call]) -> str:
 if __name__ == "__main__":
     logging.disable()
     warnings.simplefilter("ignore")
-    page = refresh_pages.STAND_IN.read_text("utf-8")
-    refresh_pages.STAND_IN.write_text(refresh_pages.with_table(page, table(try_all())), "utf-8")
+    page = refresh_pages.EMULATOR.read_text("utf-8")
+    refresh_pages.EMULATOR.write_text(refresh_pages.with_table(page, table(try_all())), "utf-8")

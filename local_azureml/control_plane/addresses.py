@@ -8,34 +8,35 @@ from urllib.parse import unquote, urlparse
 
 import httpx
 
-from local_azureml import cloud, paths, storage
+from local_azureml import paths, storage
+from local_azureml.context import Context
 from local_azureml.control_plane import assets, datastores, outputs, registry
 from local_azureml.errors import AzureError, user_error
 
 
-def resolve(local: cloud.Cloud, address: str) -> Path:
+def resolve(context: Context, address: str) -> Path:
     """Return the file or folder behind an address: in a datastore, output, asset, registry, on the web."""
     address = address.strip()
     read, names = _reader(address)
-    place = read(local, *names)
+    place = read(context, *names)
     if not place.exists():
         raise user_error(f"{address} points at nothing: {place.name!r} is not there", "DataNotFound")
     return place
 
 
-def check(local: cloud.Cloud, address: str) -> None:
+def check(context: Context, address: str) -> None:
     """Refuse an address that nothing here reads, or an asset that names one."""
     read, names = _reader(address.strip())
     if read is _in_asset:
-        _reader(_of_asset(local, *names))
+        _reader(_of_asset(context, *names))
 
 
-def model_type(local: cloud.Cloud, address: str) -> str | None:
+def model_type(context: Context, address: str) -> str | None:
     """Return the type of the workspace's model that an address names; None for any other address."""
     read, names = _reader(address.strip())
     if read is not _in_asset or names[0].lower() != "models":
         return None
-    return _properties(local, *names)["modelType"]
+    return _properties(context, *names)["modelType"]
 
 
 def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
@@ -44,57 +45,57 @@ def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
         if named := re.fullmatch(pattern, address, re.IGNORECASE):
             return read, named.groups()
     if ELSEWHERE.match(address):
-        message = f"reading {address!r} is not part of the stand-in: name a local file or folder in its place"
+        message = f"reading {address!r} is not part of the emulator: name a local file or folder in its place"
         raise AzureError(501, "NotImplemented", message)
-    raise user_error(f"{address!r} is not an address that the stand-in can read", "InvalidUri")
+    raise user_error(f"{address!r} is not an address that the emulator can read", "InvalidUri")
 
 
-def _in_datastore(local: cloud.Cloud, address: str) -> Path:
-    return datastores.folder_at(local, address)
+def _in_datastore(context: Context, address: str) -> Path:
+    return datastores.folder_at(context, address)
 
 
-def _in_output(local: cloud.Cloud, job: str, output: str, below: str | None) -> Path:
-    return datastores.folder_at(local, outputs.address(local, job, output) + (below or ""))
+def _in_output(context: Context, job: str, output: str, below: str | None) -> Path:
+    return datastores.folder_at(context, outputs.address(context, job, output) + (below or ""))
 
 
-def _properties(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
+def _properties(context: Context, kind: str, name: str, version: str) -> dict:
     kind = kind.lower()
     if version.lower() == "latest":
-        version = assets.find_container(local, kind, name)["properties"]["latestVersion"]
-    return assets.find(local, kind, name, version)["properties"]
+        version = assets.find_container(context, kind, name)["properties"]["latestVersion"]
+    return assets.find(context, kind, name, version)["properties"]
 
 
-def _of_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> str:
+def _of_asset(context: Context, kind: str, name: str, version: str) -> str:
     """Return the address that an asset names."""
-    properties = _properties(local, kind, name, version)
+    properties = _properties(context, kind, name, version)
     address = next((properties[key] for key in assets.PLACES if properties.get(key)), None)
     if address is None or _reader(address.strip())[0] is _in_asset:
         raise user_error(f"version {version!r} of {name!r} has no files of its own; it names {address!r}")
     return address.strip()
 
 
-def _in_asset(local: cloud.Cloud, kind: str, name: str, version: str) -> Path:
-    return resolve(local, _of_asset(local, kind, name, version))
+def _in_asset(context: Context, kind: str, name: str, version: str) -> Path:
+    return resolve(context, _of_asset(context, kind, name, version))
 
 
-def _in_registry(local: cloud.Cloud, name: str, version: str) -> Path:
-    registry.entry(local, "models", name, version)
-    return local.base_model
+def _in_registry(context: Context, name: str, version: str) -> Path:
+    registry.entry(context, "models", name, version)
+    return context.base_model
 
 
-def _in_blob(local: cloud.Cloud, address: str) -> Path:
+def _in_blob(context: Context, address: str) -> Path:
     container, _, name = urlparse(address).path.lstrip("/").partition("/")[2].partition("/")
-    return storage.place(local, container, unquote(name).rstrip("/"))
+    return storage.place(context, container, unquote(name).rstrip("/"))
 
 
-def _on_web(local: cloud.Cloud, address: str) -> Path:
+def _on_web(context: Context, address: str) -> Path:
     """Return a new copy of what the web has at an address, in place of the one that there was."""
     name = unquote(urlparse(address).path).rpartition("/")[2]
-    folder = local.folder / "web" / hashlib.sha256(address.encode()).hexdigest()[:16]
+    folder = context.folder / "web" / hashlib.sha256(address.encode()).hexdigest()[:16]
     file = folder / (name if paths.is_plain(name) else "index")
     asked = {"follow_redirects": True, "timeout": 60, "headers": {"accept-encoding": "identity"}}
     try:
-        with storage.part_of(local, file) as stream, httpx.stream("GET", address, **asked) as answer:
+        with storage.part_of(context, file) as stream, httpx.stream("GET", address, **asked) as answer:
             answer.raise_for_status()
             for piece in answer.iter_raw():
                 stream.write(piece)

@@ -4,7 +4,7 @@ import re
 
 from fastapi import Request
 
-from local_azureml import cloud
+from local_azureml import identifiers
 from local_azureml.errors import AzureError
 
 KNOWN = [
@@ -69,7 +69,7 @@ def check(request: Request) -> None:
     if not given:
         message = "The api-version query parameter (?api-version=) is required for all requests."
         raise AzureError(400, "MissingApiVersionParameter", message)
-    ours = f"/{cloud.PROVIDER}/" in request.url.path
+    ours = f"/{identifiers.PROVIDER}/" in request.url.path
     if not (given.lower() in KNOWN if ours else DATED.fullmatch(given)):
         message = f"there is no api-version {given!r}; there is: {', '.join(KNOWN)}"
         raise AzureError(400, "InvalidApiVersionParameter", message)

@@ -5,8 +5,10 @@ import re
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud, storage
+from local_azureml import identifiers, resource, storage
+from local_azureml.context import Context, current
 from local_azureml.control_plane import datastores, outputs, queries, shapes
+from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.errors import AzureError, there_is, user_error
 from local_azureml.state import Query
 
@@ -21,7 +23,7 @@ KINDS = {
 CURATED = "an image of Azure's own"
 PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
 SHARED = ("description", "isArchived", "tags", "properties")  # by all versions of an asset
-PATH = f"{cloud.WORKSPACE_PATH}/{{kind}}"
+PATH = f"{identifiers.WORKSPACE_PATH}/{{kind}}"
 NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,254}")
 NAME_RULE = "letters, digits, dashes, dots, underscores; at most 255"
 
@@ -29,41 +31,41 @@ NAME_RULE = "letters, digits, dashes, dots, underscores; at most 255"
 def _kind(kind: str, request: Request) -> str:
     if kind not in KINDS:
         raise AzureError(
-            501, "NotImplemented", f"{request.method} {request.url.path} is not part of the stand-in"
+            501, "NotImplemented", f"{request.method} {request.url.path} is not part of the emulator"
         )
     return kind
 
 
 def _base(kind: str, name: str = "") -> str:
-    return f"{cloud.WORKSPACE_ID}/{kind}" + (f"/{name}" if name else "")
+    return f"{identifiers.WORKSPACE_ID}/{kind}" + (f"/{name}" if name else "")
 
 
 @router.get(PATH)
 def list_containers(
-    request: Request, kind: str = Depends(_kind), identifier: str = Depends(cloud.workspace_id)
+    request: Request, kind: str = Depends(_kind), identifier: str = Depends(workspace_id)
 ) -> JSONResponse:
     """Return the assets of a kind, without their versions."""
-    local = cloud.current(request)
-    return queries.answer(request, kind, _base(kind), lambda found: _counted(local, kind, found))
+    context = current(request)
+    return queries.answer(request, kind, _base(kind), lambda found: _counted(context, kind, found))
 
 
 @router.get(f"{PATH}/{{name}}")
 def container(
-    request: Request, name: str, kind: str = Depends(_kind), identifier: str = Depends(cloud.workspace_id)
+    request: Request, name: str, kind: str = Depends(_kind), identifier: str = Depends(workspace_id)
 ) -> dict:
     """Return what all versions of an asset share."""
-    return find_container(cloud.current(request), kind, name)
+    return find_container(current(request), kind, name)
 
 
-def find_container(local: cloud.Cloud, kind: str, name: str) -> dict:
-    with local.state.locked():
-        found = local.state.get(_base(kind, name))
+def find_container(context: Context, kind: str, name: str) -> dict:
+    with context.state.locked():
+        found = context.state.get(_base(kind, name))
         if found:
-            return _counted(local, kind, found)
+            return _counted(context, kind, found)
         if _is_curated(kind, name):
             container = _new_container(kind, name)
             return shapes.merged(container, {"properties": {"latestVersion": "1"}})
-        known = there_is(local.state.names(_base(kind)))
+        known = there_is(context.state.names(_base(kind)))
         message = f"no {KINDS[kind].lower()} named {name!r} in the workspace; {known}"
         raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
 
@@ -73,11 +75,11 @@ def _is_curated(kind: str, name: str) -> bool:
     return kind == "environments" and name.lower().startswith("azureml-")
 
 
-def _counted(local: cloud.Cloud, kind: str, document: dict) -> dict:
+def _counted(context: Context, kind: str, document: dict) -> dict:
     """Return the document of an asset with its newest version and the one to follow its highest."""
     below = f"{document['id']}/versions"
-    counted = {"nextVersion": str(local.state.highest(below) + 1)}
-    for newest in local.state.page(below, Query(most=1))[0]:  # MLflow makes models without versions
+    counted = {"nextVersion": str(context.state.highest(below) + 1)}
+    for newest in context.state.page(below, Query(most=1))[0]:  # MLflow makes models without versions
         counted["latestVersion"] = newest["name"]
         if data_type := newest["properties"].get("dataType"):
             counted["dataType"] = data_type
@@ -91,16 +93,16 @@ def change_container(
     name: str,
     body: shapes.Asset,
     kind: str = Depends(_kind),
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> dict:
     """Archive or restore an asset with all its versions, or change its tags and description."""
-    local = cloud.current(request)
-    with local.state.locked():
-        document = find_container(local, kind, name)
+    context = current(request)
+    with context.state.locked():
+        document = find_container(context, kind, name)
         asked = {key: value for key, value in body["properties"].items() if key in SHARED}
         document["properties"] = {**document["properties"], **asked}
-        document["systemData"] = cloud.system_data(document["systemData"]["createdAt"])
-        return local.state.put(document["id"], document)
+        document["systemData"] = resource.system_data(document["systemData"]["createdAt"])
+        return context.state.put(document["id"], document)
 
 
 @router.get(f"{PATH}/{{name}}/versions")
@@ -108,12 +110,12 @@ def versions(
     request: Request,
     name: str,
     kind: str = Depends(_kind),
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> JSONResponse:
     """Return the versions of an asset, newest first; none where there is no asset."""
-    local = cloud.current(request)
-    if kind == "models" and local.state.get(_base(kind, name)) is None:
-        find_container(local, kind, name)
+    context = current(request)
+    if kind == "models" and context.state.get(_base(kind, name)) is None:
+        find_container(context, kind, name)
     return queries.answer(request, f"{kind}/versions", f"{_base(kind, name)}/versions")
 
 
@@ -123,20 +125,20 @@ def show(
     name: str,
     version: str,
     kind: str = Depends(_kind),
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> dict:
     """Return one version."""
-    return find(cloud.current(request), kind, name, version)
+    return find(current(request), kind, name, version)
 
 
-def find(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
+def find(context: Context, kind: str, name: str, version: str) -> dict:
     """Return the document of a version, or refuse with the versions that there are."""
-    found = local.state.get(f"{_base(kind, name)}/versions/{version}")
+    found = context.state.get(f"{_base(kind, name)}/versions/{version}")
     if found is None and _is_curated(kind, name):
         return _document(kind, name, version, {"image": CURATED, "environmentType": "Curated"}, None)
     if found is None:
-        find_container(local, kind, name)
-        known = there_is(local.state.names(f"{_base(kind, name)}/versions"))
+        find_container(context, kind, name)
+        known = there_is(context.state.names(f"{_base(kind, name)}/versions"))
         message = f"no version {version!r} of the {KINDS[kind].lower()} {name!r}; {known}"
         raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
     return found
@@ -149,58 +151,60 @@ def create(
     version: str,
     body: shapes.Asset,
     kind: str = Depends(_kind),
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> JSONResponse:
     """Register a version; its files are fixed from then on, its tags are not."""
-    document, is_new = register(cloud.current(request), kind, name, version, body["properties"])
+    document, is_new = register(current(request), kind, name, version, body["properties"])
     return JSONResponse(document, 201 if is_new else 200)
 
 
-def register(local: cloud.Cloud, kind: str, name: str, version: str, properties: dict) -> tuple[dict, bool]:
+def register(context: Context, kind: str, name: str, version: str, properties: dict) -> tuple[dict, bool]:
     """Return the document of a version that is registered now, and whether it is new."""
     if not NAME.fullmatch(name):
         raise user_error(f"{KINDS[kind]} name {name!r}: {NAME_RULE}")
     if not NAME.fullmatch(version):
         raise user_error(f"{KINDS[kind]} version {version!r}: {NAME_RULE}")
-    if kind == "models" and "register-refused" in local.faults:
+    if kind == "models" and "register-refused" in context.faults:
         raise AzureError(
             403,
             "Forbidden",
             "you may not register models in this workspace: ask for the role AzureML Data Scientist",
         )
-    properties |= {key: outputs.lasting_uri(local, properties[key]) for key in PLACES if properties.get(key)}
-    with local.state.locked():
-        before = local.state.get(f"{_base(kind, name)}/versions/{version}")
+    properties |= {
+        key: outputs.lasting_uri(context, properties[key]) for key in PLACES if properties.get(key)
+    }
+    with context.state.locked():
+        before = context.state.get(f"{_base(kind, name)}/versions/{version}")
         if before and any(before["properties"].get(key) != properties.get(key) for key in PLACES):
             raise user_error("Asset paths cannot be updated.")
         document = _document(kind, name, version, properties, before)
-        local.state.put(document["id"], document)
-        if local.state.get(_base(kind, name)) is None:
-            local.state.put(_base(kind, name), _new_container(kind, name))
+        context.state.put(document["id"], document)
+        if context.state.get(_base(kind, name)) is None:
+            context.state.put(_base(kind, name), _new_container(kind, name))
     return document, before is None
 
 
-def create_container(local: cloud.Cloud, kind: str, name: str) -> dict:
+def create_container(context: Context, kind: str, name: str) -> dict:
     """Return a new asset without versions; refuse one that is there."""
     if not NAME.fullmatch(name):
         raise user_error(f"{KINDS[kind]} name {name!r}: {NAME_RULE}")
-    if local.state.get(_base(kind, name)):
+    if context.state.get(_base(kind, name)):
         raise AzureError(409, "Conflict", f"there is a {KINDS[kind].lower()} named {name!r} already")
-    return local.state.put(_base(kind, name), _new_container(kind, name))
+    return context.state.put(_base(kind, name), _new_container(kind, name))
 
 
-def next_version(local: cloud.Cloud, kind: str, name: str) -> str:
+def next_version(context: Context, kind: str, name: str) -> str:
     """Return the version to follow the highest of an asset, which need not be there."""
-    there = local.state.get(_base(kind, name))
-    return _counted(local, kind, there)["properties"]["nextVersion"] if there else "1"
+    there = context.state.get(_base(kind, name))
+    return _counted(context, kind, there)["properties"]["nextVersion"] if there else "1"
 
 
 def _new_container(kind: str, name: str) -> dict:
     return {
         "id": _base(kind, name),
         "name": name,
-        "type": f"{cloud.PROVIDER}/workspaces/{kind}",
-        "systemData": cloud.system_data(),
+        "type": f"{identifiers.PROVIDER}/workspaces/{kind}",
+        "systemData": resource.system_data(),
         "properties": {"description": None, "isArchived": False, "tags": {}, "properties": {}},
     }
 
@@ -220,9 +224,9 @@ def _document(kind: str, name: str, version: str, properties: dict, before: dict
     return {
         "id": f"{_base(kind, name)}/versions/{version}",
         "name": version,
-        "type": f"{cloud.PROVIDER}/workspaces/{kind}/versions",
+        "type": f"{identifiers.PROVIDER}/workspaces/{kind}/versions",
         "properties": {**defaults, **properties},
-        "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "systemData": resource.system_data((before or {}).get("systemData", {}).get("createdAt")),
     }
 
 
@@ -232,15 +236,15 @@ def delete(
     name: str,
     version: str,
     kind: str = Depends(_kind),
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> Response:
     """Forget a version, and the asset with its last one; its files stay, and one not there is no error."""
-    local = cloud.current(request)
-    with local.state.locked():
-        if not local.state.delete(f"{_base(kind, name)}/versions/{version}"):
+    context = current(request)
+    with context.state.locked():
+        if not context.state.delete(f"{_base(kind, name)}/versions/{version}"):
             return Response(status_code=204)
-        if not local.state.names(f"{_base(kind, name)}/versions"):
-            local.state.delete(_base(kind, name))
+        if not context.state.names(f"{_base(kind, name)}/versions"):
+            context.state.delete(_base(kind, name))
     return Response(status_code=200)
 
 
@@ -250,11 +254,11 @@ def start_upload(
     name: str,
     version: str,
     kind: str = Depends(_kind),
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> dict:
     """Return where the files of a version that is being made may be written."""
-    local = cloud.current(request)
+    context = current(request)
     container = datastores.CONTAINERS[datastores.DEFAULT]
-    uri = storage.address(local, container, f"{kind}/{name}/{version}")
+    uri = storage.address(context, container, f"{kind}/{name}/{version}")
     reference = {"blobUri": uri.partition("?")[0], "credential": {"credentialType": "SAS", "sasUri": uri}}
     return {"pendingUploadType": "TemporaryBlobReference", "blobReferenceForConsumption": reference}

@@ -5,26 +5,30 @@ import re
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud
+from local_azureml import identifiers, resource
+from local_azureml.context import Context, current
 from local_azureml.control_plane import operations, queries, quota, shapes
+from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
-PATH = f"{cloud.WORKSPACE_PATH}/computes"
+PATH = f"{identifiers.WORKSPACE_PATH}/computes"
 NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{0,30}[a-zA-Z0-9]")  # 2 to 32 characters
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
+def list_all(request: Request, identifier: str = Depends(workspace_id)) -> JSONResponse:
     """Return the workspace's clusters."""
-    local = cloud.current(request)
-    return queries.answer(request, "computes", f"{identifier}/computes", lambda found: _shown(local, found))
+    context = current(request)
+    return queries.answer(request, "computes", f"{identifier}/computes", lambda found: _shown(context, found))
 
 
-def _shown(local: cloud.Cloud, document: dict) -> dict:
+def _shown(context: Context, document: dict) -> dict:
     """Return a cluster's document with its nodes as they are counted now."""
     kept = [
-        entry for entry in local.meter.open_intervals() if entry["resource"] == f"cluster {document['name']}"
+        entry
+        for entry in context.meter.open_intervals()
+        if entry["resource"] == f"cluster {document['name']}"
     ]
     running = sum(entry["nodes"] for entry in kept if not entry["spare"])
     nodes = max(running, sum(entry["nodes"] for entry in kept if entry["spare"]))
@@ -36,26 +40,26 @@ def _shown(local: cloud.Cloud, document: dict) -> dict:
 
 
 @router.get(f"{PATH}/{{name}}")
-def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def show(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return one cluster."""
-    local = cloud.current(request)
-    return _shown(local, find(local, name))
+    context = current(request)
+    return _shown(context, find(context, name))
 
 
-def find(local: cloud.Cloud, name: str) -> dict:
+def find(context: Context, name: str) -> dict:
     """Return the cluster's document, or refuse with the names that there are."""
-    found = local.state.get(f"{cloud.WORKSPACE_ID}/computes/{name}")
+    found = context.state.get(f"{identifiers.WORKSPACE_ID}/computes/{name}")
     if found is None:
-        raise not_found("compute", name, local.state.names(f"{cloud.WORKSPACE_ID}/computes"))
+        raise not_found("compute", name, context.state.names(f"{identifiers.WORKSPACE_ID}/computes"))
     return found
 
 
 @router.post(f"{PATH}/{{name}}/listNodes")
-def list_nodes(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def list_nodes(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return the nodes that work now; idle ones are billed to their end and not shown."""
-    local = cloud.current(request)
-    resource = f"cluster {find(local, name)['name']}"
-    busy = [entry for entry in local.meter.open_intervals() if entry["resource"] == resource]
+    context = current(request)
+    resource = f"cluster {find(context, name)['name']}"
+    busy = [entry for entry in context.meter.open_intervals() if entry["resource"] == resource]
     count = sum(entry["nodes"] for entry in busy)
     return {"nodes": [{"nodeId": f"tvm_{number}", "nodeState": "running"} for number in range(count)]}
 
@@ -63,37 +67,37 @@ def list_nodes(request: Request, name: str, identifier: str = Depends(cloud.work
 @router.put(f"{PATH}/{{name}}")
 @router.patch(f"{PATH}/{{name}}")
 def create(
-    request: Request, name: str, body: shapes.Compute, identifier: str = Depends(cloud.workspace_id)
+    request: Request, name: str, body: shapes.Compute, identifier: str = Depends(workspace_id)
 ) -> JSONResponse:
     """Create or change a cluster; a size that is not here or quota that is short ends it as Failed."""
-    local = cloud.current(request)
-    with local.state.locked():
-        before = local.state.get(f"{identifier}/computes/{name}")
+    context = current(request)
+    with context.state.locked():
+        before = context.state.get(f"{identifier}/computes/{name}")
         if before is None and request.method == "PATCH":
-            find(local, name)
+            find(context, name)
         name = before["name"] if before else name
         if request.method == "PATCH":
             body = shapes.merged(before, body)
-        document = _document(local, f"{identifier}/computes/{name}", name, body, before)
-        local.state.put(document["id"], document)
+        document = _document(context, f"{identifier}/computes/{name}", name, body, before)
+        context.state.put(document["id"], document)
     request.app.state.warm()  # jobs follow a compute
-    answer = _shown(local, document)
-    return operations.start(local, 200 if before else 201, answer, lambda: _provision(local, document))
+    answer = _shown(context, document)
+    return operations.start(context, 200 if before else 201, answer, lambda: _provision(context, document))
 
 
-def _document(local: cloud.Cloud, identifier: str, name: str, body: dict, before: dict | None) -> dict:
+def _document(context: Context, identifier: str, name: str, body: dict, before: dict | None) -> dict:
     asked = body.get("properties") or {}
     if not NAME.fullmatch(name):
         raise user_error(f"compute name {name!r}: 2 to 32 letters, digits and single dashes, a letter first")
     if asked.get("computeType", "AmlCompute") != "AmlCompute":
         raise AzureError(
-            501, "NotImplemented", f"computeType {asked['computeType']} is not part of the stand-in"
+            501, "NotImplemented", f"computeType {asked['computeType']} is not part of the emulator"
         )
     properties = asked.get("properties") or {}
     if before:
         properties = {**before["properties"]["properties"], **properties}
-    system_data = cloud.system_data((before or {}).get("systemData", {}).get("createdAt"))
-    size = quota.size_named(local, properties.get("vmSize") or "")
+    system_data = resource.system_data((before or {}).get("systemData", {}).get("createdAt"))
+    size = quota.size_named(context, properties.get("vmSize") or "")
     scale = {"minNodeCount": 0, "maxNodeCount": 1, "nodeIdleTimeBeforeScaleDown": "PT2M"}
     properties = {
         "osType": "Linux",
@@ -114,13 +118,13 @@ def _document(local: cloud.Cloud, identifier: str, name: str, body: dict, before
         **{key: body[key] for key in ("sku",) if key in body},
         "id": identifier,
         "name": name,
-        "type": f"{cloud.PROVIDER}/workspaces/computes",
-        "location": body.get("location") or cloud.LOCATION,
+        "type": f"{identifiers.PROVIDER}/workspaces/computes",
+        "location": body.get("location") or identifiers.LOCATION,
         "tags": body.get("tags") or (before or {}).get("tags") or {},
-        "identity": cloud.identity(body.get("identity")),
+        "identity": resource.identity(body.get("identity")),
         "systemData": system_data,
         "properties": {
-            "computeLocation": body.get("location") or cloud.LOCATION,
+            "computeLocation": body.get("location") or identifiers.LOCATION,
             "description": None,
             "disableLocalAuth": True,
             **asked,
@@ -135,23 +139,23 @@ def _document(local: cloud.Cloud, identifier: str, name: str, body: dict, before
     }
 
 
-def _provision(local: cloud.Cloud, document: dict) -> None:
+def _provision(context: Context, document: dict) -> None:
     inner = document["properties"]["properties"]
     try:
-        if "compute-failed" in local.faults:
+        if "compute-failed" in context.faults:
             raise user_error(
                 "the nodes could not be allocated: no capacity in the region", "AllocationFailed"
             )
-        size, nodes = quota.size_named(local, inner["vmSize"]), inner["scaleSettings"]["maxNodeCount"]
+        size, nodes = quota.size_named(context, inner["vmSize"]), inner["scaleSettings"]["maxNodeCount"]
         minimum, name = inner["scaleSettings"]["minNodeCount"], document["name"]
         resource, tier = f"cluster {name}", tier_of(inner)
-        quota.check_quota(local, resource, size, nodes, tier=tier)
-        local.meter.stop(f"{name}-minimum")
+        quota.check_quota(context, resource, size, nodes, tier=tier)
+        context.meter.stop(f"{name}-minimum")
         if minimum:
-            local.meter.start(f"{name}-minimum", resource, size["name"], minimum, tier, spare=True)
-        _finish(local, document, "Succeeded", None)
+            context.meter.start(f"{name}-minimum", resource, size["name"], minimum, tier, spare=True)
+        _finish(context, document, "Succeeded", None)
     except AzureError as error:
-        _finish(local, document, "Failed", [error.body()])
+        _finish(context, document, "Failed", [error.body()])
         raise
 
 
@@ -160,23 +164,23 @@ def tier_of(cluster: dict) -> str:
     return quota.LOW_PRIORITY if cluster["vmPriority"].lower() == "lowpriority" else quota.DEDICATED
 
 
-def _finish(local: cloud.Cloud, document: dict, state: str, errors: list | None) -> None:
+def _finish(context: Context, document: dict, state: str, errors: list | None) -> None:
     properties = {**document["properties"], "provisioningState": state, "provisioningErrors": errors}
-    local.state.merge(document["id"], properties=properties)
+    context.state.merge(document["id"], properties=properties)
 
 
 @router.delete(f"{PATH}/{{name}}")
-def delete(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
+def delete(request: Request, name: str, identifier: str = Depends(workspace_id)) -> Response:
     """Delete a cluster, whose nodes are no longer billed; one that is not there is no error."""
-    local = cloud.current(request)
-    document = local.state.get(f"{identifier}/computes/{name}")
+    context = current(request)
+    document = context.state.get(f"{identifier}/computes/{name}")
     if document is None:
         return Response(status_code=204)
     properties = {**document["properties"], "provisioningState": "Deleting"}
-    local.state.merge(document["id"], properties=properties)
+    context.state.merge(document["id"], properties=properties)
 
     def work():
-        local.meter.stop(f"{document['name']}-minimum")
-        local.state.delete(document["id"])
+        context.meter.stop(f"{document['name']}-minimum")
+        context.state.delete(document["id"])
 
-    return operations.start(local, 202, None, work)
+    return operations.start(context, 202, None, work)

@@ -7,34 +7,36 @@ from urllib.parse import unquote
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud, storage
+from local_azureml import identifiers, resource, storage
+from local_azureml.context import Context, current
 from local_azureml.control_plane import queries, shapes
+from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
-PATH = f"{cloud.WORKSPACE_PATH}/datastores"
+PATH = f"{identifiers.WORKSPACE_PATH}/datastores"
 DEFAULT = "workspaceblobstore"
 ADDRESS = re.compile(r"azureml://(?:.*/)?datastores/([^/]+)/paths/(.*)", re.IGNORECASE)
 CONTAINERS = storage.CONTAINERS
 NAME = re.compile(r"[a-z0-9_]{1,255}", re.IGNORECASE)
-OTHERS = f"{cloud.WORKSPACE_ID}/datastores"  # below it, those of other storage accounts
+OTHERS = f"{identifiers.WORKSPACE_ID}/datastores"  # below it, those of other storage accounts
 
 
-def find(local: cloud.Cloud, name: str) -> dict:
+def find(context: Context, name: str) -> dict:
     """Return a datastore's document, or refuse with the names that there are."""
     if name in CONTAINERS:
-        return _own(local, name)
-    if found := local.state.get(f"{OTHERS}/{name}"):
+        return _own(context, name)
+    if found := context.state.get(f"{OTHERS}/{name}"):
         return found
-    raise not_found("datastore", name, [*CONTAINERS, *local.state.names(OTHERS)])
+    raise not_found("datastore", name, [*CONTAINERS, *context.state.names(OTHERS)])
 
 
-def _container(local: cloud.Cloud, name: str) -> str:
+def _container(context: Context, name: str) -> str:
     """Return the container of a datastore, or refuse one that lies elsewhere."""
-    properties = find(local, name)["properties"]
+    properties = find(context, name)["properties"]
     if name not in CONTAINERS:
         account = properties.get("accountName")
-        message = f"the storage account {account!r} of the datastore {name!r} is not part of the stand-in"
+        message = f"the storage account {account!r} of the datastore {name!r} is not part of the emulator"
         raise AzureError(501, "NotImplemented", message)
     return CONTAINERS[name]
 
@@ -43,18 +45,18 @@ def _shown(document: dict) -> dict:
     return {key: value for key, value in document.items() if key != "secrets"}
 
 
-def _own(local: cloud.Cloud, name: str) -> dict:
-    host = local.origin.removeprefix("https://")
+def _own(context: Context, name: str) -> dict:
+    host = context.origin.removeprefix("https://")
     return {
-        "id": f"{cloud.WORKSPACE_ID}/datastores/{name}",
+        "id": f"{identifiers.WORKSPACE_ID}/datastores/{name}",
         "name": name,
-        "type": f"{cloud.PROVIDER}/workspaces/datastores",
-        "systemData": local.state.get(cloud.WORKSPACE_ID)["systemData"],
+        "type": f"{identifiers.PROVIDER}/workspaces/datastores",
+        "systemData": context.state.get(identifiers.WORKSPACE_ID)["systemData"],
         "properties": {
             "datastoreType": "AzureBlob",
             "accountName": f"{host}/{storage.ACCOUNT}",  # makes the SDK's blob addresses path-style
             "containerName": CONTAINERS[name],
-            "endpoint": cloud.STORAGE_SUFFIX,
+            "endpoint": identifiers.STORAGE_SUFFIX,
             "protocol": "https",
             "credentials": {"credentialsType": "Sas"},
             "isDefault": name == DEFAULT,
@@ -67,73 +69,73 @@ def _own(local: cloud.Cloud, name: str) -> dict:
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
+def list_all(request: Request, identifier: str = Depends(workspace_id)) -> JSONResponse:
     """Return the datastores."""
-    local = cloud.current(request)
-    there = [*(_own(local, name) for name in CONTAINERS), *local.state.children(OTHERS)]
+    context = current(request)
+    there = [*(_own(context, name) for name in CONTAINERS), *context.state.children(OTHERS)]
     return queries.answer(request, "datastores", there, _shown)
 
 
 @router.get(f"{PATH}/{{name}}")
-def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def show(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return one datastore."""
-    return _shown(find(cloud.current(request), name))
+    return _shown(find(current(request), name))
 
 
 @router.put(f"{PATH}/{{name}}")
 def create(
-    request: Request, name: str, body: shapes.Datastore, identifier: str = Depends(cloud.workspace_id)
+    request: Request, name: str, body: shapes.Datastore, identifier: str = Depends(workspace_id)
 ) -> JSONResponse:
     """Keep a datastore of another storage account, of which nothing is read here."""
-    local = cloud.current(request)
+    context = current(request)
     _refuse_own(request, name)
     if not NAME.fullmatch(name):
         raise user_error(f"datastore name {name!r}: letters, digits and underscores; at most 255")
     credentials = dict(body["properties"]["credentials"])
     secrets = credentials.pop("secrets", None) or {"secretsType": credentials.get("credentialsType")}
-    with local.state.locked():
-        before = local.state.get(f"{OTHERS}/{name}")
+    with context.state.locked():
+        before = context.state.get(f"{OTHERS}/{name}")
         document = {
             "id": f"{OTHERS}/{name}",
             "name": name,
-            "type": f"{cloud.PROVIDER}/workspaces/datastores",
-            "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+            "type": f"{identifiers.PROVIDER}/workspaces/datastores",
+            "systemData": resource.system_data((before or {}).get("systemData", {}).get("createdAt")),
             "properties": {**body["properties"], "credentials": credentials, "isDefault": False},
             "secrets": secrets,
         }
-        local.state.put(document["id"], document)
+        context.state.put(document["id"], document)
     return JSONResponse(_shown(document), 200 if before else 201)
 
 
 @router.delete(f"{PATH}/{{name}}")
-def delete(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
+def delete(request: Request, name: str, identifier: str = Depends(workspace_id)) -> Response:
     """Forget a datastore of another storage account; one that is not there is no error."""
     _refuse_own(request, name)
-    there = cloud.current(request).state.delete(f"{OTHERS}/{name}")
+    there = current(request).state.delete(f"{OTHERS}/{name}")
     return Response(status_code=200 if there else 204)
 
 
 def _refuse_own(request: Request, name: str) -> None:
     if name in CONTAINERS:
-        message = f"{request.method} of the workspace's own datastore {name} is not part of the stand-in"
+        message = f"{request.method} of the workspace's own datastore {name} is not part of the emulator"
         raise AzureError(501, "NotImplemented", message)
 
 
 @router.post(f"{PATH}/{{name}}/listSecrets")
-def list_secrets(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def list_secrets(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return the signature that opens the datastore's container, or the secrets of another account's."""
-    local = cloud.current(request)
+    context = current(request)
     if name not in CONTAINERS:
-        return find(local, name)["secrets"]
-    return {"secretsType": "Sas", "sasToken": storage.signature(local, CONTAINERS[name])}
+        return find(context, name)["secrets"]
+    return {"secretsType": "Sas", "sasToken": storage.signature(context, CONTAINERS[name])}
 
 
 @router.get(f"/datastore/v1.0{PATH}/{{name}}")
-def show_to_readers(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def show_to_readers(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return one datastore in the words of azureml-fsspec and mltable, with the signature that opens it."""
-    local = cloud.current(request)
-    signature = storage.signature(local, _container(local, name))
-    known = find(local, name)["properties"]
+    context = current(request)
+    signature = storage.signature(context, _container(context, name))
+    known = find(context, name)["properties"]
     return {
         "name": name,
         "dataStoreType": known["datastoreType"],
@@ -151,26 +153,25 @@ def show_to_readers(request: Request, name: str, identifier: str = Depends(cloud
     }
 
 
-def folder_of(local: cloud.Cloud, name: str, path: str = "") -> Path:
+def folder_of(context: Context, name: str, path: str = "") -> Path:
     """Return the folder or file behind `path` of a datastore."""
-    return storage.place(local, _container(local, name), path.rstrip("/"))
+    return storage.place(context, _container(context, name), path.rstrip("/"))
 
 
-def folder_at(local: cloud.Cloud, address: str) -> Path:
+def folder_at(context: Context, address: str) -> Path:
     """Return the folder or file at a datastore's address: the SDK quotes no names in it, others do."""
     name, path = ADDRESS.fullmatch(address).groups()
-    as_it_is = folder_of(local, name, path)
-    return as_it_is if as_it_is.exists() else folder_of(local, name, unquote(path))
+    as_it_is = folder_of(context, name, path)
+    return as_it_is if as_it_is.exists() else folder_of(context, name, unquote(path))
 
 
 def uri(name: str, path: str) -> str:
     """Return the address of `path` in a datastore as jobs and models write it."""
-    workspace = (
-        f"subscriptions/{cloud.SUBSCRIPTION}/resourcegroups/{cloud.GROUP}/workspaces/{cloud.WORKSPACE}"
-    )
+    group = f"subscriptions/{identifiers.SUBSCRIPTION}/resourcegroups/{identifiers.GROUP}"
+    workspace = f"{group}/workspaces/{identifiers.WORKSPACE}"
     return f"azureml://{workspace}/datastores/{name}/paths/{path}"
 
 
-def run_log(local: cloud.Cloud, run: str, name: str) -> Path:
+def run_log(context: Context, run: str, name: str) -> Path:
     """Return the file of a run's log, which is a blob of the artifact store."""
-    return folder_of(local, "workspaceartifactstore", f"ExperimentRun/dcid.{run}/{name}")
+    return folder_of(context, "workspaceartifactstore", f"ExperimentRun/dcid.{run}/{name}")

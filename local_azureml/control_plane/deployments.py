@@ -7,8 +7,10 @@ from pathlib import Path
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud
+from local_azureml import identifiers, resource
+from local_azureml.context import Context, current
 from local_azureml.control_plane import addresses, endpoints, environments, operations, queries, quota, shapes
+from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.errors import AzureError, user_error
 from local_azureml.paths import OutsideError, inside
 
@@ -29,18 +31,16 @@ PROBE = {
 
 
 @router.get(PATH)
-def list_all(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
+def list_all(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> JSONResponse:
     """Return an endpoint's deployments."""
-    parent = endpoints.find(cloud.current(request), endpoint)
+    parent = endpoints.find(current(request), endpoint)
     return queries.answer(request, "deployments", f"{parent['id']}/deployments")
 
 
 @router.get(f"{PATH}/{{deployment}}")
-def show(
-    request: Request, endpoint: str, deployment: str, identifier: str = Depends(cloud.workspace_id)
-) -> dict:
+def show(request: Request, endpoint: str, deployment: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return one deployment."""
-    return endpoints.find(cloud.current(request), endpoint, deployment)
+    return endpoints.find(current(request), endpoint, deployment)
 
 
 @router.put(f"{PATH}/{{deployment}}")
@@ -49,16 +49,16 @@ def create(
     endpoint: str,
     deployment: str,
     body: shapes.Deployment,
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> JSONResponse:
     """Start a deployment, or replace the one with that name."""
-    local, running = cloud.current(request), request.app.state.deployments
-    with local.state.locked():
-        parent = endpoints.find(local, endpoint)["name"]
-        before = local.state.get(f"{endpoints.BASE}/{parent}/deployments/{deployment}")
-        document = _deployment(local, parent, before["name"] if before else deployment, body, before)
-        local.state.put(document["id"], document)
-    return operations.start(local, 200 if before else 201, document, lambda: running.begin(document))
+    context, running = current(request), request.app.state.deployments
+    with context.state.locked():
+        parent = endpoints.find(context, endpoint)["name"]
+        before = context.state.get(f"{endpoints.BASE}/{parent}/deployments/{deployment}")
+        document = _deployment(context, parent, before["name"] if before else deployment, body, before)
+        context.state.put(document["id"], document)
+    return operations.start(context, 200 if before else 201, document, lambda: running.begin(document))
 
 
 def reserve(size: str) -> float:
@@ -74,7 +74,7 @@ def _is_there(code: Path, script: str) -> bool:
         return False
 
 
-def _check_server(local: cloud.Cloud, asked: dict) -> None:
+def _check_server(context: Context, asked: dict) -> None:
     """Refuse by name what Azure serves by another server than MLflow's or the one of scoring scripts."""
     if (compute := asked.get("endpointComputeType", "Managed")) != "Managed":
         raise _not_played(f"the endpointComputeType {compute} of a deployment")
@@ -82,7 +82,7 @@ def _check_server(local: cloud.Cloud, asked: dict) -> None:
         return
     if asked.get("environmentId"):
         raise _not_played("a deployment of a custom container: of an environment without a scoring script,")
-    kind = addresses.model_type(local, asked.get("model") or "")
+    kind = addresses.model_type(context, asked.get("model") or "")
     if kind == "triton_model":
         raise _not_played("a deployment of a model of the type triton_model")
     if kind == "custom_model":
@@ -90,26 +90,26 @@ def _check_server(local: cloud.Cloud, asked: dict) -> None:
 
 
 def _not_played(what: str) -> AzureError:
-    return AzureError(501, "NotImplemented", f"{what} is not part of the stand-in")
+    return AzureError(501, "NotImplemented", f"{what} is not part of the emulator")
 
 
-def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before: dict | None) -> dict:
+def _deployment(context: Context, endpoint: str, name: str, body: dict, before: dict | None) -> dict:
     endpoints.check_name("deployment", name)
     asked = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
-    if before is None and len(endpoints.deployments_of(local, endpoint)) >= LIMIT:
+    if before is None and len(endpoints.deployments_of(context, endpoint)) >= LIMIT:
         raise user_error(f"the endpoint {endpoint!r} has {LIMIT} deployments already: delete one")
     code = asked.get("codeConfiguration") or {}
     script = code.get("scoringScript")
     if code and not (script and code.get("codeId") and asked.get("environmentId")):
         raise user_error("a deployment with code names its code, the scoring script in it and an environment")
-    if script and not _is_there(addresses.resolve(local, code["codeId"]), script):
+    if script and not _is_there(addresses.resolve(context, code["codeId"]), script):
         raise user_error(f"there is no scoring script {script!r} in the code of the deployment")
     if asked.get("environmentId"):
-        environments.check(local, asked["environmentId"])
-    _check_server(local, asked)
-    size = quota.size_named(local, asked.get("instanceType") or SIZE)
+        environments.check(context, asked["environmentId"])
+    _check_server(context, asked)
+    size = quota.size_named(context, asked.get("instanceType") or SIZE)
     instances = int((body.get("sku") or {}).get("capacity") or 1)
-    quota.check_quota(local, f"deployment {endpoint}/{name}", size, instances, reserve(size["name"]))
+    quota.check_quota(context, f"deployment {endpoint}/{name}", size, instances, reserve(size["name"]))
     settings = {"requestTimeout": "PT5S", "maxConcurrentRequestsPerInstance": 1, "maxQueueWait": "PT0.5S"}
     settings |= {
         key: value for key, value in (asked.get("requestSettings") or {}).items() if value is not None
@@ -117,17 +117,17 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
     if shapes.seconds(settings["requestTimeout"]) > LONGEST_TIMEOUT:
         raise user_error(f"the request timeout is at most {LONGEST_TIMEOUT * 1000:.0f} ms")
     if asked.get("model") or not script:
-        addresses.resolve(local, asked.get("model") or "")
+        addresses.resolve(context, asked.get("model") or "")
     return {
         "id": f"{endpoints.BASE}/{endpoint}/deployments/{name}",
         "name": name,
-        "type": f"{cloud.PROVIDER}/workspaces/onlineEndpoints/deployments",
-        "location": body.get("location") or cloud.LOCATION,
+        "type": f"{identifiers.PROVIDER}/workspaces/onlineEndpoints/deployments",
+        "location": body.get("location") or identifiers.LOCATION,
         "tags": body.get("tags") or {},
         "kind": body.get("kind") or "Managed",
-        "identity": cloud.identity(body.get("identity")),
+        "identity": resource.identity(body.get("identity")),
         "sku": {"name": "Default", **(body.get("sku") or {}), "capacity": instances},
-        "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "systemData": resource.system_data((before or {}).get("systemData", {}).get("createdAt")),
         "properties": {
             "scaleSettings": {"scaleType": "Default"},
             "appInsightsEnabled": False,
@@ -146,24 +146,24 @@ def _deployment(local: cloud.Cloud, endpoint: str, name: str, body: dict, before
 
 @router.delete(f"{PATH}/{{deployment}}")
 def delete(
-    request: Request, endpoint: str, deployment: str, identifier: str = Depends(cloud.workspace_id)
+    request: Request, endpoint: str, deployment: str, identifier: str = Depends(workspace_id)
 ) -> Response:
     """Delete a deployment that gets no traffic; one that is not there is no error."""
-    local, running = cloud.current(request), request.app.state.deployments
-    document = local.state.get(f"{endpoints.BASE}/{endpoint}/deployments/{deployment}")
+    context, running = current(request), request.app.state.deployments
+    document = context.state.get(f"{endpoints.BASE}/{endpoint}/deployments/{deployment}")
     if document is None:
         return Response(status_code=204)
-    if share := endpoints.find(local, endpoint)["properties"]["traffic"].get(document["name"]):
+    if share := endpoints.find(context, endpoint)["properties"]["traffic"].get(document["name"]):
         raise user_error(
             f"the deployment {document['name']!r} gets {share} % of the traffic: set it to 0 first"
         )
-    endpoints.set_properties(local, document, provisioningState="Deleting")
+    endpoints.set_properties(context, document, provisioningState="Deleting")
 
     def work():
-        local.state.delete(document["id"])  # first, so that it is not started after its end
+        context.state.delete(document["id"])  # first, so that it is not started after its end
         running.end(document)
 
-    return operations.start(local, 202, None, work)
+    return operations.start(context, 202, None, work)
 
 
 @router.post(f"{PATH}/{{deployment}}/getLogs")
@@ -172,18 +172,18 @@ def logs(
     endpoint: str,
     deployment: str,
     body: shapes.LogRequest,
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> dict:
     """Return the last lines of a deployment's log."""
-    local = cloud.current(request)
-    document = endpoints.find(local, endpoint, deployment)
-    lines = log_of(local, document).read_text(encoding="utf-8", errors="replace").splitlines()
+    context = current(request)
+    document = endpoints.find(context, endpoint, deployment)
+    lines = log_of(context, document).read_text(encoding="utf-8", errors="replace").splitlines()
     return {"content": "\n".join(lines[-int(body.get("tail") or 100) :])}
 
 
-def log_of(local: cloud.Cloud, document: dict) -> Path:
+def log_of(context: Context, document: dict) -> Path:
     """Return the file of a deployment's log."""
-    file = local.folder / "deployments" / endpoints.label(document).lower() / "log.txt"
+    file = context.folder / "deployments" / endpoints.label(document).lower() / "log.txt"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.touch()
     return file

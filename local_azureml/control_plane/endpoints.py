@@ -6,13 +6,15 @@ import secrets
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud
+from local_azureml import identifiers, resource
+from local_azureml.context import Context, current
 from local_azureml.control_plane import operations, queries, shapes
+from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.errors import AzureError, not_found, user_error
 
 router = APIRouter()
-PATH = f"{cloud.WORKSPACE_PATH}/onlineEndpoints"
-BASE = f"{cloud.WORKSPACE_ID}/onlineEndpoints"
+PATH = f"{identifiers.WORKSPACE_PATH}/onlineEndpoints"
+BASE = f"{identifiers.WORKSPACE_ID}/onlineEndpoints"
 NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{1,30}[a-zA-Z0-9]")  # 3 to 32 characters
 AUTH_MODES = ("key", "amltoken", "aadtoken")
 LIMIT = 100  # of a subscription and region
@@ -29,22 +31,24 @@ def check_name(kind: str, name: str) -> None:
         )
 
 
-def find(local: cloud.Cloud, endpoint: str, deployment: str = "") -> dict:
+def find(context: Context, endpoint: str, deployment: str = "") -> dict:
     """Return the document of an endpoint or of one of its deployments, or refuse with what there is."""
-    found = local.state.get(f"{BASE}/{endpoint}")
+    found = context.state.get(f"{BASE}/{endpoint}")
     if found is None:
-        raise not_found("online endpoint", endpoint, local.state.names(BASE))
+        raise not_found("online endpoint", endpoint, context.state.names(BASE))
     if not deployment:
         return found
-    here = local.state.get(f"{found['id']}/deployments/{deployment}")
+    here = context.state.get(f"{found['id']}/deployments/{deployment}")
     if here is None:
-        raise not_found(f"deployment of {found['name']!r}", deployment, list(deployments_of(local, endpoint)))
+        raise not_found(
+            f"deployment of {found['name']!r}", deployment, list(deployments_of(context, endpoint))
+        )
     return here
 
 
-def deployments_of(local: cloud.Cloud, endpoint: str) -> dict[str, dict]:
+def deployments_of(context: Context, endpoint: str) -> dict[str, dict]:
     """Return an endpoint's deployments by name."""
-    return {found["name"]: found for found in local.state.children(f"{BASE}/{endpoint}/deployments")}
+    return {found["name"]: found for found in context.state.children(f"{BASE}/{endpoint}/deployments")}
 
 
 def label(deployment: dict) -> str:
@@ -52,33 +56,33 @@ def label(deployment: dict) -> str:
     return f"{deployment['id'].split('/')[-3]}/{deployment['name']}"
 
 
-def set_properties(local: cloud.Cloud, document: dict, **changes) -> None:
+def set_properties(context: Context, document: dict, **changes) -> None:
     """Write changed properties over a document that is still there."""
-    with local.state.locked():
-        if found := local.state.get(document["id"]):
-            local.state.merge(document["id"], properties={**found["properties"], **changes})
+    with context.state.locked():
+        if found := context.state.get(document["id"]):
+            context.state.merge(document["id"], properties={**found["properties"], **changes})
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
+def list_all(request: Request, identifier: str = Depends(workspace_id)) -> JSONResponse:
     """Return the endpoints."""
-    local = cloud.current(request)
-    others = _of_others(local)
-    there = [*local.state.children(BASE), *others] if others else BASE
+    context = current(request)
+    others = _of_others(context)
+    there = [*context.state.children(BASE), *others] if others else BASE
     return queries.answer(request, "onlineEndpoints", there, _shown)
 
 
-def _of_others(local: cloud.Cloud) -> list[dict]:
+def _of_others(context: Context) -> list[dict]:
     """Return the endpoint that the fault endpoint-taken lets somebody else have."""
-    name = local.faults.value("endpoint-taken")
+    name = context.faults.value("endpoint-taken")
     unlike_ours = {"keys": {}, "properties": {"scoringUri": None, "swaggerUri": None}}
-    return [_endpoint(local, name, {}, unlike_ours)] if name else []
+    return [_endpoint(context, name, {}, unlike_ours)] if name else []
 
 
 @router.get(f"{PATH}/{{endpoint}}")
-def show(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def show(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return one endpoint."""
-    return _shown(find(cloud.current(request), endpoint))
+    return _shown(find(current(request), endpoint))
 
 
 def _shown(document: dict) -> dict:
@@ -87,13 +91,13 @@ def _shown(document: dict) -> dict:
 
 @router.put(f"{PATH}/{{endpoint}}")
 def create(
-    request: Request, endpoint: str, body: shapes.Endpoint, identifier: str = Depends(cloud.workspace_id)
+    request: Request, endpoint: str, body: shapes.Endpoint, identifier: str = Depends(workspace_id)
 ) -> JSONResponse:
     """Create an endpoint, or change its traffic, tags and description."""
-    local = cloud.current(request)
-    with local.state.locked():
-        before = local.state.get(f"{BASE}/{endpoint}")
-        return _write(local, before["name"] if before else endpoint, body, before)
+    context = current(request)
+    with context.state.locked():
+        before = context.state.get(f"{BASE}/{endpoint}")
+        return _write(context, before["name"] if before else endpoint, body, before)
 
 
 @router.patch(f"{PATH}/{{endpoint}}")
@@ -101,39 +105,41 @@ def change(
     request: Request,
     endpoint: str,
     body: shapes.EndpointChange,
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> JSONResponse:
     """Change the traffic, tags or description of an endpoint; what is not named stays."""
-    local = cloud.current(request)
-    with local.state.locked():
-        before = find(local, endpoint)
+    context = current(request)
+    with context.state.locked():
+        before = find(context, endpoint)
         properties = {**before["properties"], **body.get("properties", {})}
-        return _write(local, before["name"], {**before, **body, "properties": properties}, before)
+        return _write(context, before["name"], {**before, **body, "properties": properties}, before)
 
 
-def _write(local: cloud.Cloud, name: str, body: dict, before: dict | None) -> JSONResponse:
-    document = _endpoint(local, name, body, before)
-    local.state.put(document["id"], document)
+def _write(context: Context, name: str, body: dict, before: dict | None) -> JSONResponse:
+    document = _endpoint(context, name, body, before)
+    context.state.put(document["id"], document)
     return operations.start(
-        local,
+        context,
         200 if before else 201,
         _shown(document),
-        lambda: set_properties(local, document, provisioningState="Succeeded", **_addresses(local, document)),
+        lambda: set_properties(
+            context, document, provisioningState="Succeeded", **_addresses(context, document)
+        ),
     )
 
 
-def _addresses(local: cloud.Cloud, document: dict) -> dict[str, str]:
-    here = f"{local.origin}/endpoints/{document['name']}"
+def _addresses(context: Context, document: dict) -> dict[str, str]:
+    here = f"{context.origin}/endpoints/{document['name']}"
     return {"scoringUri": f"{here}/score", "swaggerUri": f"{here}/swagger.json"}
 
 
-def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) -> dict:
+def _endpoint(context: Context, name: str, body: dict, before: dict | None) -> dict:
     asked = body.get("properties") or {}
     if asked.get("compute"):
         raise AzureError(
-            501, "NotImplemented", "an online endpoint on Kubernetes is not part of the stand-in"
+            501, "NotImplemented", "an online endpoint on Kubernetes is not part of the emulator"
         )
-    stored = {known.lower(): known for known in deployments_of(local, name)}
+    stored = {known.lower(): known for known in deployments_of(context, name)}
     traffic, mirrored = (  # the SDK writes the names in small letters
         {stored.get(key.lower(), key): share for key, share in (asked.get(kind) or {}).items()}
         for kind in ("traffic", "mirrorTraffic")
@@ -141,19 +147,19 @@ def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) ->
     auth_mode = asked.get("authMode") or "Key"
     _check_auth_mode(auth_mode)
     if before is None:
-        _check_new_endpoint(local, name, traffic)
-    _check_traffic(local, name, traffic, mirrored)
+        _check_new_endpoint(context, name, traffic)
+    _check_traffic(context, name, traffic, mirrored)
     keys = {"primaryKey": secrets.token_urlsafe(32), "secondaryKey": secrets.token_urlsafe(32)}
     return {
         "id": f"{BASE}/{name}",
         "name": name,
-        "type": f"{cloud.PROVIDER}/workspaces/onlineEndpoints",
-        "location": body.get("location") or cloud.LOCATION,
+        "type": f"{identifiers.PROVIDER}/workspaces/onlineEndpoints",
+        "location": body.get("location") or identifiers.LOCATION,
         "tags": body.get("tags") or {},
         "kind": body.get("kind") or "Managed",
-        "identity": cloud.identity(body.get("identity") or {"type": "SystemAssigned"}),
+        "identity": resource.identity(body.get("identity") or {"type": "SystemAssigned"}),
         **{key: body[key] for key in ("sku",) if key in body},
-        "systemData": cloud.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "systemData": resource.system_data((before or {}).get("systemData", {}).get("createdAt")),
         "properties": {
             "description": asked.get("description"),
             "properties": asked.get("properties") or {},
@@ -169,15 +175,15 @@ def _endpoint(local: cloud.Cloud, name: str, body: dict, before: dict | None) ->
     }
 
 
-def _check_new_endpoint(local: cloud.Cloud, name: str, traffic: dict) -> None:
+def _check_new_endpoint(context: Context, name: str, traffic: dict) -> None:
     check_name("endpoint", name)
-    if local.faults.value("endpoint-taken") in ("", name):
+    if context.faults.value("endpoint-taken") in ("", name):
         raise user_error(
-            f"the endpoint name {name!r} is taken in {cloud.LOCATION}: choose another", "NameConflict"
+            f"the endpoint name {name!r} is taken in {identifiers.LOCATION}: choose another", "NameConflict"
         )
     if traffic:
         raise user_error("traffic cannot be set when an endpoint is created: it has no deployments yet")
-    if len(local.state.names(BASE)) >= LIMIT:
+    if len(context.state.names(BASE)) >= LIMIT:
         raise user_error(f"the region has {LIMIT} endpoints already: delete one", "QuotaExceeded")
 
 
@@ -186,8 +192,8 @@ def _check_auth_mode(mode: str) -> None:
         raise user_error(f"auth mode {mode!r} is not one of Key, AMLToken, AADToken")
 
 
-def _check_traffic(local: cloud.Cloud, endpoint: str, traffic: dict, mirrored: dict[str, int]) -> None:
-    known = deployments_of(local, endpoint)
+def _check_traffic(context: Context, endpoint: str, traffic: dict, mirrored: dict[str, int]) -> None:
+    known = deployments_of(context, endpoint)
     if unknown := sorted({*traffic, *mirrored} - set(known)):
         raise user_error(
             f"traffic names {', '.join(unknown)}; the deployments are: {', '.join(known) or 'none'}"
@@ -199,45 +205,45 @@ def _check_traffic(local: cloud.Cloud, endpoint: str, traffic: dict, mirrored: d
 
 
 @router.delete(f"{PATH}/{{endpoint}}")
-def delete(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
+def delete(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> Response:
     """Delete an endpoint with its deployments; one that is not there is no error."""
-    local, running = cloud.current(request), request.app.state.deployments
-    document = local.state.get(f"{BASE}/{endpoint}")
+    context, running = current(request), request.app.state.deployments
+    document = context.state.get(f"{BASE}/{endpoint}")
     if document is None:
         return Response(status_code=204)
-    if 0 < local.faults.count("delete-failed") <= local.faults.value("delete-failed"):
+    if 0 < context.faults.count("delete-failed") <= context.faults.value("delete-failed"):
         raise AzureError(409, "Conflict", f"the endpoint {endpoint!r} is busy: try again")
-    set_properties(local, document, provisioningState="Deleting")
+    set_properties(context, document, provisioningState="Deleting")
 
     def work():
-        with local.state.locked():
-            deployments = deployments_of(local, endpoint)
-            local.state.delete(document["id"])  # first, so that none is started after its end
+        with context.state.locked():
+            deployments = deployments_of(context, endpoint)
+            context.state.delete(document["id"])  # first, so that none is started after its end
         for deployment in deployments.values():
             running.end(deployment)
 
-    return operations.start(local, 202, None, work)
+    return operations.start(context, 202, None, work)
 
 
 @router.post(f"{PATH}/{{endpoint}}/listKeys")
-def list_keys(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def list_keys(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return the two keys of an endpoint with key authentication."""
-    local = cloud.current(request)
-    document = find(local, endpoint)
+    context = current(request)
+    document = find(context, endpoint)
     if (mode := document["properties"]["authMode"]).lower() != "key":
         raise user_error(f"the endpoint {endpoint!r} takes no keys: its auth mode is {mode}")
-    if local.faults.value("scoring-status") == 401:  # somebody regenerates the keys at this very moment
+    if context.faults.value("scoring-status") == 401:  # somebody regenerates the keys at this very moment
         return {name: secrets.token_urlsafe(32) for name in document["keys"]}
     return document["keys"]
 
 
 @router.post(f"{PATH}/{{endpoint}}/regenerateKeys")
 def regenerate_keys(
-    request: Request, endpoint: str, body: shapes.NewKey, identifier: str = Depends(cloud.workspace_id)
+    request: Request, endpoint: str, body: shapes.NewKey, identifier: str = Depends(workspace_id)
 ) -> JSONResponse:
     """Replace one key of an endpoint by a new or a given one."""
-    local = cloud.current(request)
-    document = find(local, endpoint)
+    context = current(request)
+    document = find(context, endpoint)
     which = f"{body.get('keyType', '').lower()}Key"
     if which not in document["keys"]:
         raise user_error(f"keyType {body.get('keyType')!r} is not Primary or Secondary")
@@ -246,8 +252,8 @@ def regenerate_keys(
         given = secrets.token_urlsafe(32)
 
     def work():
-        with local.state.locked():
-            if found := local.state.get(document["id"]):
-                local.state.merge(document["id"], keys={**found["keys"], which: given})
+        with context.state.locked():
+            if found := context.state.get(document["id"]):
+                context.state.merge(document["id"], keys={**found["keys"], which: given})
 
-    return operations.start(local, 202, None, work)
+    return operations.start(context, 202, None, work)

@@ -2,7 +2,8 @@
 
 import re
 
-from local_azureml import cloud, conda
+from local_azureml import conda
+from local_azureml.context import Context
 from local_azureml.control_plane import assets, registry
 from local_azureml.errors import not_found, user_error
 
@@ -15,13 +16,13 @@ IN_REGISTRY = re.compile(
 CURATED = re.compile(r"azureml:(AzureML-[^:@]+)[:@](.+)", re.IGNORECASE)  # as the SDK leaves it
 
 
-def check(local: cloud.Cloud, identifier: str) -> dict:
+def check(context: Context, identifier: str) -> dict:
     """Return an environment's name, Python, requirements and what is left out; refuse one that is nowhere.
 
     `requirements` are pip's; None says that there is no specification, and `instead` why.
     """
     if named := IN_WORKSPACE.fullmatch(identifier):
-        properties = assets.find(local, "environments", *named.groups())["properties"]
+        properties = assets.find(context, "environments", *named.groups())["properties"]
         name = ":".join(named.groups())
         if specification := properties.get("condaFile"):
             return {"name": name, **conda.read(name, specification)}

@@ -5,8 +5,10 @@ import re
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud
+from local_azureml import identifiers
+from local_azureml.context import Context, current
 from local_azureml.control_plane import environments, operations, queries, shapes
+from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.errors import AzureError, not_found, there_is, user_error
 from local_azureml.state import equal
 
@@ -16,16 +18,16 @@ SERVERLESS = "serverless"  # a compute that nobody has to make
 SERVICES = ("Tracking", "Studio")  # that every job has
 FINAL = ("Completed", "Failed", "Canceled")
 SUBMITTED = equal("run.parent", None)  # not started by another job
-PATH = f"{cloud.WORKSPACE_PATH}/jobs"
+PATH = f"{identifiers.WORKSPACE_PATH}/jobs"
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}")
 LONGEST = 255 - len("dcid.") - 2 * len("_01234567")  # a folder is named after it, and after its children
 
 
-def find(local: cloud.Cloud, name: str) -> dict:
+def find(context: Context, name: str) -> dict:
     """Return a job's document, or refuse with the names that there are."""
-    found = local.state.get(f"{cloud.WORKSPACE_ID}/jobs/{name}")
+    found = context.state.get(f"{identifiers.WORKSPACE_ID}/jobs/{name}")
     if found is None:
-        raise not_found("job", name, local.state.names(f"{cloud.WORKSPACE_ID}/jobs", SUBMITTED))
+        raise not_found("job", name, context.state.names(f"{identifiers.WORKSPACE_ID}/jobs", SUBMITTED))
     return found
 
 
@@ -35,83 +37,83 @@ def _shown(document: dict) -> dict:
 
 @router.put(f"{PATH}/{{name}}")
 def submit(
-    request: Request, name: str, body: shapes.Job, identifier: str = Depends(cloud.workspace_id)
+    request: Request, name: str, body: shapes.Job, identifier: str = Depends(workspace_id)
 ) -> JSONResponse:
     """Submit a job; a job that is there already keeps running, and only its tags and names change."""
-    local, jobs = cloud.current(request), request.app.state.jobs
+    context, jobs = current(request), request.app.state.jobs
     if not NAME.fullmatch(name):
         raise user_error(f"job name {name!r}: letters, digits, dashes and underscores, at most 255")
     if len(name) > LONGEST:
-        message = f"a job name of more than {LONGEST} characters is not part of the stand-in"
+        message = f"a job name of more than {LONGEST} characters is not part of the emulator"
         raise AzureError(501, "NotImplemented", message)
     properties = body["properties"]
-    with local.state.locked():
-        before = local.state.get(f"{identifier}/jobs/{name}")
+    with context.state.locked():
+        before = context.state.get(f"{identifier}/jobs/{name}")
         if before:
-            return JSONResponse(_shown(_rename(local, before, properties)), 200)
-        _check(local, properties)
+            return JSONResponse(_shown(_rename(context, before, properties)), 200)
+        _check(context, properties)
         document = jobs.submit(name, properties)
     return JSONResponse(_shown(document), 201)
 
 
-def _check(local: cloud.Cloud, properties: dict) -> None:
+def _check(context: Context, properties: dict) -> None:
     """Refuse a new job that lacks what its kind needs, or that asks for what is not played."""
     if properties["jobType"] == "Command":
         if missing := [name for name in ("command", "environmentId") if not properties.get(name)]:
             raise user_error(f"a command job needs properties.{' and properties.'.join(missing)}")
-        environments.check(local, properties["environmentId"])
+        environments.check(context, properties["environmentId"])
         compute = (properties.get("computeId") or SERVERLESS).rpartition("/")[2].removeprefix("azureml:")
-        computes = f"{cloud.WORKSPACE_ID}/computes"
-        if compute != SERVERLESS and local.state.get(f"{computes}/{compute}") is None:
-            raise user_error(f"Unknown compute target {compute!r}; {there_is(local.state.names(computes))}")
+        computes = f"{identifiers.WORKSPACE_ID}/computes"
+        if compute != SERVERLESS and context.state.get(f"{computes}/{compute}") is None:
+            raise user_error(f"Unknown compute target {compute!r}; {there_is(context.state.names(computes))}")
     check_services(properties)
 
 
 def check_services(properties: dict) -> None:
     """Refuse a job, or a node of one, that asks for a service which is not played."""
     if asked := sorted(set(properties.get("services") or {}) - set(SERVICES)):
-        message = f"the job service {asked[0]} is not part of the stand-in; there is: {', '.join(SERVICES)}"
+        message = f"the job service {asked[0]} is not part of the emulator; there is: {', '.join(SERVICES)}"
         raise AzureError(501, "NotImplemented", message)
 
 
-def _rename(local: cloud.Cloud, document: dict, properties: dict) -> dict:
+def _rename(context: Context, document: dict, properties: dict) -> dict:
     changed = {key: properties[key] for key in CHANGEABLE if key in properties}
-    return local.state.merge(document["id"], properties={**document["properties"], **changed})
+    return context.state.merge(document["id"], properties={**document["properties"], **changed})
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
+def list_all(request: Request, identifier: str = Depends(workspace_id)) -> JSONResponse:
     """Return the jobs that were submitted, newest first, without their children."""
     return queries.answer(request, "jobs", f"{identifier}/jobs", _shown, (SUBMITTED,))
 
 
 @router.get(f"{PATH}/{{name}}")
-def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def show(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return one job."""
-    return _shown(find(cloud.current(request), name))
+    return _shown(find(current(request), name))
 
 
 @router.post(f"{PATH}/{{name}}/cancel")
-def cancel(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
+def cancel(request: Request, name: str, identifier: str = Depends(workspace_id)) -> Response:
     """Ask a job to stop; its processes are killed."""
-    local, jobs = cloud.current(request), request.app.state.jobs
-    document = find(local, name)
+    context, jobs = current(request), request.app.state.jobs
+    document = find(context, name)
     if document["properties"]["status"] in FINAL:
         return Response(status_code=200)
     root = document["run"]["root"] or document["name"]
     jobs.cancel(root)
-    return operations.start(local, 202, None, lambda: jobs.wait(root))
+    return operations.start(context, 202, None, lambda: jobs.wait(root))
 
 
 @router.delete(f"{PATH}/{{name}}")
-def delete(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> Response:
+def delete(request: Request, name: str, identifier: str = Depends(workspace_id)) -> Response:
     """Forget a job that has ended; its outputs stay in the datastore."""
-    local = cloud.current(request)
-    document = local.state.get(f"{identifier}/jobs/{name}")
+    context = current(request)
+    document = context.state.get(f"{identifier}/jobs/{name}")
     if document is None:
         return Response(status_code=204)
     if document["properties"]["status"] not in FINAL:
         raise AzureError(
             409, "Conflict", f"the job {name!r} is {document['properties']['status']}: cancel it first"
         )
-    return operations.start(local, 202, None, lambda: local.state.delete(document["id"]))
+    return operations.start(context, 202, None, lambda: context.state.delete(document["id"]))

@@ -10,128 +10,128 @@ from contextlib import suppress
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
-from local_azureml import cloud
+from local_azureml import identifiers, resource
+from local_azureml.context import Context, current
 from local_azureml.control_plane import shapes
 from local_azureml.errors import AzureError, not_found
 from local_azureml.state import before, equal
 
 router = APIRouter()
-PATH = (
-    f"/subscriptions/{{subscription}}/providers/{cloud.PROVIDER}/locations/{{location}}/mfeOperationsStatus"
-)
+LOCATION = f"/subscriptions/{{subscription}}/providers/{identifiers.PROVIDER}/locations/{{location}}"
+PATH = f"{LOCATION}/mfeOperationsStatus"
 RESULTS_PATH = PATH.replace("mfeOperationsStatus", "mfeOperationResults")
-HERE = PATH.format(subscription=cloud.SUBSCRIPTION, location=cloud.LOCATION)
-RESULTS = RESULTS_PATH.format(subscription=cloud.SUBSCRIPTION, location=cloud.LOCATION)
+HERE = PATH.format(subscription=identifiers.SUBSCRIPTION, location=identifiers.LOCATION)
+RESULTS = RESULTS_PATH.format(subscription=identifiers.SUBSCRIPTION, location=identifiers.LOCATION)
 VERSION = "2023-04-01"  # of the API, in the addresses that clients poll
 LONGEST = "PT1H"  # how long Azure lets a client wait for an operation
 KEPT = shapes.seconds(LONGEST)  # how long one is remembered after its end
 log = logging.getLogger(__name__)
 
 
-def start(local: cloud.Cloud, status: int, body: dict | None, work: Callable[[], None]) -> Response:
+def start(context: Context, status: int, body: dict | None, work: Callable[[], None]) -> Response:
     """Return the answer to a request whose `work` goes on in a thread; an AzureError there fails it."""
     name = str(uuid.uuid4())
-    begun = {"id": f"{HERE}/{name}", "name": name, "status": "InProgress", "startTime": cloud.now()}
-    local.state.put(begun["id"], {**begun, "percentComplete": 0.0})
-    threading.Thread(target=_run, args=(local, begun["id"], work), daemon=True).start()
-    headers = _headers(local, name)
+    begun = {"id": f"{HERE}/{name}", "name": name, "status": "InProgress", "startTime": resource.now()}
+    context.state.put(begun["id"], {**begun, "percentComplete": 0.0})
+    threading.Thread(target=_run, args=(context, begun["id"], work), daemon=True).start()
+    headers = _headers(context, name)
     if status == 202:
-        headers["Location"] = f"{local.origin}{RESULTS}/{name}?api-version={VERSION}"
+        headers["Location"] = f"{context.origin}{RESULTS}/{name}?api-version={VERSION}"
     if body is None:
         return Response(status_code=status, headers=headers)
     return JSONResponse(body, status, headers)
 
 
-def _headers(local: cloud.Cloud, name: str) -> dict[str, str]:
+def _headers(context: Context, name: str) -> dict[str, str]:
     return {
-        "Azure-AsyncOperation": f"{local.origin}{HERE}/{name}?api-version={VERSION}",
-        "Retry-After": str(max(1, round(local.polling_seconds))),
-        "x-ms-retry-after-ms": str(round(local.polling_seconds * 1000)),
+        "Azure-AsyncOperation": f"{context.origin}{HERE}/{name}?api-version={VERSION}",
+        "Retry-After": str(max(1, round(context.polling_seconds))),
+        "x-ms-retry-after-ms": str(round(context.polling_seconds * 1000)),
         "x-ms-async-operation-timeout": LONGEST,
     }
 
 
-def _run(local: cloud.Cloud, operation: str, work: Callable[[], None]) -> None:
+def _run(context: Context, operation: str, work: Callable[[], None]) -> None:
     try:
         work()
-        _end(local, operation, status="Succeeded")
+        _end(context, operation, status="Succeeded")
     except AzureError as error:
-        _end(local, operation, status="Failed", **error.body())
+        _end(context, operation, status="Failed", **error.body())
     except Exception as error:
         log.exception("operation %s", operation)
         failure = AzureError(500, "InternalServerError", f"{type(error).__name__}: {error}")
-        _end(local, operation, status="Failed", **failure.body())
+        _end(context, operation, status="Failed", **failure.body())
 
 
-def _end(local: cloud.Cloud, operation: str, **how) -> None:
-    with suppress(sqlite3.ProgrammingError):  # closed: the stand-in has stopped, and its next start ends it
-        local.state.merge(operation, endTime=cloud.now(), percentComplete=100.0, **how)
-        _forget(local)
+def _end(context: Context, operation: str, **how) -> None:
+    with suppress(sqlite3.ProgrammingError):  # closed: the emulator has stopped, and its next start ends it
+        context.state.merge(operation, endTime=resource.now(), percentComplete=100.0, **how)
+        _forget(context)
 
 
-def _forget(local: cloud.Cloud) -> None:
+def _forget(context: Context) -> None:
     """Remove the operations that ended longer ago than any client waits for one."""
-    local.state.delete_children(HERE, before("endTime", cloud.now(-KEPT)))
+    context.state.delete_children(HERE, before("endTime", resource.now(-KEPT)))
 
 
 def stopped() -> AzureError:
-    """Return the error of an operation that the stand-in's end cut off."""
-    message = "the stand-in stopped before this was done: look at how the resource stands, and ask again"
+    """Return the error of an operation that the emulator's end cut off."""
+    message = "the emulator stopped before this was done: look at how the resource stands, and ask again"
     return AzureError(500, "InternalServerError", message, "Stopped")
 
 
-def recover(local: cloud.Cloud) -> None:
-    """Settle what went on when the stand-in stopped: deletions are done, all else has failed.
+def recover(context: Context) -> None:
+    """Settle what went on when the emulator stopped: deletions are done, all else has failed.
 
     Nothing is billed on but the nodes that a cluster keeps at least; `Deployments` starts its own again.
     """
     error = stopped().body()
-    _forget(local)
-    for operation in local.state.children(HERE, equal("status", "InProgress")):
-        _end(local, operation["id"], status="Failed", **error)
+    _forget(context)
+    for operation in context.state.children(HERE, equal("status", "InProgress")):
+        _end(context, operation["id"], status="Failed", **error)
     failed = {"provisioningState": "Failed"}
-    _settle(local, "computes", {**failed, "provisioningErrors": [error]})
-    _settle(local, "onlineEndpoints", failed)
-    clusters = local.state.children(f"{cloud.WORKSPACE_ID}/computes")
+    _settle(context, "computes", {**failed, "provisioningErrors": [error]})
+    _settle(context, "onlineEndpoints", failed)
+    clusters = context.state.children(f"{identifiers.WORKSPACE_ID}/computes")
     kept = {f"{cluster['name']}-minimum" for cluster in clusters}
-    for entry in local.meter.open_intervals():
+    for entry in context.meter.open_intervals():
         if entry["interval"] not in kept:
-            local.meter.stop(entry["interval"])
+            context.meter.stop(entry["interval"])
 
 
-def _settle(local: cloud.Cloud, kind: str, failed: dict) -> None:
-    for document in local.state.children(f"{cloud.WORKSPACE_ID}/{kind}"):
+def _settle(context: Context, kind: str, failed: dict) -> None:
+    for document in context.state.children(f"{identifiers.WORKSPACE_ID}/{kind}"):
         properties = document["properties"]
         if properties["provisioningState"] == "Deleting":
-            local.state.delete(document["id"])
+            context.state.delete(document["id"])
         elif properties["provisioningState"] in ("Creating", "Updating"):
-            local.state.merge(document["id"], properties={**properties, **failed})
+            context.state.merge(document["id"], properties={**properties, **failed})
 
 
 @router.get(f"{PATH}/{{operation}}")
 def status(request: Request, operation: str) -> JSONResponse:
     """Return how far an operation is: InProgress, Succeeded, or Failed with its error."""
-    local = cloud.current(request)
-    found = _find(local, operation)
-    headers = _headers(local, operation) if found["status"] == "InProgress" else {}
+    context = current(request)
+    found = _find(context, operation)
+    headers = _headers(context, operation) if found["status"] == "InProgress" else {}
     return JSONResponse(found, headers=headers)
 
 
 @router.get(f"{RESULTS_PATH}/{{operation}}")
 def result(request: Request, operation: str) -> Response:
     """Return 202 until an operation has ended, then 204, or its error."""
-    local = cloud.current(request)
-    found = _find(local, operation)
+    context = current(request)
+    found = _find(context, operation)
     if found["status"] == "InProgress":
-        location = f"{local.origin}{request.url.path}?api-version={VERSION}"
-        return Response(status_code=202, headers={**_headers(local, operation), "Location": location})
+        location = f"{context.origin}{request.url.path}?api-version={VERSION}"
+        return Response(status_code=202, headers={**_headers(context, operation), "Location": location})
     if found["status"] == "Failed":
         raise AzureError(400, found["error"]["code"], found["error"]["message"])
     return Response(status_code=204)
 
 
-def _find(local: cloud.Cloud, operation: str) -> dict:
-    found = local.state.get(f"{HERE}/{operation}")
+def _find(context: Context, operation: str) -> dict:
+    found = context.state.get(f"{HERE}/{operation}")
     if found is None:
         raise not_found("operation", operation, [])
     return found

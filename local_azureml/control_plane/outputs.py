@@ -2,7 +2,8 @@
 
 import re
 
-from local_azureml import cloud
+from local_azureml import identifiers
+from local_azureml.context import Context
 from local_azureml.control_plane import datastores
 from local_azureml.errors import AzureError, not_found, user_error
 
@@ -14,7 +15,7 @@ VALUES = ("string", "integer", "number", "boolean")  # of those that are a value
 FILES = ("uri_file", *VALUES)
 
 
-def placed(local: cloud.Cloud, job: str, asked: dict[str, dict], submitted: dict) -> dict[str, dict]:
+def placed(context: Context, job: str, asked: dict[str, dict], submitted: dict) -> dict[str, dict]:
     """Return a job's outputs, each with the address that it asks for or else has by default.
 
     `submitted` are the properties of the job that was submitted, be it this one or a pipeline around it.
@@ -29,9 +30,9 @@ def placed(local: cloud.Cloud, job: str, asked: dict[str, dict], submitted: dict
         words = {"name": job, "output_name": name, "default_datastore": datastore}
         output["uri"] = PLACEHOLDER.sub(lambda word: words.get(word[1], word[0]), output["uri"])  # noqa: B023
         if not datastores.ADDRESS.fullmatch(output["uri"]):
-            message = f"the output {name!r} to {output['uri']!r}, no datastore's, is not part of the stand-in"
+            message = f"the output {name!r} to {output['uri']!r}, no datastore's, is not part of the emulator"
             raise AzureError(501, "NotImplemented", message)
-        datastores.folder_at(local, output["uri"])
+        datastores.folder_at(context, output["uri"])
     return found
 
 
@@ -42,7 +43,7 @@ def of_node(asked: dict, declared: dict) -> dict:
     return {"jobOutputType": asked.get("job_output_type") or declared.get("type") or "uri_folder", **kept}
 
 
-def lasting_uri(local: cloud.Cloud, uri: str) -> str:
+def lasting_uri(context: Context, uri: str) -> str:
     """Return the whole datastore address of a job's output or of a short one; any other address as it is."""
     if short := SHORT.fullmatch(uri):
         return datastores.uri(*short.groups())
@@ -52,14 +53,14 @@ def lasting_uri(local: cloud.Cloud, uri: str) -> str:
     if not named:
         return uri
     job, output, below = named.groups()
-    return address(local, job, output) + (below or "")
+    return address(context, job, output) + (below or "")
 
 
-def address(local: cloud.Cloud, job: str, output: str) -> str:
+def address(context: Context, job: str, output: str) -> str:
     """Return the datastore address of what a job wrote under `output`."""
-    document = local.state.get(f"{cloud.WORKSPACE_ID}/jobs/{job}")
+    document = context.state.get(f"{identifiers.WORKSPACE_ID}/jobs/{job}")
     if document is None:
-        raise not_found("job", job, local.state.names(f"{cloud.WORKSPACE_ID}/jobs"))
+        raise not_found("job", job, context.state.names(f"{identifiers.WORKSPACE_ID}/jobs"))
     known = document["properties"].get("outputs") or {}
     if output in ARTIFACTS and output not in known:
         known = {
@@ -71,7 +72,7 @@ def address(local: cloud.Cloud, job: str, output: str) -> str:
     if output not in known:
         raise user_error(f"the job {job!r} has no output {output!r}; it has: {', '.join(known) or 'none'}")
     uri = known[output]["uri"].rstrip("/")
-    if not datastores.folder_at(local, uri).exists():
+    if not datastores.folder_at(context, uri).exists():
         state = document["properties"]["status"]
         raise user_error(f"the job {job!r} wrote nothing under {output!r}: it is {state}")
     return uri

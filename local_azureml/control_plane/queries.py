@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from fastapi import Request
 from fastapi.responses import JSONResponse
 
-from local_azureml import cloud
+from local_azureml.context import current
 from local_azureml.control_plane import shapes
 from local_azureml.errors import AzureError, user_error
 from local_azureml.state import Query, Where, archived, equal, has, holds, one_of
@@ -177,15 +177,15 @@ def answer(
     `kind` chooses what may be asked of the list; `unasked` is how it is seen and ordered otherwise. What
     follows the page is at the answer's `nextLink`.
     """
-    local = cloud.current(request)
+    context = current(request)
     query = _query(request, kind, **unasked)
     query.where += where
-    with local.state.locked():
-        found, last = local.state.page(of, query)
+    with context.state.locked():
+        found, last = context.state.page(of, query)
         body = {"value": [shown(document) for document in found]}
     if last:
         there = request.url.include_query_params(**{"$skip": json.dumps(last).encode().hex()})
-        body["nextLink"] = f"{local.origin}{there.path}?{there.query}"
+        body["nextLink"] = f"{context.origin}{there.path}?{there.query}"
     return JSONResponse(body)
 
 
@@ -198,7 +198,7 @@ def _query(request: Request, kind: str, view: str = "ActiveOnly", descending: bo
     for name, value in asked:
         if name not in takes:
             there = ", ".join(sorted(takes))
-            message = f"{name!r} of a list of {kind} is not part of the stand-in; there is: {there}"
+            message = f"{name!r} of a list of {kind} is not part of the emulator; there is: {there}"
             raise AzureError(501, "NotImplemented", message)
         takes[name](query, value)
     if len(query.where) > MOST_CONDITIONS:

@@ -6,11 +6,12 @@ from functools import cache
 
 from fastapi import APIRouter, Request
 
-from local_azureml import cloud
+from local_azureml import identifiers
+from local_azureml.context import Context, current
 from local_azureml.errors import AzureError, user_error
 
 router = APIRouter()
-LOCATION_PATH = f"/subscriptions/{{subscription}}/providers/{cloud.PROVIDER}/locations/{{location}}"
+LOCATION_PATH = f"/subscriptions/{{subscription}}/providers/{identifiers.PROVIDER}/locations/{{location}}"
 DEDICATED, LOW_PRIORITY = "dedicated", "lowPriority"
 TOTALS = {DEDICATED: "TotalDedicatedCores", LOW_PRIORITY: "TotalLowPriorityCores"}  # of the region, by tier
 FAMILY_LIMIT, REGION_LIMIT = 200, 400  # cores
@@ -19,34 +20,34 @@ CLUSTER_LIMIT = 200  # of the region
 
 @cache
 def _sizes() -> list[dict]:
-    return json.loads((cloud.SEEDS / "sizes.json").read_text(encoding="utf-8"))
+    return json.loads((identifiers.SEEDS / "sizes.json").read_text(encoding="utf-8"))
 
 
-def sizes(local: cloud.Cloud) -> list[dict]:
+def sizes(context: Context) -> list[dict]:
     """Return the machine sizes of the region: name, family, cores, GPUs, memory in GB."""
-    if "size-missing" not in local.faults:
+    if "size-missing" not in context.faults:
         return _sizes()
-    missing = local.faults.value("size-missing").lower()
+    missing = context.faults.value("size-missing").lower()
     return [size for size in _sizes() if (size["name"].lower() != missing if missing else not size["gpus"])]
 
 
-def size_named(local: cloud.Cloud, name: str) -> dict:
+def size_named(context: Context, name: str) -> dict:
     """Return the size with that name, in any capitals, or refuse."""
-    for size in sizes(local):
+    for size in sizes(context):
         if size["name"].lower() == name.lower():
             return size
-    known = ", ".join(size["name"] for size in sizes(local))
+    known = ", ".join(size["name"] for size in sizes(context))
     raise user_error(
-        f"the size {name!r} is not available in {cloud.LOCATION}; there is: {known}", "InvalidVmSize"
+        f"the size {name!r} is not available in {identifiers.LOCATION}; there is: {known}", "InvalidVmSize"
     )
 
 
 @router.get(f"{LOCATION_PATH}/vmSizes")
 def list_sizes(request: Request) -> dict:
     """Return the sizes."""
-    local = cloud.current(request)
-    _check_role(local)
-    return {"value": sizes(local)}
+    context = current(request)
+    _check_role(context)
+    return {"value": sizes(context)}
 
 
 @router.get(f"{LOCATION_PATH}/usages")
@@ -55,10 +56,10 @@ def list_usages(request: Request, subscription: str, location: str) -> dict:
 
     The two rows of a family carry one name, as on Azure: only `type` tells them apart. -1 is no limit.
     """
-    local = cloud.current(request)
-    _check_role(local)
+    context = current(request)
+    _check_role(context)
     base = LOCATION_PATH.format(subscription=subscription, location=location)
-    clusters = len(local.state.children(f"{cloud.WORKSPACE_ID}/computes"))
+    clusters = len(context.state.children(f"{identifiers.WORKSPACE_ID}/computes"))
     families = sorted({size["family"] for size in _sizes()})
     rows = [("totalClusters", "TotalClusters", "Clusters", clusters, CLUSTER_LIMIT)]
     rows += [
@@ -66,8 +67,8 @@ def list_usages(request: Request, subscription: str, location: str) -> dict:
             f"{'' if name == TOTALS[tier] else 'vmFamily/'}{tier}Cores",
             name,
             _localized(name),
-            cores_used(local, tier, name),
-            core_limit(local, tier, name),
+            cores_used(context, tier, name),
+            core_limit(context, tier, name),
         )
         for tier in TOTALS
         for name in [TOTALS[tier], *families]
@@ -76,7 +77,7 @@ def list_usages(request: Request, subscription: str, location: str) -> dict:
         "value": [
             {
                 "id": f"{base}/usages/{name}",
-                "type": f"{cloud.PROVIDER}/{kind}/usages",
+                "type": f"{identifiers.PROVIDER}/{kind}/usages",
                 "unit": "Count",
                 "currentValue": used,
                 "limit": limit,
@@ -87,8 +88,8 @@ def list_usages(request: Request, subscription: str, location: str) -> dict:
     }
 
 
-def _check_role(local: cloud.Cloud) -> None:
-    if "quota-forbidden" in local.faults:
+def _check_role(context: Context) -> None:
+    if "quota-forbidden" in context.faults:
         raise AzureError(
             403, "AuthorizationFailed", "a role on the workspace does not reach the subscription's locations"
         )
@@ -102,35 +103,35 @@ def _localized(name: str) -> str:
     return f"Standard {name} Family Cluster Dedicated vCPUs"
 
 
-def core_limit(local: cloud.Cloud, tier: str, name: str) -> int:
+def core_limit(context: Context, tier: str, name: str) -> int:
     """Return how many cores of a family, or of the region, the subscription may use; -1 for any number."""
     has_gpus = any(size["gpus"] for size in _sizes() if size["family"] == name)
     if tier == LOW_PRIORITY and name != TOTALS[tier]:
         return -1
-    if "quota-short" in local.faults and (has_gpus or tier == LOW_PRIORITY):
+    if "quota-short" in context.faults and (has_gpus or tier == LOW_PRIORITY):
         return 0
     return REGION_LIMIT if name == TOTALS[tier] else FAMILY_LIMIT
 
 
-def cores_used(local: cloud.Cloud, tier: str, name: str, but: str = "") -> int:
+def cores_used(context: Context, tier: str, name: str, but: str = "") -> int:
     """Return how many cores of a family, or of the region, are kept for all resources `but` that one."""
     cores = {
         size["name"].lower(): size["vCPUs"] for size in _sizes() if name in (size["family"], TOTALS[tier])
     }
     return sum(
         entry["held"] * cores.get(entry["size"].lower(), 0)
-        for entry in local.meter.open_intervals()
+        for entry in context.meter.open_intervals()
         if entry["tier"] == tier and entry["resource"] != but
     )
 
 
 def check_quota(
-    local: cloud.Cloud, resource: str, size: dict, nodes: int, reserve: float = 1.0, tier: str = DEDICATED
+    context: Context, resource: str, size: dict, nodes: int, reserve: float = 1.0, tier: str = DEDICATED
 ) -> None:
     """Refuse a resource more cores of its family or region than others leave; `reserve` multiplies nodes."""
     needed = size["vCPUs"] * math.ceil(nodes * reserve)
     for name in (size["family"], TOTALS[tier]):
-        used, limit = cores_used(local, tier, name, resource), core_limit(local, tier, name)
+        used, limit = cores_used(context, tier, name, resource), core_limit(context, tier, name)
         if 0 <= limit < used + needed:
             raise user_error(
                 f"{nodes} x {size['name']} needs {needed} cores of {name}; "

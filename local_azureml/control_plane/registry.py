@@ -8,14 +8,15 @@ from pathlib import Path
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from local_azureml import cloud
+from local_azureml import identifiers, resource
+from local_azureml.context import Context, current
 from local_azureml.control_plane import queries
 from local_azureml.errors import AzureError, not_found
 
 router = APIRouter()
 NAME = "azureml"
-FOLDER = cloud.SEEDS / "registry"
-RESOURCE = f"{cloud.GROUP_PATH}/providers/{cloud.PROVIDER}/registries/{{registry}}"
+FOLDER = identifiers.SEEDS / "registry"
+RESOURCE = f"{identifiers.GROUP_PATH}/providers/{identifiers.PROVIDER}/registries/{{registry}}"
 LISTS = f"/mferp/managementfrontend{RESOURCE}/{{kind}}"
 PATH = f"{LISTS}/{{name}}"
 KINDS = {"models": "Model", "components": "Component", "environments": "Environment"}
@@ -27,21 +28,21 @@ MACHINERY = re.compile(r"^azureml-|-(ubuntu|py|cuda)\d.*", re.IGNORECASE)  # in 
 def discovery(request: Request, registry: str) -> dict:
     """Return where a registry's services are."""
     _check(request, registry)
-    origin = cloud.current(request).origin
+    origin = current(request).origin
     return {
         "registryName": NAME,
-        "primaryRegion": cloud.LOCATION,
-        "regions": [cloud.LOCATION],
+        "primaryRegion": identifiers.LOCATION,
+        "regions": [identifiers.LOCATION],
         "primaryRegionResourceProviderUri": f"{origin}/",
-        "resourceGroup": cloud.GROUP,
-        "subscriptionId": cloud.SUBSCRIPTION,
+        "resourceGroup": identifiers.GROUP,
+        "subscriptionId": identifiers.SUBSCRIPTION,
     }
 
 
 def _check(request: Request, registry: str) -> None:
     if registry.lower() != NAME:
         raise not_found("registry", registry, [NAME])
-    if "registry-forbidden" in cloud.current(request).faults:
+    if "registry-forbidden" in current(request).faults:
         raise AzureError(
             403,
             "Forbidden",
@@ -49,9 +50,9 @@ def _check(request: Request, registry: str) -> None:
         )
 
 
-def entries(local: cloud.Cloud, kind: str, name: str) -> list[dict]:
+def entries(context: Context, kind: str, name: str) -> list[dict]:
     """Return the versions of a registry asset, newest first, or refuse with the names that there are."""
-    known = _names(local, kind)
+    known = _names(context, kind)
     if name not in known:
         message = f"no {kind.rstrip('s')} named {name!r} in the registry {NAME!r}; there is: "
         raise AzureError(
@@ -60,13 +61,13 @@ def entries(local: cloud.Cloud, kind: str, name: str) -> list[dict]:
     if kind == "environments":
         return [_environment(name, "1")]
     found = [json.loads(file.read_text(encoding="utf-8")) for file in (FOLDER / kind / name).glob("*.json")]
-    if kind == "models" and local.base_model.samefile(cloud.SMALL_MODEL):
+    if kind == "models" and context.base_model.samefile(identifiers.SMALL_MODEL):
         found = [_small(entry) for entry in found]
     return sorted(found, key=lambda entry: entry["systemData"]["createdAt"], reverse=True)
 
 
-def _names(local: cloud.Cloud, kind: str) -> list[str]:
-    if kind not in KINDS or (kind == "models" and "model-missing" in local.faults):
+def _names(context: Context, kind: str) -> list[str]:
+    if kind not in KINDS or (kind == "models" and "model-missing" in context.faults):
         return []
     if kind == "environments":
         return sorted(ENVIRONMENTS)
@@ -86,7 +87,7 @@ def _environment(name: str, version: str) -> dict:
         "name": version,
         "type": "environments",
         "properties": {
-            "description": "A local stand-in: a virtual environment of its public specification.",
+            "description": "A local emulator: a virtual environment of its public specification.",
             "tags": {},
             "properties": {},
             "isArchived": False,
@@ -97,23 +98,23 @@ def _environment(name: str, version: str) -> dict:
             "condaFile": ENVIRONMENTS[name].read_text(encoding="utf-8"),
             "provisioningState": "Succeeded",
         },
-        "systemData": cloud.system_data(),
+        "systemData": resource.system_data(),
     }
 
 
 def _small(entry: dict) -> dict:
     """Return a model's entry with what is said of the small model, and suits it, in place of its own."""
-    own = json.loads(cloud.SMALL_MODEL.with_suffix(".json").read_text(encoding="utf-8"))
+    own = json.loads(identifiers.SMALL_MODEL.with_suffix(".json").read_text(encoding="utf-8"))
     properties = copy.deepcopy(entry["properties"])
     properties["description"] = f"{properties['description'].partition(':')[0]}: {own['description']}"
     defaults = json.loads(properties["tags"]["model_specific_defaults"]) | own["model_specific_defaults"]
-    properties["tags"] |= {"stand_in": own["stand_in"], "model_specific_defaults": json.dumps(defaults)}
+    properties["tags"] |= {"emulator": own["emulator"], "model_specific_defaults": json.dumps(defaults)}
     return {**entry, "properties": properties}
 
 
-def entry(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
+def entry(context: Context, kind: str, name: str, version: str) -> dict:
     """Return one version of a registry asset."""
-    found = entries(local, kind, name)
+    found = entries(context, kind, name)
     if kind == "environments" and version.isdecimal():
         return _environment(name, version)
     for candidate in found:
@@ -128,35 +129,35 @@ def entry(local: cloud.Cloud, kind: str, name: str, version: str) -> dict:
 def versions(request: Request, registry: str, kind: str, name: str) -> JSONResponse:
     """Return the versions, newest first."""
     _check(request, registry)
-    local = cloud.current(request)
-    view = "All" if "model-archived" in local.faults else "ActiveOnly"
-    return queries.answer(request, f"registries/{kind}/versions", entries(local, kind, name), view=view)
+    context = current(request)
+    view = "All" if "model-archived" in context.faults else "ActiveOnly"
+    return queries.answer(request, f"registries/{kind}/versions", entries(context, kind, name), view=view)
 
 
 @router.get(f"{PATH}/versions/{{version}}")
 def version(request: Request, registry: str, kind: str, name: str, version: str) -> dict:
     """Return one version."""
     _check(request, registry)
-    return entry(cloud.current(request), kind, name, version)
+    return entry(current(request), kind, name, version)
 
 
 @router.get(LISTS)
 def list_all(request: Request, registry: str, kind: str) -> JSONResponse:
     """Return the assets of a kind, without their versions."""
     _check(request, registry)
-    local = cloud.current(request)
-    return queries.answer(request, kind, [_container(local, kind, name) for name in _names(local, kind)])
+    context = current(request)
+    return queries.answer(request, kind, [_container(context, kind, name) for name in _names(context, kind)])
 
 
 @router.get(PATH)
 def show(request: Request, registry: str, kind: str, name: str) -> dict:
     """Return what all versions share, and which is the newest."""
     _check(request, registry)
-    return _container(cloud.current(request), kind, name)
+    return _container(current(request), kind, name)
 
 
-def _container(local: cloud.Cloud, kind: str, name: str) -> dict:
-    newest = next(e for e in entries(local, kind, name) if not e["properties"]["isArchived"])
+def _container(context: Context, kind: str, name: str) -> dict:
+    newest = next(e for e in entries(context, kind, name) if not e["properties"]["isArchived"])
     identifier = newest["id"].partition("/versions/")[0]
     properties = {"latestVersion": newest["name"], "isArchived": False, "tags": {}, "properties": {}}
     return {"id": identifier, "name": name, "properties": properties, "systemData": newest["systemData"]}

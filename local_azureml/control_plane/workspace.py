@@ -3,10 +3,38 @@
 from fastapi import APIRouter, Depends, Request
 from fastapi.responses import JSONResponse
 
-from local_azureml import cloud
+from local_azureml import identifiers, resource
+from local_azureml.context import current
 from local_azureml.control_plane import queries
+from local_azureml.errors import AzureError, not_found
 
-router = APIRouter(dependencies=[Depends(cloud.check_group)])
+
+def check_group(request: Request) -> None:
+    """Refuse a path that names another subscription or resource group than the one there is."""
+    subscription = request.path_params.get("subscription", identifiers.SUBSCRIPTION)
+    group = request.path_params.get("group", identifiers.GROUP)
+    if subscription.lower() != identifiers.SUBSCRIPTION:
+        message = (
+            f"The subscription {subscription!r} could not be found; there is: {identifiers.SUBSCRIPTION}"
+        )
+        raise AzureError(404, "SubscriptionNotFound", message)
+    if group.lower() != identifiers.GROUP:
+        message = f"Resource group {group!r} could not be found; there is: {identifiers.GROUP}"
+        raise AzureError(404, "ResourceGroupNotFound", message)
+
+
+def workspace_id(request: Request, subscription: str, group: str, workspace: str) -> str:
+    """Return the id of the workspace that the request's path names, which must be there."""
+    check_group(request)
+    asked = identifiers.WORKSPACE_PATH.format(subscription=subscription, group=group, workspace=workspace)
+    missing = "workspace-missing" in current(request).faults
+    if missing or asked.lower() != identifiers.WORKSPACE_ID.lower():
+        known = [] if missing else [f"{identifiers.GROUP}/{identifiers.WORKSPACE}"]
+        raise not_found("workspace", f"{group}/{workspace}", known)
+    return identifiers.WORKSPACE_ID
+
+
+router = APIRouter(dependencies=[Depends(check_group)])
 public = APIRouter()  # read without a token
 DEPENDENCIES = {  # what a workspace leans on, named and not played
     "storageAccount": "Microsoft.Storage/storageAccounts",
@@ -16,41 +44,44 @@ DEPENDENCIES = {  # what a workspace leans on, named and not played
 }
 
 
-@router.get(cloud.GROUP_PATH)
+@router.get(identifiers.GROUP_PATH)
 def group(subscription: str, group: str) -> dict:
     """Return the resource group."""
-    identifier = cloud.GROUP_PATH.format(subscription=subscription, group=group)
+    identifier = identifiers.GROUP_PATH.format(subscription=subscription, group=group)
     properties = {"provisioningState": "Succeeded"}
-    return {"id": identifier, "name": group, "location": cloud.LOCATION, "properties": properties}
+    return {"id": identifier, "name": group, "location": identifiers.LOCATION, "properties": properties}
 
 
-@router.get(cloud.WORKSPACE_PATH)
-def show(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dict:
+@router.get(identifiers.WORKSPACE_PATH)
+def show(request: Request, identifier: str = Depends(workspace_id)) -> dict:
     """Return the workspace, with the address of its tracking server and of its other services."""
-    local = cloud.current(request)
-    host = local.origin.removeprefix("https://")
+    context = current(request)
+    host = context.origin.removeprefix("https://")
     group = identifier.partition("/providers/")[0]
     return {
         "id": identifier,
-        "name": cloud.WORKSPACE,
-        "type": f"{cloud.PROVIDER}/workspaces",
-        "location": cloud.LOCATION,
+        "name": identifiers.WORKSPACE,
+        "type": f"{identifiers.PROVIDER}/workspaces",
+        "location": identifiers.LOCATION,
         "kind": "Default",
         "sku": {"name": "Basic", "tier": "Basic"},
-        "identity": cloud.identity({"type": "SystemAssigned"}),
+        "identity": resource.identity({"type": "SystemAssigned"}),
         "tags": {},
-        "systemData": local.state.get(identifier)["systemData"],
+        "systemData": context.state.get(identifier)["systemData"],
         "properties": {
-            "friendlyName": cloud.WORKSPACE,
-            "description": "A local stand-in for an Azure Machine Learning workspace.",
+            "friendlyName": identifiers.WORKSPACE,
+            "description": "A local emulator for an Azure Machine Learning workspace.",
             "workspaceId": "00000000-0000-0000-0000-000000000003",
-            "discoveryUrl": f"{local.origin}/discovery/workspaces/{cloud.WORKSPACE}",
+            "discoveryUrl": f"{context.origin}/discovery/workspaces/{identifiers.WORKSPACE}",
             "mlFlowTrackingUri": f"azureml://{host}/mlflow/v1.0{identifier}",
             "provisioningState": "Succeeded",
             "publicNetworkAccess": "Enabled",
             "hbiWorkspace": False,
-            "tenantId": cloud.TENANT,
-            **{name: f"{group}/providers/{kind}/{cloud.WORKSPACE}" for name, kind in DEPENDENCIES.items()},
+            "tenantId": identifiers.TENANT,
+            **{
+                name: f"{group}/providers/{kind}/{identifiers.WORKSPACE}"
+                for name, kind in DEPENDENCIES.items()
+            },
         },
     }
 
@@ -58,13 +89,13 @@ def show(request: Request, identifier: str = Depends(cloud.workspace_id)) -> dic
 @public.get("/discovery/workspaces/{workspace}")
 def discovery(request: Request, workspace: str) -> dict:
     """Return the addresses of the workspace's services."""
-    origin = cloud.current(request).origin
+    origin = current(request).origin
     services = ("api", "history", "experimentation", "modelmanagement", "notebooks", "studio", "pipelines")
     return dict.fromkeys(services, origin)
 
 
-@router.get(f"{cloud.GROUP_PATH}/providers/{cloud.PROVIDER}/workspaces")
-@router.get(f"/subscriptions/{{subscription}}/providers/{cloud.PROVIDER}/workspaces")
+@router.get(f"{identifiers.GROUP_PATH}/providers/{identifiers.PROVIDER}/workspaces")
+@router.get(f"/subscriptions/{{subscription}}/providers/{identifiers.PROVIDER}/workspaces")
 def list_all(request: Request) -> JSONResponse:
     """Return the one workspace there is."""
-    return queries.answer(request, "workspaces", [show(request, cloud.WORKSPACE_ID)])
+    return queries.answer(request, "workspaces", [show(request, identifiers.WORKSPACE_ID)])

@@ -14,7 +14,8 @@ from fastapi import Request
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from local_azureml import cloud, storage
+from local_azureml import identifiers, storage
+from local_azureml.context import Context, current
 from local_azureml.control_plane import datastores
 from local_azureml.errors import AzureError
 
@@ -57,7 +58,7 @@ def check_signature(request: Request, below: str) -> None:
     path = below.removeprefix(SERVED)
     asked = [path] if path else request.query_params.getlist("path")  # of two, MLflow would take the first
     container = asked[0].strip("/").partition("/")[0] if len(asked) == 1 else ""
-    storage.check(cloud.current(request), container, *_given(request.headers["authorization"]))
+    storage.check(current(request), container, *_given(request.headers["authorization"]))
 
 
 def is_signature(authorization: str) -> bool:
@@ -80,8 +81,8 @@ class Addresses:
     Who comes with a signature is told addresses with that one, so that none opens more, or for longer.
     """
 
-    def __init__(self, app: ASGIApp, local: cloud.Cloud, prefix: str):
-        self.app, self._local = app, local
+    def __init__(self, app: ASGIApp, context: Context, prefix: str):
+        self.app, self._context = app, context
         self._prefix = prefix
         served = re.escape(f"{prefix}{SERVED}/")
         self._signed = re.compile(
@@ -131,12 +132,12 @@ class Addresses:
         if is_signature(authorization):
             expires, signature = _given(authorization)
             try:
-                storage.check(self._local, found[1], expires, signature)
+                storage.check(self._context, found[1], expires, signature)
             except AzureError:
                 return found[0]
         else:
-            expires, signature = storage.signed(self._local, found[1], time.time() + cloud.LIFETIME)
-        host = self._local.origin.removeprefix("https://")
+            expires, signature = storage.signed(self._context, found[1], time.time() + identifiers.LIFETIME)
+        host = self._context.origin.removeprefix("https://")
         return f"https://{quote(expires, safe='')}:{signature}@{host}{self._prefix}{SERVED}/{found[1]}"
 
 

@@ -14,7 +14,8 @@ from fastapi.responses import Response, StreamingResponse
 from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
-from local_azureml import cloud, storage
+from local_azureml import identifiers, storage
+from local_azureml.context import Context, body, current
 from local_azureml.errors import AzureError
 
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
@@ -36,29 +37,29 @@ PLAYED = {  # headers and parameters that make a request another operation, and 
 
 
 def _check_played(request: Request) -> None:
-    """Refuse what the protocol has and the stand-in has not, lest it be taken for another operation."""
+    """Refuse what the protocol has and the emulator has not, lest it be taken for another operation."""
     comps = BLOB_COMPS if "name" in request.path_params else CONTAINER_COMPS
     played = {**PLAYED, "comp": ("", *comps.get(request.method, ()))}
     given = {**request.headers, **request.query_params}
     for name in sorted(played.keys() & given.keys()):
         if given[name] not in played[name]:
             message = f"{request.method} of a blob or container with {name}={given[name]!r}"
-            raise AzureError(501, "NotImplemented", f"{message} is not part of the stand-in")
+            raise AzureError(501, "NotImplemented", f"{message} is not part of the emulator")
 
 
-router = APIRouter(prefix=f"/{storage.ACCOUNT}.blob.{cloud.STORAGE_SUFFIX}")
+router = APIRouter(prefix=f"/{storage.ACCOUNT}.blob.{identifiers.STORAGE_SUFFIX}")
 CHECKED = {"dependencies": [Depends(storage.check_container), Depends(_check_played)]}
 
 
-def _metadata_file(local: cloud.Cloud, container: str, name: str) -> Path:
+def _metadata_file(context: Context, container: str, name: str) -> Path:
     digest = hashlib.sha256(f"{container}/{name}".encode()).hexdigest()
-    return local.folder / "blob-metadata" / f"{digest}.json"
+    return context.folder / "blob-metadata" / f"{digest}.json"
 
 
-def _headers(local: cloud.Cloud, container: str, name: str) -> dict[str, str]:
-    file = storage.find(local, container, name)
+def _headers(context: Context, container: str, name: str) -> dict[str, str]:
+    file = storage.find(context, container, name)
     found = file.stat()
-    metadata = _metadata_file(local, container, name)
+    metadata = _metadata_file(context, container, name)
     saved = json.loads(metadata.read_text(encoding="utf-8")) if metadata.exists() else {}
     return {
         "ETag": _tag(file),
@@ -82,10 +83,10 @@ def container(
     request: Request, container: str, comp: str = "", prefix: str = "", delimiter: str = ""
 ) -> Response:
     """Return that a container is there, or the list of its blobs as XML."""
-    local = cloud.current(request)
+    context = current(request)
     if comp != "list":
         return Response(headers={"ETag": '"0x1"', "Last-Modified": formatdate(0, usegmt=True)})
-    return Response(_listing(local, container, prefix, delimiter), media_type="application/xml")
+    return Response(_listing(context, container, prefix, delimiter), media_type="application/xml")
 
 
 @router.get("", dependencies=[Depends(_check_played)])
@@ -93,17 +94,17 @@ def account(request: Request, comp: str, prefix: str, delimiter: str = "") -> Re
     """Return the list of a container's blobs to azureml-fsspec, which takes the account for the container."""
     container, _, prefix = prefix.partition("/")
     storage.check_container(container)
-    listing = _listing(cloud.current(request), container, prefix, delimiter, f"{container}/")
+    listing = _listing(current(request), container, prefix, delimiter, f"{container}/")
     return Response(listing, media_type="application/xml")
 
 
-def _listing(local: cloud.Cloud, container: str, prefix: str, delimiter: str, before: str = "") -> bytes:
+def _listing(context: Context, container: str, prefix: str, delimiter: str, before: str = "") -> bytes:
     """Return XML with the names of blobs and folders, `before` in front of each."""
     results = ElementTree.Element("EnumerationResults", ContainerName=container)
     ElementTree.SubElement(results, "Prefix").text = before + prefix
     blobs = ElementTree.SubElement(results, "Blobs")
     folders = set()
-    for name in sorted(name for name in storage.names(local, container) if name.startswith(prefix)):
+    for name in sorted(name for name in storage.names(context, container) if name.startswith(prefix)):
         rest = name.removeprefix(prefix)
         if delimiter and delimiter in rest:
             folder = prefix + rest.split(delimiter)[0] + delimiter
@@ -115,7 +116,7 @@ def _listing(local: cloud.Cloud, container: str, prefix: str, delimiter: str, be
             continue
         blob = ElementTree.SubElement(blobs, "Blob")
         ElementTree.SubElement(blob, "Name").text = before + name
-        _entry(blob, _headers(local, container, name), storage.place(local, container, name))
+        _entry(blob, _headers(context, container, name), storage.place(context, container, name))
     ElementTree.SubElement(results, "NextMarker")
     return ElementTree.tostring(results, encoding="utf-8", xml_declaration=True)
 
@@ -141,19 +142,19 @@ def make_container(container: str) -> Response:
 @router.head("/{container}/{name:path}", **CHECKED)
 def properties(request: Request, container: str, name: str) -> Response:
     """Return a blob's headers."""
-    local = cloud.current(request)
-    headers = _headers(local, container, name)
-    size = storage.place(local, container, name).stat().st_size
+    context = current(request)
+    headers = _headers(context, container, name)
+    size = storage.place(context, container, name).stat().st_size
     return Response(headers={**headers, "Content-Length": str(size)})
 
 
 @router.get("/{container}/{name:path}", **CHECKED)
 def read(request: Request, container: str, name: str) -> Response:
     """Return a blob, or the range of it that is asked for."""
-    local = cloud.current(request)
-    headers = _headers(local, container, name)
+    context = current(request)
+    headers = _headers(context, container, name)
     _check_conditions(request, headers["ETag"])
-    file = storage.place(local, container, name)
+    file = storage.place(context, container, name)
     size = file.stat().st_size  # a log may grow while it is read
     start, stop, status = 0, size, 200
     if wanted := request.headers.get("x-ms-range") or request.headers.get("range"):
@@ -185,32 +186,34 @@ def _bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
 @router.put("/{container}/{name:path}", **CHECKED)
 async def write(request: Request, container: str, name: str, comp: str = "", blockid: str = "") -> Response:
     """Write a blob whole, one block of it, its list of blocks, or its metadata."""
-    local = cloud.current(request)
-    file = storage.place(local, container, name)
+    context = current(request)
+    file = storage.place(context, container, name)
     if comp in ("", "blocklist"):
         _check_conditions(request, _tag(file) if file.is_file() else None)
     if comp == "block":
-        await storage.receive(local, storage.block_file(local, container, name, blockid), request.stream())
+        await storage.receive(
+            context, storage.block_file(context, container, name, blockid), request.stream()
+        )
         return Response(status_code=201)
     if comp == "":
-        digest = await storage.receive(local, file, request.stream())
+        digest = await storage.receive(context, file, request.stream())
     else:
-        content = await cloud.body(request, LIST_LIMIT)
+        content = await body(request, LIST_LIMIT)
         digest = hashlib.md5(content, usedforsecurity=False).digest()
         if comp == "blocklist":
-            await run_in_threadpool(storage.join, local, container, name, content)
-    shown = await run_in_threadpool(_describe, local, container, name, request.headers)
+            await run_in_threadpool(storage.join, context, container, name, content)
+    shown = await run_in_threadpool(_describe, context, container, name, request.headers)
     shown |= {"x-ms-request-server-encrypted": "true", "Content-MD5": base64.b64encode(digest).decode()}
     return Response(status_code=200 if comp == "metadata" else 201, headers=shown)
 
 
-def _describe(local: cloud.Cloud, container: str, name: str, given: Headers) -> dict[str, str]:
+def _describe(context: Context, container: str, name: str, given: Headers) -> dict[str, str]:
     """Write the metadata of a blob that is there, and return its headers."""
-    storage.find(local, container, name)
+    storage.find(context, container, name)
     metadata = {k[10:]: v for k, v in given.items() if k.startswith("x-ms-meta-")}
-    with storage.part_of(local, _metadata_file(local, container, name)) as stream:
+    with storage.part_of(context, _metadata_file(context, container, name)) as stream:
         stream.write(json.dumps(metadata).encode())
-    return _headers(local, container, name)
+    return _headers(context, container, name)
 
 
 def _check_conditions(request: Request, tag: str | None) -> None:
@@ -224,8 +227,8 @@ def _check_conditions(request: Request, tag: str | None) -> None:
 @router.delete("/{container}/{name:path}", **CHECKED)
 def delete(request: Request, container: str, name: str) -> Response:
     """Delete a blob."""
-    local = cloud.current(request)
-    _headers(local, container, name)
-    storage.place(local, container, name).unlink()
-    _metadata_file(local, container, name).unlink(missing_ok=True)
+    context = current(request)
+    _headers(context, container, name)
+    storage.place(context, container, name).unlink()
+    _metadata_file(context, container, name).unlink(missing_ok=True)
     return Response(status_code=202)

@@ -9,7 +9,8 @@ from urllib.parse import parse_qs, urlparse
 from fastapi import Request
 from fastapi.responses import Response
 
-from local_azureml import cloud
+from local_azureml import identifiers
+from local_azureml.context import Context, current
 from local_azureml.data_plane import artifacts, identity, tracking
 from local_azureml.errors import AzureError, user_error
 
@@ -26,15 +27,16 @@ READING = (  # what the page asks for with POST, and changes nothing
 )
 
 
-def link(local: cloud.Cloud, job: str) -> str:
+def link(context: Context, job: str) -> str:
     """Return an address of a job's page that opens it in one browser; it holds no subscription."""
     ticket = secrets.token_urlsafe(32)
-    return f"{local.origin}{LINKS}/{job}?wsid={cloud.WORKSPACE}&ticket={ticket}"  # the SDK appends &tid=…
+    # the SDK appends &tid=…
+    return f"{context.origin}{LINKS}/{job}?wsid={identifiers.WORKSPACE}&ticket={ticket}"
 
 
 def check_link(request: Request) -> None:
     """Refuse who comes with neither the job's ticket nor the cookie that another gave."""
-    job = cloud.current(request).state.get(_id(request))
+    job = current(request).state.get(_id(request))
     if not _has_cookie(request) and not (job and _fits(request, job)):
         raise _refused()
 
@@ -43,16 +45,16 @@ def exchange(request: Request, answer: Response) -> None:
     """Give a cookie for the ticket of a request, which is replaced by another, to be read from the job."""
     if _has_cookie(request):
         return
-    local = cloud.current(request)
-    with local.state.locked():
-        job = local.state.get(_id(request))
+    context = current(request)
+    with context.state.locked():
+        job = context.state.get(_id(request))
         if not (job and _fits(request, job)):
             raise _refused()
-        studio = {**_studio(job), "endpoint": link(local, job["name"])}
+        studio = {**_studio(job), "endpoint": link(context, job["name"])}
         services = {**job["properties"]["services"], "Studio": studio}
-        local.state.merge(job["id"], properties={**job["properties"], "services": services})
+        context.state.merge(job["id"], properties={**job["properties"], "services": services})
     expires = int(time.time()) + LIFETIME
-    value = f"{expires}.{local.sign('visitor', str(expires))}"
+    value = f"{expires}.{context.sign('visitor', str(expires))}"
     for path in (LINKS, tracking.PREFIX):
         answer.set_cookie(COOKIE, value, LIFETIME, path=path, secure=True, httponly=True, samesite="lax")
 
@@ -73,7 +75,7 @@ def check_reader(request: Request) -> None:
 
 
 def _id(request: Request) -> str:
-    return f"{cloud.WORKSPACE_ID}/jobs/{request.path_params['name']}"
+    return f"{identifiers.WORKSPACE_ID}/jobs/{request.path_params['name']}"
 
 
 def _studio(job: dict) -> dict:
@@ -88,7 +90,7 @@ def _fits(request: Request, job: dict) -> bool:
 
 def _has_cookie(request: Request) -> bool:
     expires, _, given = request.cookies.get(COOKIE, "").partition(".")
-    made = cloud.current(request).sign("visitor", expires)
+    made = current(request).sign("visitor", expires)
     return hmac.compare_digest(given.encode(), made.encode()) and int(expires) > time.time()
 
 
@@ -100,7 +102,7 @@ def _is_own_page(request: Request) -> bool:
 
 def _refused() -> AzureError:
     message = (
-        "The request needs a bearer token of this stand-in; or, in a browser, the link of a job, which lets "
+        "The request needs a bearer token of this emulator; or, in a browser, the link of a job, which lets "
         "one browser in: read the job again for a fresh one, its studio_url"
     )
     return AzureError(401, "AuthenticationFailed", message, headers={"WWW-Authenticate": "Bearer"})

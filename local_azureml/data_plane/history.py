@@ -6,8 +6,10 @@ from pathlib import Path
 from fastapi import APIRouter, Body, Depends, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from local_azureml import cloud, storage
+from local_azureml import identifiers, storage
+from local_azureml.context import Context, current
 from local_azureml.control_plane import datastores, jobs, outputs, queries, shapes
+from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.data_plane import browser_sessions, tracking
 from local_azureml.errors import AzureError
 from local_azureml.state import equal
@@ -17,18 +19,18 @@ public = APIRouter()  # read by browsers
 CHANGEABLE = {"displayName", "description", "hidden", "tags", "properties"}
 OF_RUN_ALONE = {"createdUtc", "displayName", "description", "experimentId", "hidden", "runType"}
 LOGS = ("user_logs", "logs")  # the folders of a run's artifacts in which logs lie
-PATH = f"/history/v1.0{cloud.WORKSPACE_PATH}"
+PATH = f"/history/v1.0{identifiers.WORKSPACE_PATH}"
 DATA_TYPES = ("uri_file", "uri_folder", "mltable")  # of outputs that are no models
 OUTPUT_ID = (
-    f"azureml://locations/{cloud.LOCATION}/workspaces/{cloud.WORKSPACE}"
+    f"azureml://locations/{identifiers.LOCATION}/workspaces/{identifiers.WORKSPACE}"
     "/data/azureml_{job}_output_data_{output}/versions/1"
 )
 OUTPUT = re.compile(OUTPUT_ID.format(job="(.+)", output="(.+)"))
 
 
-def _run(local: cloud.Cloud, document: dict) -> dict:
+def _run(context: Context, document: dict) -> dict:
     properties, run = document["properties"], document["run"]
-    number = int(local.state.created(document["id"]) * 1000)
+    number = int(context.state.created(document["id"]) * 1000)
     return {
         "runNumber": number,
         "rootRunId": run["root"] or document["name"],
@@ -57,84 +59,82 @@ def _kind(properties: dict) -> str:
 def _error(run: dict) -> dict | None:
     if run["error"] is None:
         return None
-    return {"error": {**run["error"], "details": []}, "environment": cloud.LOCATION, "time": run["end"]}
+    return {"error": {**run["error"], "details": []}, "environment": identifiers.LOCATION, "time": run["end"]}
 
 
-def _logs(local: cloud.Cloud, name: str) -> dict[str, str]:
+def _logs(context: Context, name: str) -> dict[str, str]:
     """Return the logs of a run: their names, and the addresses to read them at."""
-    folder: Path = datastores.run_log(local, name, "")
+    folder: Path = datastores.run_log(context, name, "")
     container = datastores.CONTAINERS["workspaceartifactstore"]
     files = (file for place in LOGS for file in (folder / place).rglob("*.txt"))
     found = sorted(file.relative_to(folder).as_posix() for file in files)
-    return {log: storage.address(local, container, f"ExperimentRun/dcid.{name}/{log}") for log in found}
+    return {log: storage.address(context, container, f"ExperimentRun/dcid.{name}/{log}") for log in found}
 
 
 @router.get(f"{PATH}/runs/{{name}}")
-def show(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def show(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return a run."""
-    local = cloud.current(request)
-    return _run(local, jobs.find(local, name))
+    context = current(request)
+    return _run(context, jobs.find(context, name))
 
 
 @router.get(f"{PATH}/runs/{{name}}/details")
-def details(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def details(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return a run with its logs."""
-    local = cloud.current(request)
-    run = _run(local, jobs.find(local, name))
+    context = current(request)
+    run = _run(context, jobs.find(context, name))
     shown = {key: value for key, value in run.items() if key not in OF_RUN_ALONE}
     created = {"createdTimeUtc": run["createdUtc"]}
-    return {**shown, **created, "target": "local", "logFiles": _logs(local, run["runId"])}
+    return {**shown, **created, "target": "local", "logFiles": _logs(context, run["runId"])}
 
 
 @router.patch(f"{PATH}/runs/{{name}}")
 @router.patch(f"{PATH}/experiments/{{experiment}}/runs/{{name}}")
 @router.patch(f"{PATH}/experimentids/{{experiment}}/runs/{{name}}")
-def change(
-    request: Request, name: str, body: shapes.Run, identifier: str = Depends(cloud.workspace_id)
-) -> dict:
+def change(request: Request, name: str, body: shapes.Run, identifier: str = Depends(workspace_id)) -> dict:
     """Change a run's names and description, add to its tags and properties, archive or restore it."""
-    local = cloud.current(request)
-    with local.state.locked():
-        document = jobs.find(local, name)
+    context = current(request)
+    with context.state.locked():
+        document = jobs.find(context, name)
         if unknown := sorted(body.keys() - CHANGEABLE - {"runId"}):
-            message = f"a change of a run's {', '.join(unknown)} is not part of the stand-in"
+            message = f"a change of a run's {', '.join(unknown)} is not part of the emulator"
             raise AzureError(501, "NotImplemented", message)
         asked = {"isArchived" if key == "hidden" else key: body[key] for key in body.keys() & CHANGEABLE}
         properties = shapes.merged(document["properties"], asked)
-        return _run(local, local.state.merge(document["id"], properties=properties))
+        return _run(context, context.state.merge(document["id"], properties=properties))
 
 
 @router.post(f"{PATH}/rundata")
 def data(
     request: Request,
     name: str = Body(alias="runId", embed=True),
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> dict:
     """Return a run that is named in the body, with what it wrote."""
-    local = cloud.current(request)
-    job = jobs.find(local, name)
+    context = current(request)
+    job = jobs.find(context, name)
     asked = (job["properties"].get("outputs") or {}).items()
     written = {
         output: {"assetId": OUTPUT_ID.format(job=job["name"], output=output), "type": _data_type(settings)}
         for output, settings in asked
-        if datastores.folder_at(local, settings["uri"]).exists()
+        if datastores.folder_at(context, settings["uri"]).exists()
     }
-    return {"runMetadata": {**_run(local, job), "outputs": written}}
+    return {"runMetadata": {**_run(context, job), "outputs": written}}
 
 
-@router.post(f"/data/v1.0{cloud.WORKSPACE_PATH}/dataversion/batchGetResolvedUris")
+@router.post(f"/data/v1.0{identifiers.WORKSPACE_PATH}/dataversion/batchGetResolvedUris")
 def addresses(
     request: Request,
     assets: list[str] = Body(alias="values", embed=True, max_length=1000),
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> dict:
     """Return where the data assets lie that runs wrote, by their ids."""
-    local, found = cloud.current(request), {}
+    context, found = current(request), {}
     for asset in assets:
         if not (named := OUTPUT.fullmatch(asset)):
-            message = f"the address of {asset!r} is not part of the stand-in; that of a run's output is"
+            message = f"the address of {asset!r} is not part of the emulator; that of a run's output is"
             raise AzureError(501, "NotImplemented", message)
-        found[asset] = {"uri": outputs.address(local, *named.groups()), "type": "UriFolder"}
+        found[asset] = {"uri": outputs.address(context, *named.groups()), "type": "UriFolder"}
     return {"values": found}
 
 
@@ -145,20 +145,20 @@ def _data_type(output: dict) -> str:
 
 
 @router.get(f"{PATH}/runs/{{name}}/children")
-def children(request: Request, name: str, identifier: str = Depends(cloud.workspace_id)) -> JSONResponse:
+def children(request: Request, name: str, identifier: str = Depends(workspace_id)) -> JSONResponse:
     """Return the runs that a run started, oldest first."""
-    local = cloud.current(request)
-    children = equal("run.parent", jobs.find(local, name)["name"])
+    context = current(request)
+    children = equal("run.parent", jobs.find(context, name)["name"])
     below = f"{identifier}/jobs"
     return queries.answer(
-        request, "runs/children", below, lambda job: _run(local, job), (children,), descending=False
+        request, "runs/children", below, lambda job: _run(context, job), (children,), descending=False
     )
 
 
 @public.get("/runs/{name}")
 def open_page(request: Request, name: str) -> RedirectResponse:
     """Lead a browser to a job's page in MLflow, with a cookie that reads it."""
-    job = jobs.find(cloud.current(request), name)
+    job = jobs.find(current(request), name)
     experiment = request.app.state.tracking.experiment(job["properties"]["experimentName"])
     answer = RedirectResponse(f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}")
     browser_sessions.exchange(request, answer)

@@ -18,7 +18,8 @@ from mlflow.store.entities.paged_list import PagedList
 from mlflow.store.model_registry.abstract_store import AbstractStore
 from mlflow.utils.search_utils import SearchModelUtils, SearchModelVersionUtils, SearchUtils
 
-from local_azureml import cloud
+from local_azureml import identifiers, resource
+from local_azureml.context import Context
 from local_azureml.control_plane import addresses, assets
 from local_azureml.data_plane import artifacts
 from local_azureml.errors import AzureError
@@ -44,7 +45,7 @@ def _milliseconds(document: dict, key: str) -> int:
 
 
 def _not_played(self, *_, **__):
-    raise MlflowException("this is not part of the stand-in", error_code=codes.NOT_IMPLEMENTED)
+    raise MlflowException("this is not part of the emulator", error_code=codes.NOT_IMPLEMENTED)
 
 
 class Models(AbstractStore):
@@ -53,9 +54,9 @@ class Models(AbstractStore):
     create_webhook = get_webhook = update_webhook = delete_webhook = test_webhook = _not_played
     create_prompt = rename_registered_model = _not_played
 
-    def __init__(self, local: cloud.Cloud, runs):
+    def __init__(self, context: Context, runs):
         super().__init__()
-        self._local, self._runs = local, runs
+        self._context, self._runs = context, runs
 
     def _shown(self, document: dict) -> RegisteredModel:
         properties = document["properties"]
@@ -71,16 +72,16 @@ class Models(AbstractStore):
 
     def _model(self, name: str) -> dict:
         with _in_mlflows_words():
-            return assets.find_container(self._local, KIND, name)
+            return assets.find_container(self._context, KIND, name)
 
     def _version(self, name: str, version: str) -> dict:
         with _in_mlflows_words():
-            return assets.find(self._local, KIND, name, str(version))
+            return assets.find(self._context, KIND, name, str(version))
 
     def _versions(self, name: str) -> list[ModelVersion]:
         """Return the versions of a model, oldest first, without those whose names are no numbers."""
         model = self._model(name)
-        found = self._local.state.children(f"{model['id']}/versions")
+        found = self._context.state.children(f"{model['id']}/versions")
         return [_shown_version(model, each) for each in found if each["name"].isdecimal()]
 
     def _latest(self, name: str) -> list[ModelVersion]:
@@ -88,8 +89,8 @@ class Models(AbstractStore):
 
     def _change(self, document: dict, **changes) -> dict:
         properties = {**document["properties"], **changes}
-        system_data = cloud.system_data(document["systemData"]["createdAt"])
-        return self._local.state.merge(document["id"], properties=properties, systemData=system_data)
+        system_data = resource.system_data(document["systemData"]["createdAt"])
+        return self._context.state.merge(document["id"], properties=properties, systemData=system_data)
 
     def _tag(self, document: dict, key: str, value: str | None) -> None:
         """Set a tag, or remove it where the value is None."""
@@ -104,23 +105,23 @@ class Models(AbstractStore):
     # models
 
     def create_registered_model(self, name, tags=None, description=None, deployment_job_id=None):
-        with self._local.state.locked(), _in_mlflows_words():
-            document = assets.create_container(self._local, KIND, name)
+        with self._context.state.locked(), _in_mlflows_words():
+            document = assets.create_container(self._context, KIND, name)
             given = {tag.key: tag.value for tag in tags or []}
             return self._shown(self._change(document, tags=given, description=description))
 
     def update_registered_model(self, name, description, deployment_job_id=None):
-        with self._local.state.locked():
+        with self._context.state.locked():
             return self._shown(self._change(self._model(name), description=description))
 
     def delete_registered_model(self, name):
-        self._local.state.delete(self._model(name)["id"])
+        self._context.state.delete(self._model(name)["id"])
 
     def get_registered_model(self, name):
         return self._shown(self._model(name))
 
     def search_registered_models(self, filter_string=None, max_results=None, order_by=None, page_token=None):
-        there = self._local.state.children(f"{cloud.WORKSPACE_ID}/{KIND}")
+        there = self._context.state.children(f"{identifiers.WORKSPACE_ID}/{KIND}")
         found = SearchModelUtils.filter([self._shown(each) for each in there], filter_string)
         return _page(SearchModelUtils.sort(found, order_by), max_results, page_token)
 
@@ -129,11 +130,11 @@ class Models(AbstractStore):
         return [each for each in self._latest(name) if not wanted or each.current_stage.lower() in wanted]
 
     def set_registered_model_tag(self, name, tag):
-        with self._local.state.locked():
+        with self._context.state.locked():
             self._tag(self._model(name), tag.key, tag.value)
 
     def delete_registered_model_tag(self, name, key):
-        with self._local.state.locked():
+        with self._context.state.locked():
             self._tag(self._model(name), key, None)
 
     # versions
@@ -160,20 +161,20 @@ class Models(AbstractStore):
             "tags": {tag.key: tag.value for tag in tags or []},
             "properties": {key: value for key, value in known.items() if value},
         }
-        with self._local.state.locked(), _in_mlflows_words():
-            is_mlflow = (addresses.resolve(self._local, properties["modelUri"]) / "MLmodel").is_file()
+        with self._context.state.locked(), _in_mlflows_words():
+            is_mlflow = (addresses.resolve(self._context, properties["modelUri"]) / "MLmodel").is_file()
             properties["modelType"] = "mlflow_model" if is_mlflow else "custom_model"
-            version = assets.next_version(self._local, KIND, name)
-            document, _ = assets.register(self._local, KIND, name, version, properties)
+            version = assets.next_version(self._context, KIND, name)
+            document, _ = assets.register(self._context, KIND, name, version, properties)
             return _shown_version(self._model(name), document)
 
     def update_model_version(self, name, version, description):
-        with self._local.state.locked():
+        with self._context.state.locked():
             document = self._change(self._version(name, version), description=description)
             return _shown_version(self._model(name), document)
 
     def transition_model_version_stage(self, name, version, stage, archive_existing_versions):
-        with self._local.state.locked():
+        with self._context.state.locked():
             for other in self._versions(name) if archive_existing_versions else []:
                 if other.current_stage == stage and other.version != str(version):
                     self._change(self._version(name, other.version), stage="Archived")
@@ -181,7 +182,7 @@ class Models(AbstractStore):
             return _shown_version(self._model(name), document)
 
     def delete_model_version(self, name, version):
-        self._local.state.delete(self._version(name, version)["id"])
+        self._context.state.delete(self._version(name, version)["id"])
 
     def get_model_version(self, name, version):
         return _shown_version(self._model(name), self._version(name, version))
@@ -194,30 +195,30 @@ class Models(AbstractStore):
         return source
 
     def search_model_versions(self, filter_string=None, max_results=None, order_by=None, page_token=None):
-        there = self._local.state.children(f"{cloud.WORKSPACE_ID}/{KIND}")
+        there = self._context.state.children(f"{identifiers.WORKSPACE_ID}/{KIND}")
         versions = [version for model in there for version in self._versions(model["name"])]
         found = SearchModelVersionUtils.filter(versions, filter_string)
         found = SearchModelVersionUtils.sort(found, order_by or NEWEST_FIRST)
         return _page(found, max_results, page_token)
 
     def set_model_version_tag(self, name, version, tag):
-        with self._local.state.locked():
+        with self._context.state.locked():
             self._tag(self._version(name, version), tag.key, tag.value)
 
     def delete_model_version_tag(self, name, version, key):
-        with self._local.state.locked():
+        with self._context.state.locked():
             self._tag(self._version(name, version), key, None)
 
     # aliases
 
     def set_registered_model_alias(self, name, alias, version):
-        with self._local.state.locked():
+        with self._context.state.locked():
             model, found = self._model(name), self._version(name, version)
             named = {**model["properties"]["properties"], f"{ALIAS}{alias}": found["name"]}
             self._change(model, properties=named)
 
     def delete_registered_model_alias(self, name, alias):
-        with self._local.state.locked():
+        with self._context.state.locked():
             model = self._model(name)
             kept = {
                 key: v for key, v in model["properties"]["properties"].items() if key != f"{ALIAS}{alias}"

@@ -12,8 +12,10 @@ from fastapi import APIRouter, Depends, Request
 from fastapi.responses import Response
 from starlette.background import BackgroundTask
 
-from local_azureml import cloud
+from local_azureml import identifiers
+from local_azureml.context import Context, current
 from local_azureml.control_plane import deployments, endpoints
+from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.data_plane import identity
 from local_azureml.errors import AzureError, user_error
 
@@ -25,11 +27,11 @@ OURS += ("date", "server")  # headers that each of the two requests, and of thei
 @router.post("/endpoints/{endpoint}/score")
 async def score(request: Request, endpoint: str) -> Response:
     """Return the deployment's answer, with the headers that say which one it was and how long it took."""
-    local = cloud.current(request)
-    document = endpoints.find(local, endpoint)
-    if local.faults.value("scoring-status") == 500:
+    context = current(request)
+    document = endpoints.find(context, endpoint)
+    if context.faults.value("scoring-status") == 500:
         raise AzureError(500, "InternalServerError", "the service failed (the fault scoring-status is on)")
-    deployment = _pick(local, document, request.headers.get("azureml-model-deployment"))
+    deployment = _pick(context, document, request.headers.get("azureml-model-deployment"))
     started = time.perf_counter()
     answer = await _ask(request, deployment, "/score")
     shown = _passed_on(answer.headers) | {
@@ -48,7 +50,7 @@ async def _mirror(request: Request, document: dict) -> None:
     for name, share in document["properties"]["mirrorTraffic"].items():
         with suppress(AzureError):  # the deployment may be gone meanwhile
             if random.randrange(100) < share:
-                mirrored = endpoints.find(cloud.current(request), document["name"], name)
+                mirrored = endpoints.find(current(request), document["name"], name)
                 await _ask(request, mirrored, "/score")
 
 
@@ -78,38 +80,40 @@ async def _ask(request: Request, deployment: dict, path: str) -> httpx.Response:
 @router.get("/endpoints/{endpoint}/swagger.json")
 async def describe(request: Request, endpoint: str) -> Response:
     """Return the OpenAPI description of a deployment with a scoring script."""
-    local = cloud.current(request)
+    context = current(request)
     asked = request.headers.get("azureml-model-deployment")
-    deployment = _pick(local, endpoints.find(local, endpoint), asked)
+    deployment = _pick(context, endpoints.find(context, endpoint), asked)
     version = request.query_params.get("version", "2")
     if not deployment["properties"].get("codeConfiguration") or version not in ("2", "2.0"):
         message = f"no OpenAPI description of {endpoints.label(deployment)} in version {version} is part of "
-        raise AzureError(501, "NotImplemented", f"{message}the stand-in: scripts are described, in version 2")
+        raise AzureError(501, "NotImplemented", f"{message}the emulator: scripts are described, in version 2")
     answer = await _ask(request, deployment, "/swagger.json")
     return Response(answer.content, answer.status_code, _passed_on(answer.headers))
 
 
 @router.post(f"{endpoints.PATH}/{{endpoint}}/token")
-def token(request: Request, endpoint: str, identifier: str = Depends(cloud.workspace_id)) -> dict:
+def token(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> dict:
     """Return a token for an endpoint whose auth mode is AMLToken."""
-    local = cloud.current(request)
-    document = endpoints.find(local, endpoint)
+    context = current(request)
+    document = endpoints.find(context, endpoint)
     mode = document["properties"]["authMode"]
     if mode.lower() != "amltoken":
         raise user_error(f"the endpoint {endpoint!r} gives no tokens: its auth mode is {mode}")
-    expires = int(time.time()) + cloud.LIFETIME
+    expires = int(time.time()) + identifiers.LIFETIME
     return {
-        "accessToken": identity.make_token(local, cloud.AUDIENCE, expires, document["keys"]["primaryKey"]),
+        "accessToken": identity.make_token(
+            context, identifiers.AUDIENCE, expires, document["keys"]["primaryKey"]
+        ),
         "tokenType": "Bearer",
         "expiryTimeUtc": expires,
-        "refreshAfterTimeUtc": expires - cloud.LIFETIME // 2,
+        "refreshAfterTimeUtc": expires - identifiers.LIFETIME // 2,
     }
 
 
 def check_key(request: Request) -> None:
     """Refuse a request without its endpoint's key or a token; as without a key where there is no endpoint."""
     endpoint = request.path_params["endpoint"]
-    document = cloud.current(request).state.get(f"{endpoints.BASE}/{endpoint}")
+    document = current(request).state.get(f"{endpoints.BASE}/{endpoint}")
     if document and document["properties"]["authMode"].lower() != "key":
         same = [_has_token(request, document)]
     else:
@@ -133,7 +137,7 @@ def _has_token(request: Request, document: dict) -> bool:
     return False
 
 
-def _pick(local: cloud.Cloud, document: dict, asked: str | None) -> dict:
+def _pick(context: Context, document: dict, asked: str | None) -> dict:
     """Return the deployment that a request names, else one drawn by the shares of traffic."""
     shares = {name: share for name, share in document["properties"]["traffic"].items() if share}
     if not asked and not shares:
@@ -141,4 +145,4 @@ def _pick(local: cloud.Cloud, document: dict, asked: str | None) -> dict:
             404, "NoTraffic", f"no deployment of {document['name']!r} gets traffic: set it on the endpoint"
         )
     name = asked or random.choices(list(shares), list(shares.values()))[0]
-    return endpoints.find(local, document["name"], name)
+    return endpoints.find(context, document["name"], name)

@@ -11,20 +11,23 @@ from contextlib import suppress
 from starlette.concurrency import run_in_threadpool
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from local_azureml import cloud
+from local_azureml import identifiers
+from local_azureml.context import Context
 from local_azureml.control_plane import operations
 from local_azureml.data_plane import artifacts
 from local_azureml.errors import AzureError
 
-PREFIX = f"/mlflow/v2.0{cloud.WORKSPACE_ID}"  # azureml-mlflow asks for v2.0 where the workspace says v1.0
+PREFIX = (
+    f"/mlflow/v2.0{identifiers.WORKSPACE_ID}"  # azureml-mlflow asks for v2.0 where the workspace says v1.0
+)
 OWN_ROOT = re.compile(f"{artifacts.STORED}(?!/)")  # two slashes would name a host
 
 
 class Tracking:
     """MLflow's own server app and its store, on a SQLite file of the data folder."""
 
-    def __init__(self, local: cloud.Cloud):
-        self._local, self._folder = local, local.folder
+    def __init__(self, context: Context):
+        self._context, self._folder = context, context.folder
         self._lock = threading.Lock()
         self._storing = threading.Lock()  # while there is something half-written
         self._closed = False
@@ -49,7 +52,7 @@ class Tracking:
         uri = f"sqlite:///{self._folder / 'mlflow.sqlite'}"
         os.environ["_MLFLOW_SERVER_FILE_STORE"] = uri  # read when mlflow.server is imported
         os.environ["_MLFLOW_SERVER_ARTIFACT_ROOT"] = artifacts.ROOT
-        os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = self._local.blobs.as_uri()
+        os.environ["_MLFLOW_SERVER_ARTIFACT_DESTINATION"] = self._context.blobs.as_uri()
         os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = "localhost:*,127.0.0.1:*"
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
@@ -93,7 +96,7 @@ class Tracking:
             if self._closed:
                 raise operations.stopped()
             store = OwnArtifacts(uri, artifacts.ROOT)
-        models = Models(self._local, store)
+        models = Models(self._context, store)
         _tracking_store_registry.register("sqlite", lambda **_: store)
         _model_registry_store_registry.register("sqlite", lambda **_: models)
         return app, store
@@ -161,9 +164,9 @@ class Tracking:
         store.update_run_info(name, RunStatus.from_string(status), end, None)
 
 
-def uri(local: cloud.Cloud) -> str:
+def uri(context: Context) -> str:
     """Return the address of the tracking server for a job of ours."""
-    return f"{local.origin}{PREFIX}"
+    return f"{context.origin}{PREFIX}"
 
 
 class Page:

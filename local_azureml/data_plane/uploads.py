@@ -3,13 +3,15 @@
 from fastapi import APIRouter, Body, Depends, Request
 from typing_extensions import Required
 
-from local_azureml import cloud, storage
+from local_azureml import identifiers, storage
+from local_azureml.context import current
 from local_azureml.control_plane import shapes
+from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.data_plane import artifacts
 
 router = APIRouter()
 ORIGIN = "LocalUpload"
-PATH = f"/artifact/v2.0{cloud.WORKSPACE_PATH}/artifacts/{ORIGIN}/{{container}}"
+PATH = f"/artifact/v2.0{identifiers.WORKSPACE_PATH}/artifacts/{ORIGIN}/{{container}}"
 
 
 class File(shapes.Shape, total=False):
@@ -21,15 +23,15 @@ def begin(
     request: Request,
     container: str,
     files: list[File] = Body(alias="paths", embed=True, max_length=1000),
-    identifier: str = Depends(cloud.workspace_id),
+    identifier: str = Depends(workspace_id),
 ) -> dict:
     """Return the addresses to which files are to be written, by their paths."""
-    local, store = cloud.current(request), storage.CONTAINERS[artifacts.DATASTORE]
+    context, store = current(request), storage.CONTAINERS[artifacts.DATASTORE]
     known, found = {}, {}
     for path in (file["path"] for file in files):
         name = f"{ORIGIN}/{container}/{path}"
-        storage.place(local, store, name)  # refuses what would lead elsewhere
+        storage.place(context, store, name)  # refuses what would lead elsewhere
         of_file = {"origin": ORIGIN, "container": container, "path": path}
         known[path] = {**of_file, "artifactId": name}
-        found[path] = {**of_file, "contentUri": storage.address(local, store, name)}
+        found[path] = {**of_file, "contentUri": storage.address(context, store, name)}
     return {"artifacts": known, "artifactContentInformation": found, "errors": {}}

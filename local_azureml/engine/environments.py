@@ -32,7 +32,7 @@ def python_of(specification: dict | None, folder: Path) -> str:
     if specification is None:
         return sys.executable
     if specification["requirements"] is None:
-        said = f"{specification['instead']} is not run here: the stand-in's own Python {OWN} is"
+        said = f"{specification['instead']} is not run here: the emulator's own Python {OWN} is"
         print(f"environment {specification['name']}: {said}", flush=True)
         return sys.executable
     asked, requirements = specification["python"], specification["requirements"]
@@ -59,12 +59,12 @@ def python_of(specification: dict | None, folder: Path) -> str:
 
 
 def layer(place: Path, inherited: dict[str, str]) -> dict[str, str]:
-    """Return the variables of a program in the stand-in's own Python, with a layer for what it installs."""
+    """Return the variables of a program in the emulator's own Python, with a layer for what it installs."""
     venv.EnvBuilder().create(place)
     bins, packages = place.resolve() / "bin", place / "lib" / f"python{OWN}" / "site-packages"
     below = [f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages()]
     (packages / "below.pth").write_text("\n".join(below), encoding="utf-8")
-    for name in ("pip", "pip3"):  # those of the stand-in would install there
+    for name in ("pip", "pip3"):  # those of the emulator would install there
         (bins / name).write_text(PIP, encoding="utf-8")
         (bins / name).chmod(0o755)
     search = os.pathsep.join([str(bins), inherited.get("PATH", os.defpath)])
@@ -72,7 +72,7 @@ def layer(place: Path, inherited: dict[str, str]) -> dict[str, str]:
 
 
 def variables(python: str, inherited: dict[str, str]) -> dict[str, str]:
-    """Return the variables with which a program finds that Python, and nothing of the stand-in's, first."""
+    """Return the variables with which a program finds that Python, and nothing of the emulator's, first."""
     if python == sys.executable:
         return inherited
     bins = Path(python).parent

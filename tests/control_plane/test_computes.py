@@ -89,7 +89,7 @@ def test_other_kinds_of_compute_are_not_played(client):
     from azure.ai.ml.entities import ComputeInstance
     from azure.core.exceptions import HttpResponseError
 
-    with pytest.raises(HttpResponseError, match="ComputeInstance is not part of the stand-in") as raised:
+    with pytest.raises(HttpResponseError, match="ComputeInstance is not part of the emulator") as raised:
         client.compute.begin_create_or_update(ComputeInstance(name="desk", size="Standard_DS3_v2"))
     assert raised.value.status_code == 501
 
@@ -124,10 +124,10 @@ def test_low_priority_has_one_limit_for_the_region_and_none_for_a_family(client)
     assert (limits["lowPriority", "StandardNCADSA100v4Family"], limits["lowPriority", TOTAL_LOW]) == (-1, 400)
 
 
-def test_a_cluster_deleted_in_other_capitals_is_no_longer_billed(client, stand_in):
+def test_a_cluster_deleted_in_other_capitals_is_no_longer_billed(client, emulator):
     client.compute.begin_create_or_update(cluster("Spelled", min_instances=1)).result()
     client.compute.begin_delete("spelled").result()
-    with closing(State(stand_in.folder)) as state:
+    with closing(State(emulator.folder)) as state:
         assert "cluster Spelled" not in [bill.resource for bill in Meter(state).bills() if bill.running]
 
 
@@ -150,9 +150,9 @@ def test_a_cluster_that_is_scaled_to_zero_keeps_no_cores(client):
     assert list(client.compute.list_nodes("shrunk")) == []
 
 
-def test_a_cluster_that_is_made_again_under_its_name_keeps_its_earlier_bill(client, stand_in):
+def test_a_cluster_that_is_made_again_under_its_name_keeps_its_earlier_bill(client, emulator):
     def billed() -> float:
-        with closing(State(stand_in.folder)) as state:
+        with closing(State(emulator.folder)) as state:
             return {bill.resource: bill.node_seconds for bill in Meter(state).bills()}["cluster again"]
 
     client.compute.begin_create_or_update(cluster("again", min_instances=1)).result()
@@ -163,21 +163,21 @@ def test_a_cluster_that_is_made_again_under_its_name_keeps_its_earlier_bill(clie
     assert billed() > first > 0
 
 
-def test_the_fault_size_missing_takes_a_size_out_of_the_region(stand_in_with):
-    stand_in_with("size-missing=Standard_NC24ads_A100_v4")
+def test_the_fault_size_missing_takes_a_size_out_of_the_region(emulator_with):
+    emulator_with("size-missing=Standard_NC24ads_A100_v4")
     assert "Standard_NC24ads_A100_v4" not in [size.name for size in client_of().compute.list_sizes()]
 
 
-def test_the_fault_quota_short_leaves_no_cores_in_gpu_families(stand_in_with):
-    stand_in_with("quota-short")
+def test_the_fault_quota_short_leaves_no_cores_in_gpu_families(emulator_with):
+    emulator_with("quota-short")
     limits = {name: usage.limit for name, usage in quotas(client_of()).items()}
     assert limits["dedicated", "StandardNCADSA100v4Family"] == limits["lowPriority", TOTAL_LOW] == 0
 
 
-def test_the_fault_quota_forbidden_shows_neither_sizes_nor_quota(stand_in_with):
+def test_the_fault_quota_forbidden_shows_neither_sizes_nor_quota(emulator_with):
     from azure.core.exceptions import HttpResponseError
 
-    stand_in_with("quota-forbidden")
+    emulator_with("quota-forbidden")
     compute = client_of().compute
     for listing in (compute.list_sizes, compute.list_usage):
         with pytest.raises(HttpResponseError) as raised:
@@ -185,10 +185,10 @@ def test_the_fault_quota_forbidden_shows_neither_sizes_nor_quota(stand_in_with):
         assert raised.value.status_code == 403
 
 
-def test_the_fault_compute_failed_leaves_the_reason_on_the_cluster(stand_in_with):
+def test_the_fault_compute_failed_leaves_the_reason_on_the_cluster(emulator_with):
     from azure.core.exceptions import HttpResponseError
 
-    stand_in_with("compute-failed")
+    emulator_with("compute-failed")
     creation = client_of().compute.begin_create_or_update(cluster("gpu"))
     with pytest.raises(HttpResponseError, match="no capacity in the region"):
         creation.result()
@@ -212,10 +212,10 @@ def test_a_cluster_that_is_asked_for_twice_does_not_count_against_itself(client)
     assert made.provisioning_state == "Succeeded"
 
 
-def test_a_cluster_in_other_capitals_is_deleted_with_its_meter(client, stand_in):
+def test_a_cluster_in_other_capitals_is_deleted_with_its_meter(client, emulator):
     client.compute.begin_create_or_update(cluster("capital", min_instances=1)).result()
     client.compute.begin_delete("CAPITAL").result()
-    with closing(State(stand_in.folder)) as state:
+    with closing(State(emulator.folder)) as state:
         assert "cluster capital" not in [bill.resource for bill in Meter(state).bills() if bill.running]
 
 

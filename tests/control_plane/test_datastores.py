@@ -41,7 +41,7 @@ def test_a_job_that_reads_another_account_fails_and_names_it(client, other):
 
     given = Input(type="uri_folder", path="azureml://datastores/elsewhere/paths/a")
     said = reason(client, make_command("ls ${{inputs.a}}", inputs={"a": given}))
-    assert "the storage account 'canary' of the datastore 'elsewhere' is not part of the stand-in" in said
+    assert "the storage account 'canary' of the datastore 'elsewhere' is not part of the emulator" in said
 
 
 def test_a_deleted_datastore_is_gone(client, other):

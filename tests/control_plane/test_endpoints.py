@@ -174,7 +174,7 @@ def test_an_endpoint_on_kubernetes_is_refused_by_name(client):
     from azure.ai.ml.entities import KubernetesOnlineEndpoint
 
     asked = KubernetesOnlineEndpoint(name="on-kubernetes", compute="azureml:mine")
-    with pytest.raises(Exception, match="an online endpoint on Kubernetes is not part of the stand-in"):
+    with pytest.raises(Exception, match="an online endpoint on Kubernetes is not part of the emulator"):
         client.online_endpoints.begin_create_or_update(asked)
 
 
@@ -290,11 +290,11 @@ def test_the_log_of_a_deployment_is_read(client, live):
 
 
 @pytest.fixture
-def still_billed(stand_in):
+def still_billed(emulator):
     """A function that returns the deployments of an endpoint whose meters count."""
 
     def billed(name: str) -> list[str]:
-        with closing(State(stand_in.folder)) as state:
+        with closing(State(emulator.folder)) as state:
             bills = Meter(state).bills()
         return [bill.resource for bill in bills if bill.running and f" {name}/" in bill.resource]
 
@@ -302,9 +302,9 @@ def still_billed(stand_in):
 
 
 def test_a_deleted_endpoint_leaves_nothing_running_whatever_the_capitals(
-    client, http, arm, stand_in, still_billed
+    client, http, arm, emulator, still_billed
 ):
-    folder = stand_in.folder / "deployments" / "capitals"
+    folder = emulator.folder / "deployments" / "capitals"
     body = {"location": "eastus", "properties": {"authMode": "Key"}}
     http.put(f"{arm.workspace}/onlineEndpoints/Capitals", json=body)  # the SDK would write it small
     client.online_deployments.begin_create_or_update(deployment("capitals", "demo")).result()
@@ -344,20 +344,20 @@ def test_traffic_names_a_deployment_in_any_capitals(http, arm, live):
     assert answer.json()["properties"]["traffic"] == {"demo": 100}
 
 
-def test_a_deployment_asked_for_twice_at_once_has_one_process(client, arm, stand_in, at_once, still_billed):
+def test_a_deployment_asked_for_twice_at_once_has_one_process(client, arm, emulator, at_once, still_billed):
     client.online_endpoints.begin_create_or_update(endpoint("twice")).result()
     path = f"{arm.workspace}/onlineEndpoints/twice/deployments/demo"
     body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
     ends = at_once(*[("PUT", path, body)] * 3)
-    running = len(groups_in(stand_in.folder / "deployments" / "twice"))
+    running = len(groups_in(emulator.folder / "deployments" / "twice"))
     shown = client.online_deployments.get("demo", "twice").provisioning_state
     client.online_endpoints.begin_delete("twice").result()
     assert (sorted(ends), running, shown) == (["Failed", "Failed", "Succeeded"], 1, "Succeeded")
-    assert processes_in(stand_in.folder / "deployments" / "twice") == still_billed("twice") == []
+    assert processes_in(emulator.folder / "deployments" / "twice") == still_billed("twice") == []
 
 
 def test_an_endpoint_deleted_while_it_is_deployed_to_leaves_nothing(
-    client, http, arm, stand_in, at_once, still_billed
+    client, http, arm, emulator, at_once, still_billed
 ):
     body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
     for number in range(5):
@@ -367,7 +367,7 @@ def test_an_endpoint_deleted_while_it_is_deployed_to_leaves_nothing(
         http.put(f"{path}/deployments/demo", json=body)
         at_once(("DELETE", path, None))
     time.sleep(1)  # for a process that should not be
-    left = [path for path in (stand_in.folder / "deployments").glob("hurried-*") if processes_in(path)]
+    left = [path for path in (emulator.folder / "deployments").glob("hurried-*") if processes_in(path)]
     assert (left, [still_billed(f"hurried-{number}") for number in range(5)]) == ([], [[]] * 5)
 
 
@@ -407,17 +407,17 @@ def test_an_endpoint_without_traffic_answers_404(client, empty, http):
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NoTraffic")
 
 
-def test_the_fault_endpoint_taken_refuses_every_name(stand_in_with):
-    stand_in_with("endpoint-taken")
+def test_the_fault_endpoint_taken_refuses_every_name(emulator_with):
+    emulator_with("endpoint-taken")
     with pytest.raises(Exception, match="the endpoint name 'any-name' is taken"):
         client_of().online_endpoints.begin_create_or_update(endpoint("any-name"))
 
 
-def test_the_fault_delete_failed_fails_the_first_deletion(stand_in_with, arm):
+def test_the_fault_delete_failed_fails_the_first_deletion(emulator_with, arm):
     from conftest import raw_client
 
-    local = stand_in_with("delete-failed=1").cloud
+    context = emulator_with("delete-failed=1").context
     client_of().online_endpoints.begin_create_or_update(endpoint("stubborn")).result()
-    with raw_client(local.environment()) as http:
+    with raw_client(context.environment()) as http:
         path = f"{arm.workspace}/onlineEndpoints/stubborn"
         assert [http.delete(path).status_code for _ in range(2)] == [409, 202]

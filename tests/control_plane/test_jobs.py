@@ -158,7 +158,7 @@ def test_other_kinds_of_jobs_are_not_played(http, arm):
     answer = http.put(f"{arm.workspace}/jobs/swept", json={"properties": {"jobType": "Sweep"}})
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         501,
-        "jobs of the type Sweep are not part of the stand-in",
+        "jobs of the type Sweep are not part of the emulator",
     )
 
 
@@ -178,7 +178,7 @@ def test_a_sweep_in_a_pipeline_is_refused_as_a_sweep(client, cluster):
 
     begun = time.monotonic()
     with pytest.raises(
-        HttpResponseError, match="the node 'sweep' of the type sweep is not part of the stand-in"
+        HttpResponseError, match="the node 'sweep' of the type sweep is not part of the emulator"
     ):
         client.jobs.create_or_update(swept())
     assert time.monotonic() - begun < 10

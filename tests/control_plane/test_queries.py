@@ -9,11 +9,11 @@ from types import SimpleNamespace
 
 import pytest
 import witness
-from conftest import PLAIN_JOB, StandIn, client_of, point, raw_client
+from conftest import PLAIN_JOB, Emulator, client_of, point, raw_client
 
-from local_azureml import cloud
-from local_azureml.cloud import WORKSPACE_ID
+from local_azureml import resource
 from local_azureml.control_plane import operations, queries
+from local_azureml.identifiers import WORKSPACE_ID
 from local_azureml.state import State
 
 SIZE = "Standard_NC24ads_A100_v4"
@@ -150,9 +150,9 @@ def test_jobs_are_listed_by_view_tag_type_and_property(client, jobs, asked, foun
         ({"orderBy": "UpdatedAtDesc"}, ["first", "second"]),
     ],
 )
-def test_endpoints_are_listed_by_name_tag_property_and_order(stand_in_with, asked, found):
-    stand_in = stand_in_with()
-    with raw_client(stand_in.cloud.environment()) as http:
+def test_endpoints_are_listed_by_name_tag_property_and_order(emulator_with, asked, found):
+    emulator = emulator_with()
+    with raw_client(emulator.context.environment()) as http:
         bodies = {"first": {"tags": {"n": "1"}}, "second": {}}
         for name in ("first", "second", "first"):
             properties = {"authMode": "Key", "properties": {"p": "1"} if name == "second" else {}}
@@ -267,7 +267,7 @@ def test_all_that_the_description_lets_a_client_ask_is_done_or_known_not_to_be()
     ours = {
         kind: {"$skip", *filters} | NOT_PLAYED.get(kind, set()) for kind, filters in queries.FILTERS.items()
     }
-    ours["runs/children"] -= {"$skip"}  # a token of the stand-in's own, in an address that no client builds
+    ours["runs/children"] -= {"$skip"}  # a token of the emulator's own, in an address that no client builds
     assert described() == ours
 
 
@@ -330,9 +330,9 @@ def test_a_message_names_the_newest_of_many_and_counts_the_rest(http, arm, many)
 
 @pytest.fixture(scope="module")
 def older(tmp_path_factory):
-    """A stand-in on a data folder with a container that lacks today's fields, and with an old operation."""
+    """An emulator on a data folder with a container that lacks today's fields, and with an old operation."""
     folder = tmp_path_factory.mktemp("older")
-    first = StandIn(folder)
+    first = Emulator(folder)
     with raw_client(first.environment) as http:
         put(http, f"{WORKSPACE_ID}/models/old/versions/1", **VERSION_OF["models"])
     first.end()
@@ -340,10 +340,10 @@ def older(tmp_path_factory):
     with closing(State(folder)) as state:
         kept = state.get(f"{WORKSPACE_ID}/models/old")
         state.put(kept["id"], {name: kept[name] for name in ("id", "name", "systemData")})
-        for name, end in (("old", "2026-01-01T00:00:00.000000+00:00"), ("new", cloud.now(-60))):
+        for name, end in (("old", "2026-01-01T00:00:00.000000+00:00"), ("new", resource.now(-60))):
             identifier = f"{operations.HERE}/{name}"
             state.put(identifier, {"id": identifier, "name": name, **long_ago, **ended, "endTime": end})
-    second = StandIn(folder)
+    second = Emulator(folder)
     with pytest.MonkeyPatch.context() as patch, raw_client(second.environment) as http:
         point(patch, second.environment)
         yield SimpleNamespace(client=client_of(), http=http)
@@ -360,10 +360,10 @@ def test_an_operation_is_forgotten_an_hour_after_its_end(older, name, status):
     assert older.http.get(f"{operations.HERE}/{name}").status_code == status
 
 
-def test_operations_are_forgotten_while_the_stand_in_runs(stand_in_with):
-    local = stand_in_with().cloud
+def test_operations_are_forgotten_while_the_emulator_runs(emulator_with):
+    context = emulator_with().context
     body = {"location": "eastus", "properties": {"authMode": "Key"}}
-    with raw_client(local.environment()) as http:
+    with raw_client(context.environment()) as http:
 
         def made(name: str) -> str:
             told = http.put(f"{WORKSPACE_ID}/onlineEndpoints/{name}", json=body).headers[
@@ -374,8 +374,8 @@ def test_operations_are_forgotten_while_the_stand_in_runs(stand_in_with):
             return told
 
         first = made("one")
-        identifier = first.partition("?")[0].removeprefix(local.origin)
-        local.state.merge(identifier, endTime=cloud.now(-3601))
+        identifier = first.partition("?")[0].removeprefix(context.origin)
+        context.state.merge(identifier, endTime=resource.now(-3601))
         made("two")
         until = time.monotonic() + 10
         while http.get(first).status_code == 200:

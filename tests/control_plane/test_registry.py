@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 from conftest import client_of
 
-from local_azureml import cloud
-from local_azureml.__main__ import main
+from local_azureml import identifiers
+from local_azureml.cli import main
 from local_azureml.control_plane import registry
 
-LOCATION = f"/subscriptions/{cloud.SUBSCRIPTION}/providers/{cloud.PROVIDER}/locations/{cloud.LOCATION}"
+PROVIDER = f"/subscriptions/{identifiers.SUBSCRIPTION}/providers/{identifiers.PROVIDER}"
+LOCATION = f"{PROVIDER}/locations/{identifiers.LOCATION}"
 
 
 def test_the_label_latest_gives_the_newest_version(registry_client):
@@ -22,9 +23,9 @@ def test_the_label_latest_gives_the_newest_version(registry_client):
     )
 
 
-def test_a_model_says_that_it_is_a_stand_in(registry_client):
+def test_a_model_says_that_it_is_an_emulator(registry_client):
     for name in ("Phi-3-mini-4k-instruct", "Phi-4"):
-        assert "stand-in" in registry_client.models.get(name, label="latest").description
+        assert "emulator" in registry_client.models.get(name, label="latest").description
 
 
 def defaults(client) -> dict:
@@ -33,14 +34,14 @@ def defaults(client) -> dict:
     return {name: told[name] for name in ("learning_rate", "num_train_epochs", "precision")}
 
 
-def test_what_suits_the_small_model_is_not_told_of_another(registry_client, stand_in_with, tmp_path):
+def test_what_suits_the_small_model_is_not_told_of_another(registry_client, emulator_with, tmp_path):
     assert defaults(registry_client) == {"learning_rate": 0.002, "num_train_epochs": 3, "precision": 16}
-    shutil.copytree(cloud.SMALL_MODEL, tmp_path / "other")
-    stand_in_with(options=("--base-model", str(tmp_path / "other")))
+    shutil.copytree(identifiers.SMALL_MODEL, tmp_path / "other")
+    emulator_with(options=("--base-model", str(tmp_path / "other")))
     other = client_of(registry_name="azureml")
     assert defaults(other) == {"learning_rate": 5e-06, "num_train_epochs": 1, "precision": 16}
     model = other.models.get("Phi-3-mini-4k-instruct", label="latest")
-    assert ("few million" in model.description, "stand_in" in model.tags) == (False, False)
+    assert ("few million" in model.description, "emulator" in model.tags) == (False, False)
 
 
 def with_config(folder: Path, **changes) -> None:
@@ -53,7 +54,7 @@ def with_config(folder: Path, **changes) -> None:
     [
         (
             lambda folder: with_config(folder, architectures=["LlamaForCausalLM"]),
-            "the base model's architecture is LlamaForCausalLM; the stand-in trains Phi3ForCausalLM",
+            "the base model's architecture is LlamaForCausalLM; the emulator trains Phi3ForCausalLM",
         ),
         (lambda folder: with_config(folder, vocab_size=None), "config.json says no vocab_size"),
         (lambda folder: with_config(folder, num_hidden_layers=5), "says 5 layers; its weights hold 4"),
@@ -67,11 +68,11 @@ def with_config(folder: Path, **changes) -> None:
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer_config.json"),
     ],
 )
-def test_a_checkpoint_that_is_no_phi_3_is_refused_when_the_stand_in_starts(
+def test_a_checkpoint_that_is_no_phi_3_is_refused_when_the_emulator_starts(
     tmp_path, capsys, variables_kept, spoil, words
 ):
     folder = tmp_path / "model"
-    shutil.copytree(cloud.SMALL_MODEL, folder)
+    shutil.copytree(identifiers.SMALL_MODEL, folder)
     spoil(folder)
     assert main(["serve", "--base-model", str(folder)]) == 2
     said = capsys.readouterr().err
@@ -108,7 +109,7 @@ def test_the_archived_version_is_listed_where_it_is_asked_for(http, arm):
 
 def test_an_archived_version_is_found_by_its_number_and_tells_no_allow_list(registry_client):
     model = registry_client.models.get("Phi-3-mini-4k-instruct", version="15")
-    assert model.tags.keys() - {"stand_in"} == {"_aml_system_vanity_registry", "model_specific_defaults"}
+    assert model.tags.keys() - {"emulator"} == {"_aml_system_vanity_registry", "model_specific_defaults"}
 
 
 def test_the_sizes_of_todays_models_stand_in_a_block_of_their_own(http, arm):
@@ -127,7 +128,7 @@ def test_the_sizes_of_todays_models_stand_in_a_block_of_their_own(http, arm):
 def test_phi_4_recommends_the_third_stage_and_tells_nothing_else(registry_client):
     model = registry_client.models.get("Phi-4", label="latest")
     defaults = json.loads(model.tags["model_specific_defaults"])
-    assert (model.tags.keys() - {"stand_in"}, defaults["deepspeed_stage"]) == ({"model_specific_defaults"}, 3)
+    assert (model.tags.keys() - {"emulator"}, defaults["deepspeed_stage"]) == ({"model_specific_defaults"}, 3)
 
 
 @pytest.mark.parametrize("asked", [{"label": "latest"}, {"version": "12"}])
@@ -175,25 +176,25 @@ def test_what_is_no_name_of_a_model_is_answered_as_an_unknown_name(http, arm, na
     assert [answer.status_code for answer in answers] == [404] * 3
 
 
-def test_a_forbidden_registry_says_which_role_to_ask_for(stand_in_with):
+def test_a_forbidden_registry_says_which_role_to_ask_for(emulator_with):
     from azure.core.exceptions import HttpResponseError
 
-    stand_in_with("registry-forbidden")
+    emulator_with("registry-forbidden")
     with pytest.raises(HttpResponseError, match="AzureML Registry User") as raised:
         client_of(registry_name="azureml")
     assert raised.value.status_code == 403
 
 
-def test_the_fault_model_missing_hides_the_models(stand_in_with):
+def test_the_fault_model_missing_hides_the_models(emulator_with):
     from azure.core.exceptions import HttpResponseError
 
-    stand_in_with("model-missing")
+    emulator_with("model-missing")
     with pytest.raises(HttpResponseError, match="no model named"):
         client_of(registry_name="azureml").models.get("Phi-4", label="latest")
 
 
-def test_the_fault_model_archived_brings_a_newest_version_without_allow_lists(stand_in_with):
-    stand_in_with("model-archived")
+def test_the_fault_model_archived_brings_a_newest_version_without_allow_lists(emulator_with):
+    emulator_with("model-archived")
     model = client_of(registry_name="azureml").models.get("Phi-3-mini-4k-instruct", label="latest")
     defaults = json.loads(model.tags["model_specific_defaults"])
     assert (model.version, "finetune_compute_allow_list" in model.tags, "learning_rate_min" in defaults) == (

@@ -1,4 +1,4 @@
-"""The stand-in's page says of each public operation of the SDK whether it is played."""
+"""The emulator's page says of each public operation of the SDK whether it is played."""
 
 import warnings
 
@@ -15,7 +15,7 @@ def calls(environment):
 
 
 def test_the_page_says_what_is_played(calls):
-    page = refresh_pages.STAND_IN.read_text("utf-8")
+    page = refresh_pages.EMULATOR.read_text("utf-8")
     assert refresh_pages.with_table(page, sdk_operations.table(calls)) == page
 
 

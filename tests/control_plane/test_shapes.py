@@ -189,8 +189,8 @@ def test_a_scoring_address_is_null_until_the_endpoint_is_made(http, arm):
 
 
 @pytest.mark.parametrize("version", [None, "2020-20-20", "latest"])
-def test_an_api_version_that_is_missing_or_never_was_is_400(stand_in, arm, version):
-    with raw_client(stand_in.environment) as http:
+def test_an_api_version_that_is_missing_or_never_was_is_400(emulator, arm, version):
+    with raw_client(emulator.environment) as http:
         http.event_hooks = {}  # which would name a version
         answer = http.get(arm.workspace, params={"api-version": version} if version else {})
         assert answer.status_code == 400
@@ -250,7 +250,7 @@ def test_sku_kind_and_resource_of_a_put_come_back(http, arm):
 
 
 def test_a_jobs_output_lies_where_the_job_asked_for_it_and_is_downloaded_from_there(
-    client, stand_in, tmp_path
+    client, emulator, tmp_path
 ):
     from azure.ai.ml import Output
 
@@ -258,7 +258,7 @@ def test_a_jobs_output_lies_where_the_job_asked_for_it_and_is_downloaded_from_th
     outputs = {"text": Output(type="uri_folder", path=place)}
     job = command(client, "placed", command="echo hello > ${{outputs.text}}/hello.txt", outputs=outputs)
     client.jobs.stream(job.name)
-    assert (stand_in.folder / "blobs/azureml-blobstore/chosen/place/hello.txt").read_text() == "hello\n"
+    assert (emulator.folder / "blobs/azureml-blobstore/chosen/place/hello.txt").read_text() == "hello\n"
     client.jobs.download(job.name, download_path=tmp_path, output_name="text")
     assert (tmp_path / "named-outputs/text/hello.txt").read_text() == "hello\n"
 

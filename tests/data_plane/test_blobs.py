@@ -205,10 +205,10 @@ def test_what_a_container_does_not_play_is_said(anonymous, signature, method, co
     assert answer.status_code == 501
 
 
-def test_the_fault_upload_broken_breaks_an_upload_off(stand_in_with):
+def test_the_fault_upload_broken_breaks_an_upload_off(emulator_with):
     from azure.core.exceptions import AzureError
 
-    stand_in_with("upload-broken")
+    emulator_with("upload-broken")
     with (
         open_container(client_of(), retry_total=0) as container,
         pytest.raises(AzureError, match="Connection"),
@@ -216,9 +216,9 @@ def test_the_fault_upload_broken_breaks_an_upload_off(stand_in_with):
         container.upload_blob("a", b"x")
 
 
-def test_what_azureml_fsspec_is_told_of_a_datastore_opens_it(http, arm, anonymous, stand_in):
+def test_what_azureml_fsspec_is_told_of_a_datastore_opens_it(http, arm, anonymous, emulator):
     """It asks in an older form, and then reads the blob: pandas.read_csv("azureml://…")."""
-    file = stand_in.folder / "blobs/azureml-blobstore/for-readers/a.csv"
+    file = emulator.folder / "blobs/azureml-blobstore/for-readers/a.csv"
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text("a,b\n1,2\n")
     told = http.get(f"/datastore/v1.0{arm.workspace}/datastores/workspaceblobstore").json()

@@ -55,16 +55,16 @@ def test_a_request_without_one_of_our_tokens_is_answered_401(anonymous, arm, aut
     assert answer.headers["WWW-Authenticate"].startswith("Bearer")
 
 
-def test_an_expired_token_is_answered_so_that_the_client_asks_for_a_new_one(stand_in_with, arm):
-    faulty = stand_in_with("token-seconds=-1")
-    answer = raw_client(faulty.cloud.environment()).get(arm.workspace)
+def test_an_expired_token_is_answered_so_that_the_client_asks_for_a_new_one(emulator_with, arm):
+    faulty = emulator_with("token-seconds=-1")
+    answer = raw_client(faulty.context.environment()).get(arm.workspace)
     assert (answer.status_code, answer.json()["error"]["code"]) == (401, "ExpiredAuthenticationToken")
 
 
-def test_the_fault_no_credential_leaves_every_credential_without_a_token(stand_in_with, monkeypatch):
+def test_the_fault_no_credential_leaves_every_credential_without_a_token(emulator_with, monkeypatch):
     from azure.core.exceptions import ClientAuthenticationError
     from azure.identity import ManagedIdentityCredential
 
-    stand_in_with("no-credential")
+    emulator_with("no-credential")
     with pytest.raises(ClientAuthenticationError):
         ManagedIdentityCredential().get_token("https://ml.azure.local/.default")

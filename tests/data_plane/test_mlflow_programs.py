@@ -69,8 +69,8 @@ def test_the_artifacts_of_a_run_are_downloaded(mlflow, run, tmp_path):
     assert mlflow.artifacts.load_text(f"runs:/{run.run_id}/notes.txt") == "Grüße"
 
 
-def test_no_file_of_a_model_holds_a_signature(run, stand_in):
-    store = stand_in.folder / "blobs/azureml/ExperimentRun" / f"dcid.{run.run_id}"
+def test_no_file_of_a_model_holds_a_signature(run, emulator):
+    store = emulator.folder / "blobs/azureml/ExperimentRun" / f"dcid.{run.run_id}"
     place = next(
         line
         for line in (store / "model/MLmodel").read_text().splitlines()
@@ -79,8 +79,8 @@ def test_no_file_of_a_model_holds_a_signature(run, stand_in):
     assert place == f"artifact_path: mlflow-artifacts:/azureml/ExperimentRun/dcid.{run.run_id}/model"
 
 
-def test_the_artifacts_of_a_run_lie_in_the_artifact_store(run, stand_in):
-    store = stand_in.folder / "blobs/azureml/ExperimentRun" / f"dcid.{run.run_id}"
+def test_the_artifacts_of_a_run_lie_in_the_artifact_store(run, emulator):
+    store = emulator.folder / "blobs/azureml/ExperimentRun" / f"dcid.{run.run_id}"
     assert sorted(place.name for place in store.iterdir()) == ["deep", "model", "notes.txt"]
 
 
@@ -127,7 +127,7 @@ def test_a_web_service_outside_of_an_endpoint_is_refused_by_name(mlflow, registe
     service = get_deploy_client(mlflow.get_tracking_uri())
     with pytest.raises(mlflow.MlflowException) as raised:
         service.create_deployment("service", "models:/by-mlflow/1", config=config)
-    assert "/services is not part of the stand-in" in str(raised.value.__cause__)
+    assert "/services is not part of the emulator" in str(raised.value.__cause__)
 
 
 @pytest.mark.parametrize("path", ["../../canary.txt", "/canary.txt", "a//b", ""])

@@ -11,8 +11,8 @@ import httpx
 import pytest
 from conftest import raw_client
 
-from local_azureml.cloud import SUBSCRIPTION
 from local_azureml.data_plane import browser_sessions, tracking
+from local_azureml.identifiers import SUBSCRIPTION
 from scenarios.notebook_runs import ROOT
 
 
@@ -249,7 +249,8 @@ def test_a_job_right_after_the_start_meets_no_half_imported_mlflow(tmp_path):
     early = """
         import sys, threading
         from pathlib import Path
-        from local_azureml.cloud import SMALL_MODEL, Cloud
+        from local_azureml.identifiers import SMALL_MODEL
+        from local_azureml.context import Context
         from local_azureml.data_plane.tracking import Tracking
 
         runs = Tracking(Cloud(Path(sys.argv[1]), 1, SMALL_MODEL))

@@ -93,7 +93,7 @@ def test_every_input_of_the_component_has_a_described_use():
         ("metric_for_best_model", "exact", "the loss and nothing else"),
     ],
 )
-def test_what_the_stand_in_cannot_do_is_refused_by_name(tmp_path, base, rows, name, value, why):
+def test_what_the_emulator_cannot_do_is_refused_by_name(tmp_path, base, rows, name, value, why):
     run = Run(tmp_path, mlflow_model_path=base, train_file_path=rows)
     code, kind, message = failure(run.step(VALIDATE, **{name: value}))
     assert (code, kind, name in message, why in message) == (1, "UserError", True, True), message
@@ -167,7 +167,7 @@ def test_another_architecture_is_refused_by_name(tmp_path, base, rows):
         base, tmp_path / "model", config_json=config_with(base, architectures=["LlamaForCausalLM"])
     )
     message = import_failure(tmp_path, model, rows)[2]
-    assert message == "the base model's architecture is LlamaForCausalLM; the stand-in trains Phi3ForCausalLM"
+    assert message == "the base model's architecture is LlamaForCausalLM; the emulator trains Phi3ForCausalLM"
 
 
 def test_weights_are_never_read_from_a_pickle(tmp_path, base, rows):

@@ -273,7 +273,7 @@ def test_outputs_lie_in_the_datastore_that_a_pipeline_names(client):
     assert (job.status, inside) == ("Completed", [True] * 3)
 
 
-def test_an_output_of_a_node_lies_where_it_was_asked_for_and_under_the_name(client, stand_in):
+def test_an_output_of_a_node_lies_where_it_was_asked_for_and_under_the_name(client, emulator):
     from azure.ai.ml import Output, dsl
 
     write = make_command("echo ab > ${{outputs.made}}", outputs={"made": Output(type="uri_file")})
@@ -285,7 +285,7 @@ def test_an_output_of_a_node_lies_where_it_was_asked_for_and_under_the_name(clie
 
     job = ended(client, placed())
     (node,) = client.jobs.list(parent_job_name=job.name)
-    file = stand_in.folder / f"blobs/azureml-blobstore/of-nodes/{node.name}/made.txt"
+    file = emulator.folder / f"blobs/azureml-blobstore/of-nodes/{node.name}/made.txt"
     found = client.data.get("of-a-node", "3")
     assert (file.read_text(), found.type) == ("ab\n", "uri_file")
     assert found.path.endswith(f"paths/of-nodes/{node.name}/made.txt")
@@ -378,7 +378,7 @@ def test_other_distributions_are_refused_by_name(client, kind):
     from azure.core.exceptions import HttpResponseError
 
     asked = {"mpi": MpiDistribution(), "tensorflow": TensorFlowDistribution(), "ray": RayDistribution()}
-    with pytest.raises(HttpResponseError, match=rf"(?i)distribution {kind} is not part of the stand-in"):
+    with pytest.raises(HttpResponseError, match=rf"(?i)distribution {kind} is not part of the emulator"):
         client.jobs.create_or_update(make_command("true", distribution=asked[kind]))
 
 
@@ -393,7 +393,7 @@ def test_an_interactive_service_of_a_node_is_refused_by_name(client):
     def one():
         work()
 
-    with pytest.raises(HttpResponseError, match="service My lab is not part of the stand-in"):
+    with pytest.raises(HttpResponseError, match="service My lab is not part of the emulator"):
         client.jobs.create_or_update(one())
 
 
@@ -449,7 +449,7 @@ def test_an_input_on_the_web_is_refused_before_the_job_runs(client, form):
 
     jobs = {"pipeline": lambda: of_pipeline(given), "node": of_node}
     job = jobs.get(form, lambda: make_command("cat ${{inputs.given}}", inputs={"given": given}))()
-    with pytest.raises(HttpResponseError, match="is not part of the stand-in: name a local file"):
+    with pytest.raises(HttpResponseError, match="is not part of the emulator: name a local file"):
         client.jobs.create_or_update(job)
 
 
@@ -473,13 +473,13 @@ def test_a_direct_input_is_its_address(client, tmp_path):
 
 
 @pytest.mark.parametrize("variable", ["REQUESTS_CA_BUNDLE", "SSL_CERT_FILE", "PIP_CERT"])
-def test_a_job_trusts_whom_the_caller_trusts(stand_in_with, monkeypatch, tmp_path, variable):
+def test_a_job_trusts_whom_the_caller_trusts(emulator_with, monkeypatch, tmp_path, variable):
     """As behind a proxy that opens https, and whose authority pip has to be told."""
     import trustme
 
     own = trustme.CA().cert_pem.bytes().decode().strip()
     (tmp_path / "own.pem").write_text(own)
     monkeypatch.setenv(variable, str(tmp_path / "own.pem"))
-    stand_in_with()
+    emulator_with()
     job = ended(client_of(), make_command("cat $REQUESTS_CA_BUNDLE"))
     assert own in log_of(client_of(), job, tmp_path / "log")

@@ -1,4 +1,4 @@
-"""What a job starts ends with it, however it was detached, and with the stand-in, however that ended."""
+"""What a job starts ends with it, however it was detached, and with the emulator, however that ended."""
 
 import signal
 import sys
@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 import psutil
 import pytest
-from conftest import PLAIN_JOB, StandIn, raw_client
+from conftest import PLAIN_JOB, Emulator, raw_client
 
 LONGEST = 60.0  # seconds
 DETACHED = {
@@ -72,9 +72,9 @@ def test_a_job_that_is_cancelled_leaves_nothing_behind(http, arm, sleeping, way)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_the_end_of_the_stand_in_leaves_nothing_behind(tmp_path, arm, sleeping, number):
+def test_the_end_of_the_emulator_leaves_nothing_behind(tmp_path, arm, sleeping, number):
     seconds, found = sleeping
-    served = StandIn(tmp_path / "data")
+    served = Emulator(tmp_path / "data")
     try:
         with raw_client(served.environment) as http:
             submit(http, arm, "; ".join(way.format(seconds) for way in DETACHED.values()) + "; sleep 1000")

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 import yaml
 from clients import ended, log_of, make_command, reason
-from conftest import StandIn, client_of, point
+from conftest import Emulator, client_of, point
 from packaging.requirements import Requirement
 
 from local_azureml.conda import read, specification
@@ -31,8 +31,8 @@ def wheel(folder, name: str, version: str) -> None:
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Iterator[StandIn]:
-    """A stand-in whose installer finds two versions of the package `localmade`, and nothing else."""
+def served(tmp_path_factory) -> Iterator[Emulator]:
+    """An emulator whose installer finds two versions of the package `localmade`, and nothing else."""
     shelf = tmp_path_factory.mktemp("wheels")
     for version in ("1.0", "2.0"):
         wheel(shelf, "localmade", version)
@@ -40,7 +40,7 @@ def served(tmp_path_factory) -> Iterator[StandIn]:
     only_there = {"PIP_INDEX_URL": empty, "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": "/dev/null"}
     with pytest.MonkeyPatch.context() as patch:
         point(patch, only_there)
-        served = StandIn(tmp_path_factory.mktemp("stocked"))
+        served = Emulator(tmp_path_factory.mktemp("stocked"))
         point(patch, served.environment)
         yield served
         served.end()
@@ -79,7 +79,7 @@ def test_a_command_runs_in_the_environment_that_its_conda_file_asks_for(
     assert shown.startswith(f"{version} {served.folder}/environments/")
 
 
-def test_an_environment_has_nothing_of_the_stand_in(client):
+def test_an_environment_has_nothing_of_the_emulator(client):
     job = make_command("python -c 'import fastapi'", environment=made_of("localmade=1.0"))
     assert ended(client, job).status == "Failed"
 
@@ -125,7 +125,7 @@ def test_a_version_that_is_not_there_for_the_python_in_place_is_replaced_by_the_
 
 def test_an_image_without_a_specification_is_named_in_the_first_line_of_the_log(client, tmp_path):
     first = log_of(client, ended(client, make_command("true")), tmp_path).splitlines()[0]
-    assert "python:3.11, which has no conda file, is not run here: the stand-in's own Python" in first
+    assert "python:3.11, which has no conda file, is not run here: the emulator's own Python" in first
 
 
 def test_a_curated_environment_asks_for_what_azure_says_of_it(client):
@@ -159,7 +159,7 @@ def test_a_curated_environment_of_which_nothing_is_known_is_named_in_the_first_l
     client, tmp_path, name
 ):
     first = log_of(client, ended(client, make_command("true", environment=name)), tmp_path).splitlines()[0]
-    assert "an image of Azure's own is not run here: the stand-in's own Python" in first
+    assert "an image of Azure's own is not run here: the emulator's own Python" in first
 
 
 @pytest.mark.parametrize("file", registry.ENVIRONMENTS.values(), ids=lambda file: file.stem)
@@ -169,8 +169,8 @@ def test_what_is_known_of_a_curated_environment_can_be_read(file):
     assert [Requirement(line).name for line in asked["requirements"]] != []
 
 
-def test_one_python_for_all_is_an_option(stand_in_with, tmp_path):
-    stand_in_with(options=("--one-python",))
+def test_one_python_for_all_is_an_option(emulator_with, tmp_path):
+    emulator_with(options=("--one-python",))
     job = ended(client_of(), make_command("python -c 'import torch'", environment=made_of("localmade=1.0")))
     assert job.status == "Completed"
 

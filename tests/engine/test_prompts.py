@@ -10,7 +10,7 @@ import psutil
 import pytest
 from clients import deployment, endpoint
 
-from local_azureml import cloud
+from local_azureml import identifiers
 
 TIMEOUT = 8  # seconds
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
@@ -22,7 +22,7 @@ def ask(client, anonymous, tmp_path_factory):
     """A function that asks a deployment of a model whose template does not end for some conversations."""
     from azure.ai.ml.entities import Model, OnlineRequestSettings
 
-    folder = shutil.copytree(cloud.SMALL_MODEL, tmp_path_factory.mktemp("looping") / "model")
+    folder = shutil.copytree(identifiers.SMALL_MODEL, tmp_path_factory.mktemp("looping") / "model")
     for file in folder.glob("chat_template*"):
         file.unlink()
     settings = json.loads((folder / "tokenizer_config.json").read_text())
@@ -43,12 +43,12 @@ def ask(client, anonymous, tmp_path_factory):
     client.online_endpoints.begin_delete("looping").result()
 
 
-def test_a_template_that_does_not_end_is_ended_by_the_request_timeout(ask, stand_in):
+def test_a_template_that_does_not_end_is_ended_by_the_request_timeout(ask, emulator):
     begun = time.monotonic()
     assert ask("for ever").status_code == 408
     assert TIMEOUT - 1 < time.monotonic() - begun < 3 * TIMEOUT
     time.sleep(1)
-    below = psutil.Process(stand_in.process.pid).children(recursive=True)
+    below = psutil.Process(emulator.process.pid).children(recursive=True)
     busy = [(process, process.cpu_times().user) for process in below]
     time.sleep(2)
     assert not [process for process, before in busy if process.cpu_times().user - before > 1]

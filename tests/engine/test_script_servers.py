@@ -340,7 +340,7 @@ def test_a_deployment_on_kubernetes_is_refused_by_name(http, arm, scripted):
     asked = http.get(f"{path}/blue").json()
     asked["properties"]["endpointComputeType"] = "Kubernetes"
     answer = http.put(f"{path}/green", json=asked)
-    words = "the endpointComputeType Kubernetes of a deployment is not part of the stand-in"
+    words = "the endpointComputeType Kubernetes of a deployment is not part of the emulator"
     assert (answer.status_code, answer.json()["error"]["message"]) == (501, words)
 
 
@@ -381,7 +381,7 @@ def test_an_endpoint_that_takes_tokens_gives_no_keys(http, arm, client):
     assert (answer.status_code, "takes no keys" in answer.json()["error"]["message"]) == (400, True)
 
 
-def test_a_deployment_leaves_no_process_behind(client, place, tmp_path, stand_in):
+def test_a_deployment_leaves_no_process_behind(client, place, tmp_path, emulator):
     import psutil
 
     place("own-ending", **script_of(tmp_path, SCORE))
@@ -389,7 +389,7 @@ def test_a_deployment_leaves_no_process_behind(client, place, tmp_path, stand_in
     def servers() -> list[int]:
         """Return the processes that were given the file of that deployment's server."""
         found = [(p.pid, " ".join(p.info["cmdline"] or [])) for p in psutil.process_iter(["cmdline"])]
-        return [pid for pid, line in found if f"{stand_in.folder}/deployments/own-ending" in line]
+        return [pid for pid, line in found if f"{emulator.folder}/deployments/own-ending" in line]
 
     before = servers()
     client.online_endpoints.begin_delete("own-ending").result()

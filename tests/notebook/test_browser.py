@@ -32,7 +32,7 @@ SWITCHES = [
     "--disable-background-networking",
     "--disable-component-update",
     "--disable-sync",
-    "--ignore-certificate-errors",  # MLflow's page carries the stand-in's own certificate
+    "--ignore-certificate-errors",  # MLflow's page carries the emulator's own certificate
     "--window-size=1300,10000",  # room for every cell: JupyterLab leaves what is out of sight out of the page
 ]
 

@@ -8,7 +8,7 @@ import httpx
 import pytest
 from conftest import ROOT, client_of, raw_client
 
-from local_azureml.__main__ import main
+from local_azureml.cli import main
 from local_azureml.faults import FAULTS
 from scenarios.faults import CASES, try_all
 from scenarios.interruptions import STEPS, STEPS_OF, WAYS
@@ -91,24 +91,24 @@ def test_the_list_of_faults_names_each_with_its_values(capsys):
     assert "answer-shape[=mlflow|vllm|openai] " in "\n".join(lines)
 
 
-def test_a_throttled_request_says_when_to_come_back(stand_in_with, arm):
-    stand_in_with("throttled=1")
+def test_a_throttled_request_says_when_to_come_back(emulator_with, arm):
+    emulator_with("throttled=1")
     with raw_client(dict(os.environ), token=False) as client:
         answer = client.get(arm.workspace)
     assert (answer.status_code, answer.headers["retry-after"]) == (429, "1")
 
 
-def test_a_reset_connection_is_reset_without_an_answer(stand_in_with, arm):
-    stand_in_with("reset=1")
+def test_a_reset_connection_is_reset_without_an_answer(emulator_with, arm):
+    emulator_with("reset=1")
     with raw_client(dict(os.environ), token=False) as client, pytest.raises(httpx.TransportError):
         client.get(arm.workspace)
 
 
-def test_somebody_elses_endpoint_is_listed_and_its_name_refused(stand_in_with):
+def test_somebody_elses_endpoint_is_listed_and_its_name_refused(emulator_with):
     from azure.ai.ml.entities import ManagedOnlineEndpoint
     from azure.core.exceptions import HttpResponseError
 
-    stand_in_with("endpoint-taken=theirs")
+    emulator_with("endpoint-taken=theirs")
     endpoints = client_of().online_endpoints
     assert [endpoint.name for endpoint in endpoints.list()] == ["theirs"]
     with pytest.raises(HttpResponseError, match="the endpoint name 'theirs' is taken"):

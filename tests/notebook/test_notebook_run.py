@@ -1,4 +1,4 @@
-"""The published notebook, byte for byte, run from its first cell to its last on a stand-in of its own."""
+"""The published notebook, byte for byte, run from its first cell to its last on an emulator of its own."""
 
 import itertools
 import os
@@ -28,11 +28,11 @@ finetune_parameters: {max_steps: 6, logging_steps: 1}
 
 @dataclass
 class Run:
-    """A papermill run with changed parameters: how it ended, its cells, what it asked of the stand-in."""
+    """A papermill run with changed parameters: how it ended, its cells, what it asked of the emulator."""
 
     ended: subprocess.CompletedProcess
     code: list
-    requests: set[tuple[str, str]]  # method and path of those that the stand-in did not answer with 501
+    requests: set[tuple[str, str]]  # method and path of those that the emulator did not answer with 501
 
 
 @pytest.fixture(scope="module")
@@ -48,16 +48,16 @@ def folder(tmp_path_factory) -> Path:
 def run(folder: Path) -> Run:
     places = [str(folder / NOTEBOOK), str(folder / "out.ipynb"), "--cwd", str(folder)]
     options = ["--fault", "answer-shape=openai"]
-    ended = on_the_stand_in(folder / "answers", options, "papermill", *places, "-y", PARAMETERS)
+    ended = on_the_emulator(folder / "answers", options, "papermill", *places, "-y", PARAMETERS)
     cells = nbformat.read(folder / "out.ipynb", as_version=4).cells
     answers = re.findall(r"local_azureml: ([A-Z]+) (\S+) (\d+)$", ended.stderr, re.M)
     requests = {(method, path) for method, path, status in answers if status != "501"}
     return Run(ended, [cell for cell in cells if cell.cell_type == "code"], requests)
 
 
-def on_the_stand_in(answers: Path, options: list[str], *words: str) -> subprocess.CompletedProcess:
-    """Return how a Python program ended that ran on a stand-in of its own, which logs each request."""
-    command = [*recorded.STAND_IN, "run", *options, "--", sys.executable, "-m", *words]
+def on_the_emulator(answers: Path, options: list[str], *words: str) -> subprocess.CompletedProcess:
+    """Return how a Python program ended that ran on an emulator of its own, which logs each request."""
+    command = [*recorded.EMULATOR, "run", *options, "--", sys.executable, "-m", *words]
     environment = {**os.environ, "LOCAL_AZUREML_LOG": "INFO", **recorded.variables(answers)}
     return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
 
@@ -79,7 +79,7 @@ def test_every_step_of_the_published_notebook_shows_a_stored_output():
 def test_nbval_passes_every_cell_of_the_published_notebook_with_vllms_form_of_answers(folder):
     sanitize = ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
     nbval = ["--nbval-lax", *sanitize, "-x", "-p", "no:cacheprovider", str(folder / NOTEBOOK)]
-    ended = on_the_stand_in(folder / "answers of nbval", ["--fault", "answer-shape=vllm"], "pytest", *nbval)
+    ended = on_the_emulator(folder / "answers of nbval", ["--fault", "answer-shape=vllm"], "pytest", *nbval)
     cells = nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert f"{len(code)} passed" in ended.stdout, ended.stdout[-3000:]
@@ -105,14 +105,14 @@ def test_another_model_and_fewer_rows_reach_the_registered_model(run):
     assert "Phi-4-ultrachat-200k" in registered and "HuggingFaceH4/ultrachat_200k, 1 %" in registered
 
 
-def test_the_stand_ins_page_marks_the_operations_that_the_notebook_uses(run):
+def test_the_emulators_page_marks_the_operations_that_the_notebook_uses(run):
     pages = runpy.run_path(str(ROOT / "tools" / "refresh_pages.py"))
     played = [(method, path, re.compile(pages["pattern"](path))) for method, path, _ in pages["operations"]()]
     used = set()
     for asked, place in run.requests:
         taken = (path for method, path, takes in played if method == asked and takes.fullmatch(place))
         used |= {(asked, pages["short"](path)) for path in itertools.islice(taken, 1)}
-    assert used == pages["used"](pages["STAND_IN"].read_text(encoding="utf-8"))
+    assert used == pages["used"](pages["EMULATOR"].read_text(encoding="utf-8"))
 
 
 def test_every_answer_to_the_notebook_is_as_azure_describes_it(run, folder):

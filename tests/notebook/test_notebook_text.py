@@ -125,9 +125,9 @@ def test_no_name_is_bound_by_two_cells():
 
 
 @pytest.mark.parametrize(
-    "word", ["local_azureml", "stand-in", "standin", "localhost", "127.0.0.1", "emulat", "simulat"]
+    "word", ["local_azureml", "emulator", "standin", "localhost", "127.0.0.1", "emulat", "simulat"]
 )
-def test_the_stand_in_is_not_named(word):
+def test_the_emulator_is_not_named(word):
     assert word not in "\n".join([*(cell.source for cell in NOTEBOOK.cells), SAFEGUARDS]).lower()
 
 

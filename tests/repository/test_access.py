@@ -11,9 +11,9 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import StandIn, client_of, raw_client
+from conftest import Emulator, client_of, raw_client
 
-from local_azureml import access, app
+from local_azureml import access, app, middleware, timeouts
 from local_azureml import storage as blobs
 
 LONGEST = 30.0  # seconds for what takes none on a machine that is not busy
@@ -65,7 +65,7 @@ def test_whatever_opens_without_a_token_has_a_reason_and_is_there(door):
 
 def test_what_is_open_to_everybody_is_listed_here():
     open_to_all = {path for method, path in ROUTES if door_of(method, path).asks is access.nothing}
-    assert sorted(path for path in open_to_all if not path.startswith(app.HUB)) == [
+    assert sorted(path for path in open_to_all if not path.startswith(middleware.HUB)) == [
         "/api/datasets",
         "/discovery/workspaces/x",
         "/metadata/endpoints",
@@ -132,12 +132,12 @@ def test_a_signature_that_claims_a_later_end_is_none(anonymous, sas):
     assert anonymous.get(f"{CONTAINER}?restype=container&{later}").status_code == 403
 
 
-def test_a_signature_has_an_end(stand_in_with):
-    server = stand_in_with()
-    with raw_client(server.cloud.environment(), token=False) as opened:
+def test_a_signature_has_an_end(emulator_with):
+    server = emulator_with()
+    with raw_client(server.context.environment(), token=False) as opened:
         ends = {"before": time.time() - 1, "after": time.time() + 60}
         answers = {
-            name: opened.get(f"{CONTAINER}?{blobs.signature(server.cloud, 'azureml-blobstore', end)}")
+            name: opened.get(f"{CONTAINER}?{blobs.signature(server.context, 'azureml-blobstore', end)}")
             for name, end in ends.items()
         }
     assert {name: answer.status_code for name, answer in answers.items()} == {"before": 403, "after": 200}
@@ -174,8 +174,8 @@ class Gauge:
 
 @pytest.fixture(scope="module")
 def own(tmp_path_factory):
-    """A stand-in whose memory and log are of interest, after its warming up."""
-    served = StandIn(tmp_path_factory.mktemp("doors"))
+    """An emulator whose memory and log are of interest, after its warming up."""
+    served = Emulator(tmp_path_factory.mktemp("doors"))
     try:
         with raw_client(served.environment) as opened:
             opened.timeout = 300
@@ -190,7 +190,7 @@ def own(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def store(own):
-    """The address of a blob of that stand-in, with a signature."""
+    """The address of a blob of that emulator, with a signature."""
     with pytest.MonkeyPatch.context() as patch, raw_client(own.environment) as opened:
         from conftest import point
 
@@ -243,19 +243,19 @@ WAITING = {  # what is sent before nothing more comes, and after how many second
 
 
 @pytest.mark.parametrize("sent", WAITING)
-def test_a_request_that_does_not_come_is_given_up(stand_in_with, monkeypatch, sent):
+def test_a_request_that_does_not_come_is_given_up(emulator_with, monkeypatch, sent):
     content, constant = WAITING[sent]
-    monkeypatch.setattr(access, constant, 0.5)
-    with connect(stand_in_with().cloud.environment()) as connection:
+    monkeypatch.setattr(timeouts, constant, 0.5)
+    with connect(emulator_with().context.environment()) as connection:
         connection.sendall(content)
         while connection.recv(10_000):  # raises where nobody closes the connection
             pass
 
 
-def test_a_head_that_trickles_is_given_up(stand_in_with, monkeypatch):
-    monkeypatch.setattr(access, "HEAD_SECONDS", 1.0)
+def test_a_head_that_trickles_is_given_up(emulator_with, monkeypatch):
+    monkeypatch.setattr(timeouts, "HEAD_SECONDS", 1.0)
     begun = time.monotonic()
-    with connect(stand_in_with().cloud.environment()) as connection, pytest.raises(OSError):
+    with connect(emulator_with().context.environment()) as connection, pytest.raises(OSError):
         connection.sendall(b"GET / HTTP/1.1\r\nX: ")
         while time.monotonic() - begun < LONGEST:
             connection.sendall(b"x")
@@ -263,11 +263,11 @@ def test_a_head_that_trickles_is_given_up(stand_in_with, monkeypatch):
     assert time.monotonic() - begun < LONGEST
 
 
-def test_a_connection_may_wait_long_for_its_next_request(stand_in_with, monkeypatch):
+def test_a_connection_may_wait_long_for_its_next_request(emulator_with, monkeypatch):
     """Clients keep connections open between two requests."""
-    monkeypatch.setattr(access, "HEAD_SECONDS", 0.3)
-    monkeypatch.setattr(access, "BODY_SECONDS", 0.3)
-    with connect(stand_in_with().cloud.environment()) as connection:
+    monkeypatch.setattr(timeouts, "HEAD_SECONDS", 0.3)
+    monkeypatch.setattr(timeouts, "BODY_SECONDS", 0.3)
+    with connect(emulator_with().context.environment()) as connection:
         for _ in range(2):
             connection.sendall(head("GET", "/discovery/workspaces/x"))
             answer = HTTPResponse(connection)

@@ -13,15 +13,16 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ELSEWHERE, ROOT, StandIn
+from conftest import ELSEWHERE, ROOT, Emulator
 
-from local_azureml import cloud
-from local_azureml.__main__ import main
+from local_azureml import identifiers
+from local_azureml.cli import main
+from local_azureml.context import Context
 from local_azureml.faults import FAULTS
 
 PROGRAM = [sys.executable, "-m", "local_azureml"]
 CLIENT = (
-    f"workspace = {cloud.WORKSPACE_ID!r}\n"
+    f"workspace = {identifiers.WORKSPACE_ID!r}\n"
     + """
 import os, ssl, sys, json, urllib.request as web
 
@@ -49,7 +50,7 @@ sys.exit(3)
 def bystander(tmp_path_factory) -> Iterator[psutil.Popen]:
     """A process with the variables of an earlier start on a data folder, which is its working directory."""
     folder = tmp_path_factory.mktemp("run")
-    earlier = cloud.Cloud(folder, 1, cloud.SEEDS / "base_model")
+    earlier = Context(folder, 1, identifiers.SEEDS / "base_model")
     earlier.state.close()
     with psutil.Popen(["sleep", "100"], cwd=folder, env={**os.environ, **earlier.environment()}) as process:
         yield process
@@ -103,7 +104,7 @@ def test_run_leaves_alone_who_was_there_before(ran, bystander):
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a test choose the thread")
 def test_a_signal_that_another_thread_is_given_stops_it_all_the_same(tmp_path):
-    served = StandIn(tmp_path / "cloud").process
+    served = Emulator(tmp_path / "cloud").process
     another = psutil.Process(served.pid).threads()[1].id
     ctypes.CDLL(None).tgkill(served.pid, another, signal.SIGTERM)
     try:
@@ -135,7 +136,7 @@ def test_a_stop_does_not_wait_for_an_import(tmp_path):
     assert (served.returncode, said) == (0, "Azure would have billed: nothing\nstill running: nothing\n")
 
 
-def test_ctrl_c_while_the_stand_in_starts_is_one_sentence(tmp_path):
+def test_ctrl_c_while_the_emulator_starts_is_one_sentence(tmp_path):
     (tmp_path / "uvicorn.py").write_text("import time; print('importing', flush=True); time.sleep(600)")
     command = [*PROGRAM, "run", "--data-dir", tmp_path / "cloud", "--", "true"]
     search = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
@@ -204,14 +205,14 @@ def test_a_port_in_use_is_said_without_a_traceback():
     )
 
 
-def test_a_data_folder_in_use_is_said_and_left_alone(stand_in):
-    command = [*PROGRAM, "serve", "--data-dir", stand_in.folder]
+def test_a_data_folder_in_use_is_said_and_left_alone(emulator):
+    command = [*PROGRAM, "serve", "--data-dir", emulator.folder]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    sentence = f"--data-dir {stand_in.folder} is in use by another stand-in: stop it, or give another\n"
+    sentence = f"--data-dir {emulator.folder} is in use by another emulator: stop it, or give another\n"
     assert (ended.returncode, ended.stderr) == (2, f"local_azureml: {sentence}")
 
 
-def test_serve_prints_each_variable_once(stand_in, environment):
+def test_serve_prints_each_variable_once(emulator, environment):
     assert len(environment) == len(set(environment))
     assert environment["ARM_CLOUD_METADATA_URL"].startswith("https://localhost:")
 
@@ -227,7 +228,7 @@ def test_every_variable_has_its_reason_on_the_page(environment):
 
 def test_what_is_not_played_is_answered_501_and_named(http, arm):
     answer = http.get(f"{arm.workspace}/batchEndpoints")
-    message = f"GET {arm.workspace}/batchEndpoints is not part of the stand-in"
+    message = f"GET {arm.workspace}/batchEndpoints is not part of the emulator"
     assert (answer.status_code, answer.json()["error"]["message"]) == (501, message)
 
 
@@ -284,9 +285,9 @@ def test_nothing_that_leads_elsewhere_reaches_the_command(tmp_path):
     assert got["PYTHONPATH"] == f"{ROOT}"  # the command is the caller's own
 
 
-def test_the_lines_of_serve_hide_in_a_shell_what_run_hides_from_its_command(stand_in):
+def test_the_lines_of_serve_hide_in_a_shell_what_run_hides_from_its_command(emulator):
     shell = subprocess.run(
-        ["sh", "-c", f"{stand_in.lines}\nenv"],
+        ["sh", "-c", f"{emulator.lines}\nenv"],
         env={"PATH": os.environ["PATH"], **ELSEWHERE},
         capture_output=True,
         text=True,

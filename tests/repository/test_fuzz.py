@@ -1,4 +1,4 @@
-"""Whatever is sent to whichever route, the answer comes, and is no failure of the stand-in's own."""
+"""Whatever is sent to whichever route, the answer comes, and is no failure of the emulator's own."""
 
 import itertools
 import json
@@ -12,8 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as some
 from starlette.testclient import TestClient
 
-from local_azureml import cloud, storage
+from local_azureml import identifiers, storage
 from local_azureml.app import CONTROL_PLANE, OWN_KEYS, create_app
+from local_azureml.context import Context
 from local_azureml.control_plane import workspace
 from local_azureml.data_plane import identity
 from local_azureml.faults import Faults
@@ -44,9 +45,9 @@ NAMES = some.sampled_from([word for word in WORDS if word and word != "\ud800"])
     some.characters(codec="utf-8"), min_size=1, max_size=5
 )
 KNOWN = {  # what is there, for each parameter of a path
-    "subscription": some.just(cloud.SUBSCRIPTION),
-    "group": some.just(cloud.GROUP),
-    "workspace": some.just(cloud.WORKSPACE),
+    "subscription": some.just(identifiers.SUBSCRIPTION),
+    "group": some.just(identifiers.GROUP),
+    "workspace": some.just(identifiers.WORKSPACE),
     "registry": some.just("azureml"),
     "container": some.just("azureml-blobstore"),
     "kind": some.sampled_from(["models", "components", "data"]),
@@ -86,8 +87,8 @@ HEADERS = some.dictionaries(
 @pytest.fixture(scope="module")
 def app(tmp_path_factory):
     waiting = Faults(["stuck-preparing"])  # no job begins to work
-    local = cloud.Cloud(tmp_path_factory.mktemp("fuzz"), 443, cloud.SEEDS / "base_model", faults=waiting)
-    made = create_app(local)
+    context = Context(tmp_path_factory.mktemp("fuzz"), 443, identifiers.SEEDS / "base_model", faults=waiting)
+    made = create_app(context)
     made.state.tracking.load()  # takes seconds, once
     yield made
     made.state.jobs.stop()
@@ -104,7 +105,7 @@ OPERATIONS = sorted(
 
 @pytest.fixture(scope="module")
 def sender(app):
-    token = identity.make_token(app.state.cloud, cloud.AUDIENCE, int(time.time()) + 3600)
+    token = identity.make_token(app.state.context, identifiers.AUDIENCE, int(time.time()) + 3600)
     with TestClient(app, "https://localhost") as opened:
         opened.params = API_VERSION
         opened.headers.update({"Authorization": f"Bearer {token}", "Content-Type": "application/json"})
@@ -135,7 +136,7 @@ def test_no_request_makes_it_fail_or_hang(sender, app, data):
     method, path = data.draw(some.sampled_from(OPERATIONS))
     query, headers = data.draw(QUERIES), {k: v.encode("latin-1") for k, v in data.draw(HEADERS).items()}
     if "blob" in path:
-        query |= parse_qsl(storage.signature(app.state.cloud, "azureml-blobstore"))
+        query |= parse_qsl(storage.signature(app.state.context, "azureml-blobstore"))
     body = json.dumps(data.draw(VALUES)).encode()
     check(sender, method, address(data.draw, path), params=query, content=body, headers=headers)
 
@@ -236,11 +237,11 @@ def changed(draw, value):
 @settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=some.data())
 def test_no_body_makes_it_fail_then_or_later(sender, place, data):
-    path = f"{cloud.WORKSPACE_ID}/{place}"
+    path = f"{identifiers.WORKSPACE_ID}/{place}"
     if not place.endswith(("Keys", "Logs")):
         path += str(next(NUMBERS))  # a resource of its own
     sender.put(
-        f"{cloud.WORKSPACE_ID}/onlineEndpoints/kept",
+        f"{identifiers.WORKSPACE_ID}/onlineEndpoints/kept",
         json={"location": "eastus", "properties": {"authMode": "Key"}},
     )
     method = "POST" if place.endswith(("Keys", "Logs")) else "PUT"
@@ -252,5 +253,5 @@ def test_no_body_makes_it_fail_then_or_later(sender, place, data):
 @pytest.mark.parametrize("depth", [100, 300, 900, 3000, 100_000])
 def test_a_body_nested_deeply_is_refused_or_taken(sender, depth):
     body = '{"properties": {"flavors": {"x": ' + "[" * depth + "]" * depth + "}}}"
-    check(sender, "PUT", f"{cloud.WORKSPACE_ID}/models/deep/versions/1", content=body.encode())
-    check(sender, "GET", f"{cloud.WORKSPACE_ID}/models/deep/versions")
+    check(sender, "PUT", f"{identifiers.WORKSPACE_ID}/models/deep/versions/1", content=body.encode())
+    check(sender, "GET", f"{identifiers.WORKSPACE_ID}/models/deep/versions")

@@ -1,4 +1,4 @@
-"""The stand-in's rooms: nothing grows too long, and services know nothing of the engine."""
+"""The emulator's rooms: nothing grows too long, and services know nothing of the engine."""
 
 import ast
 from pathlib import Path
@@ -9,12 +9,14 @@ HOUSE = Path(__file__).parents[2] / "local_azureml"
 FILES = sorted(HOUSE.rglob("*.py"))
 LONGEST_FILE, LONGEST_CLASS = 300, 200  # lines
 SERVICES = sorted([*(HOUSE / "control_plane").glob("*.py"), *(HOUSE / "data_plane").glob("*.py")])
-ENTRANCE = {HOUSE / name for name in ("__main__.py", "app.py", "access.py")}
+ENTRANCE = {
+    HOUSE / f"{name}.py" for name in ("__main__", "cli", "server", "app", "access", "middleware", "timeouts")
+}
 GROUND = sorted(set(HOUSE.glob("*.py")) - ENTRANCE)
 
 
 def imported(file: Path) -> set[str]:
-    """Return the rooms and modules of the stand-in that a file imports: "engine", "cloud"."""
+    """Return the rooms and modules of the emulator that a file imports: "engine", "cloud"."""
     names = set()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.ImportFrom):

@@ -13,7 +13,7 @@ import pytest
 import yaml
 from packaging.requirements import Requirement
 
-from local_azureml.__main__ import parse
+from local_azureml.cli import parse
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "local_azureml" / "README.md"]
@@ -117,7 +117,7 @@ def test_every_target_is_listed_by_make_help():
     )
 
 
-def test_the_stand_in_takes_every_command_line_that_the_readme_gives():
+def test_the_emulator_takes_every_command_line_that_the_readme_gives():
     for words in commands("python -m local_azureml "):
         assert parse(words[3:])
 
@@ -148,7 +148,7 @@ def test_the_table_of_steps_has_the_notebooks_headings():
 
 
 def sentences() -> str:
-    """Return the texts in the code of the notebook, of what lies beside it and of the stand-in."""
+    """Return the texts in the code of the notebook, of what lies beside it and of the emulator."""
     sources = [cell.source for cell in notebook_cells() if cell.cell_type == "code"]
     sources += map(text, [*ROOT.glob("*.py"), *(ROOT / "local_azureml").rglob("*.py")])
     nodes = [node for source in sources for node in ast.walk(ast.parse(source))]

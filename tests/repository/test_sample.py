@@ -1,4 +1,4 @@
-"""The sample dataset and the small base model that the stand-in serves at first."""
+"""The sample dataset and the small base model that the emulator serves at first."""
 
 import hashlib
 import json
@@ -61,7 +61,7 @@ def test_the_card_gives_the_sizes_of_the_files_and_of_the_rows(card):
     assert information["dataset_size"] == sum(split["num_bytes"] for split in information["splits"])
 
 
-def test_the_card_says_that_it_is_a_stand_in():
+def test_the_card_says_that_it_is_an_emulator():
     assert "This is **not** HuggingFaceH4/ultrachat_200k" in (DATASET / "README.md").read_text("utf-8")
 
 

@@ -14,16 +14,16 @@ from pathlib import Path
 import httpx
 import psutil
 import pytest
-from conftest import PLAIN_JOB, StandIn, raw_client
+from conftest import PLAIN_JOB, Emulator, raw_client
 
-from local_azureml import cloud
+from local_azureml import identifiers
 from local_azureml.app import CONTROL_PLANE, PUBLIC
 from scenarios.notebook_runs import ROOT
 
 
 @pytest.fixture(scope="module")
 def folder(environment) -> Path:
-    """The data folder of the stand-in."""
+    """The data folder of the emulator."""
     return Path(environment["HF_HOME"]).parent
 
 
@@ -32,12 +32,12 @@ def secrets(folder) -> dict[str, str]:
     return json.loads((folder / "secrets.json").read_text())
 
 
-def test_one_port_of_loopback_is_listened_on_and_none_by_a_deployment(stand_in, client):
+def test_one_port_of_loopback_is_listened_on_and_none_by_a_deployment(emulator, client):
     from clients import deployment, endpoint
 
     client.online_endpoints.begin_create_or_update(endpoint("quiet")).result()
     client.online_deployments.begin_create_or_update(deployment("quiet", "demo")).result()
-    process = psutil.Process(stand_in.process.pid)
+    process = psutil.Process(emulator.process.pid)
     family = [process, *process.children(recursive=True)]
     listening = [c for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
     client.online_endpoints.begin_delete("quiet").result()
@@ -60,8 +60,8 @@ def test_secrets_are_long_and_all_different(secrets):
     assert min(len(secret) for secret in secrets.values()) >= 43  # 32 bytes
 
 
-def test_each_data_folder_has_secrets_of_its_own(secrets, stand_in_with):
-    other = json.loads((stand_in_with().cloud.folder / "secrets.json").read_text())
+def test_each_data_folder_has_secrets_of_its_own(secrets, emulator_with):
+    other = json.loads((emulator_with().context.folder / "secrets.json").read_text())
     assert not set(secrets.values()) & set(other.values())
 
 
@@ -71,14 +71,14 @@ def test_secrets_and_keys_can_be_read_by_their_owner_only(folder):
     assert modes == dict.fromkeys(modes, "-rw-------")
 
 
-@pytest.mark.parametrize("was", ["empty", "a stand-in's"])
+@pytest.mark.parametrize("was", ["empty", "an emulator's"])
 def test_a_data_folder_that_was_open_to_others_is_closed(tmp_path, was):
     place = tmp_path / "open"
     place.mkdir()
     if was != "empty":
-        StandIn(place).end()
+        Emulator(place).end()
     place.chmod(0o755)
-    started = StandIn(place)
+    started = Emulator(place)
     mode = stat.filemode(place.stat().st_mode)
     started.end()
     assert mode == "drwx------"
@@ -116,10 +116,10 @@ def test_a_first_start_that_is_killed_while_it_writes_does_not_spoil_the_next(tm
     """
     command = [sys.executable, "-c", textwrap.dedent(killed), "serve", "--data-dir", tmp_path / "data"]
     assert subprocess.run(command, cwd=ROOT, capture_output=True, timeout=60).returncode == 9
-    started = StandIn(tmp_path / "data")
+    started = Emulator(tmp_path / "data")
     try:
         with raw_client(started.environment) as opened:
-            assert opened.get(cloud.WORKSPACE_ID).status_code == 200
+            assert opened.get(identifiers.WORKSPACE_ID).status_code == 200
     finally:
         started.end()
 
@@ -140,12 +140,12 @@ def test_what_is_open_is_listed_here():
     assert opened == [(["GET"], "/discovery/workspaces/{workspace}"), (["GET"], "/runs/{name}")]
 
 
-@pytest.mark.parametrize("below", ["", f"/providers/{cloud.PROVIDER}/workspaces", "/models"])
+@pytest.mark.parametrize("below", ["", f"/providers/{identifiers.PROVIDER}/workspaces", "/models"])
 @pytest.mark.parametrize(
     ("ours", "other", "code"),
     [
-        (cloud.SUBSCRIPTION, "another", "SubscriptionNotFound"),
-        (f"Groups/{cloud.GROUP}", "Groups/nope", "ResourceGroupNotFound"),
+        (identifiers.SUBSCRIPTION, "another", "SubscriptionNotFound"),
+        (f"Groups/{identifiers.GROUP}", "Groups/nope", "ResourceGroupNotFound"),
     ],
 )
 def test_another_subscription_or_group_is_not_found(http, arm, below, ours, other, code):
@@ -157,8 +157,8 @@ def test_another_subscription_or_group_is_not_found(http, arm, below, ours, othe
 
 
 def test_the_workspaces_of_another_subscription_are_not_found(http):
-    below = f"providers/{cloud.PROVIDER}/workspaces"
-    assert http.get(f"/subscriptions/{cloud.SUBSCRIPTION}/{below}").status_code == 200
+    below = f"providers/{identifiers.PROVIDER}/workspaces"
+    assert http.get(f"/subscriptions/{identifiers.SUBSCRIPTION}/{below}").status_code == 200
     answer = http.get(f"/subscriptions/another/{below}")
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "SubscriptionNotFound")
 

@@ -1,4 +1,4 @@
-"""What outlives the stand-in: the store itself, and a data folder after kill -9."""
+"""What outlives the emulator: the store itself, and a data folder after kill -9."""
 
 import json
 import signal
@@ -10,12 +10,13 @@ from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import pytest
-from conftest import StandIn, client_of, point, processes_in, raw_client
+from conftest import Emulator, client_of, point, processes_in, raw_client
 from hypothesis import given
 from hypothesis import strategies as some
 
-from local_azureml.cloud import SMALL_MODEL, WORKSPACE_ID, Cloud
+from local_azureml.context import Context
 from local_azureml.control_plane import operations
+from local_azureml.identifiers import SMALL_MODEL, WORKSPACE_ID
 from local_azureml.meter import Meter
 from local_azureml.state import State
 
@@ -84,11 +85,11 @@ def test_a_store_opened_again_holds_what_was_put(tmp_path):
 
 @pytest.fixture(scope="module")
 def killed(tmp_path_factory):
-    """A stand-in that was killed while a job ran and a deployment was up, and then started again."""
+    """An emulator that was killed while a job ran and a deployment was up, and then started again."""
     from clients import cluster, deployment, endpoint, make_job
 
     folder = tmp_path_factory.mktemp("killed")
-    first = StandIn(folder)
+    first = Emulator(folder)
     with pytest.MonkeyPatch.context() as patch:
         point(patch, first.environment)
         client = client_of()
@@ -103,17 +104,17 @@ def killed(tmp_path_factory):
         wait_for(lambda: not processes_in(folder))
         leave_unfinished(folder)
         port = first.environment["HF_ENDPOINT"].rpartition(":")[2]
-        second = StandIn(folder, "--port", port)
+        second = Emulator(folder, "--port", port)
         yield SimpleNamespace(
             first=first, second=second, client=client_of(), job=job.name, keys=keys, half_made=half_made
         )
         second.end()
 
 
-def being_made(stand_in: StandIn, endpoint: str, name: str) -> str:
+def being_made(emulator: Emulator, endpoint: str, name: str) -> str:
     """Return the address of the operation that makes a deployment and has not ended."""
     body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
-    with raw_client(stand_in.environment) as http:
+    with raw_client(emulator.environment) as http:
         answer = http.put(f"{WORKSPACE_ID}/onlineEndpoints/{endpoint}/deployments/{name}", json=body)
     return answer.headers["Azure-AsyncOperation"]
 
@@ -140,7 +141,7 @@ def wait_for(condition, seconds: float = 60) -> None:
 def test_a_job_that_ran_then_has_failed_with_the_reason(killed):
     from azure.ai.ml.exceptions import JobException
 
-    with pytest.raises(JobException, match="the stand-in stopped while the job ran"):
+    with pytest.raises(JobException, match="the emulator stopped while the job ran"):
         killed.client.jobs.stream(killed.job)
 
 
@@ -175,7 +176,7 @@ def test_an_operation_that_went_on_has_failed_with_the_reason(killed):
         ended = http.get(killed.half_made).json()
     assert (ended["status"], ended["error"]["message"].split(":")[0]) == (
         "Failed",
-        "the stand-in stopped before this was done",
+        "the emulator stopped before this was done",
     )
 
 
@@ -211,9 +212,9 @@ def test_the_killed_job_is_not_billed_on(killed):
 
 @pytest.fixture(scope="module")
 def stopped(tmp_path_factory) -> SimpleNamespace:
-    """A stand-in that was stopped while a deployment was made, and what its folder held then."""
+    """An emulator that was stopped while a deployment was made, and what its folder held then."""
     folder = tmp_path_factory.mktemp("stopped")
-    first = StandIn(folder)
+    first = Emulator(folder)
     path = f"{WORKSPACE_ID}/onlineEndpoints/one"
     with raw_client(first.environment) as http:
         http.put(path, json={"location": "eastus", "properties": {"authMode": "Key"}})
@@ -228,13 +229,13 @@ def stopped(tmp_path_factory) -> SimpleNamespace:
     )
 
 
-def test_a_deployment_that_is_being_made_neither_fails_nor_counts_on_when_the_stand_in_stops(stopped):
+def test_a_deployment_that_is_being_made_neither_fails_nor_counts_on_when_the_emulator_stops(stopped):
     state = stopped.deployment["properties"]["provisioningState"]
     assert (state, stopped.billed, "Traceback" in stopped.said) == ("Creating", [], False)
 
 
 def test_the_next_start_makes_it(stopped):
-    second = StandIn(stopped.folder)
+    second = Emulator(stopped.folder)
     with raw_client(second.environment) as http:
 
         def shown() -> str:
@@ -247,16 +248,16 @@ def test_the_next_start_makes_it(stopped):
 
 
 def test_an_operation_that_ends_when_all_is_closed_is_left_to_the_next_start(tmp_path):
-    local, closed = Cloud(tmp_path, 443, SMALL_MODEL), threading.Event()
+    context, closed = Context(tmp_path, 443, SMALL_MODEL), threading.Event()
 
     def work() -> None:
         closed.wait()
         raise operations.stopped()
 
     before = set(threading.enumerate())
-    operations.start(local, 202, None, work)
+    operations.start(context, 202, None, work)
     (thread,) = set(threading.enumerate()) - before
-    local.state.close()
+    context.state.close()
     closed.set()
     thread.join()  # an error in it would fail this test
     with closing(State(tmp_path)) as state:

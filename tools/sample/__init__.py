@@ -1,1 +1,1 @@
-"""What made the sample dataset and the small base model that the stand-in serves at first."""
+"""What made the sample dataset and the small base model that the emulator serves at first."""

@@ -183,7 +183,7 @@ def describe(splits: dict[str, Dataset], download_size: int, seed: int) -> str:
         "language": ["en"],
         "size_categories": ["10K<n<100K"],
         "task_categories": ["text-generation"],
-        "pretty_name": "A stand-in for UltraChat 200k",
+        "pretty_name": "An emulator for UltraChat 200k",
         "configs": [
             {
                 "config_name": "default",

@@ -17,7 +17,7 @@ PARAMS_AT_ONCE = 100  # MLflow's limit for one request
 LONGEST_PARAM = 500  # characters
 
 
-class Lines(TrainerCallback):
+class LogCallback(TrainerCallback):
     """Prints one line for each of the Trainer's logs: step, epoch, loss, tokens a second, time left."""
 
     def __init__(self, tokens: int):
@@ -48,7 +48,7 @@ class Lines(TrainerCallback):
         return f"{tokens / seconds:,.0f} tokens/s  {timedelta(seconds=round(left))} left"
 
 
-class Guard(TrainerCallback):
+class NaNCallback(TrainerCallback):
     """Ends a run whose loss is no longer a number."""
 
     def on_log(self, args, state, control, logs=None, **kwargs):
@@ -60,7 +60,7 @@ class Guard(TrainerCallback):
             )
 
 
-class Tracker(TrainerCallback):
+class MlflowCallback(TrainerCallback):
     """Writes each number that the Trainer logs to the job's own run and to the pipeline's, meanwhile."""
 
     def __init__(self):

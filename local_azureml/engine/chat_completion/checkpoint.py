@@ -42,7 +42,7 @@ def _config(folder: Path) -> dict:
     architectures = config.get("architectures") or ["none"]
     if architectures[0] != ARCHITECTURE:
         raise UserError(
-            f"the base model's architecture is {architectures[0]}; the stand-in trains {ARCHITECTURE}"
+            f"the base model's architecture is {architectures[0]}; the emulator trains {ARCHITECTURE}"
         )
     if lacking := [name for name in SIZES if not isinstance(config.get(name), int)]:
         raise UserError(f"the base model's config.json says no {', '.join(lacking)}")

@@ -9,7 +9,7 @@ from local_azureml.engine.processes import UserError
 COMPONENT = Path(__file__).parents[2] / "seeds/registry/components/chat_completion_pipeline/0.0.82.json"
 FILES = ("uri_file", "mlflow_model", "custom_model", "mltable")
 
-# What an input does in this stand-in. One that starts with "not used" is accepted and named in a log.
+# What an input does in this emulator. One that starts with "not used" is accepted and named in a log.
 USES = {
     "task_name": "must be ChatCompletion",
     "instance_type_model_import": "names the size of the first two jobs; this machine runs them",
@@ -76,7 +76,7 @@ USES = {
     "early_stopping_threshold": "by how much one has to improve",
     "apply_deepspeed": "used where DeepSpeed is installed and there is a GPU, else named as left out",
     "deepspeed": "the DeepSpeed configuration, a JSON file; without it, one for deepspeed_stage",
-    "deepspeed_stage": "the ZeRO stage of the stand-in's own DeepSpeed configuration",
+    "deepspeed_stage": "the ZeRO stage of the emulator's own DeepSpeed configuration",
     "apply_ort": "refused if true",
     "evaluation_config": "not used: the published component runs no evaluation job",
     "evaluation_config_params": "not used: the published component runs no evaluation job",
@@ -85,13 +85,13 @@ USES = {
 MLTABLE = "reads files, not MLTables; give the file itself as {}_file_path"
 NO_SCORES = "the chat task measures the loss and nothing else; use loss"
 REFUSED = {  # (input, value or None for any) -> why
-    ("huggingface_id", None): "the stand-in downloads no models; start it with --base-model FOLDER",
+    ("huggingface_id", None): "the emulator downloads no models; start it with --base-model FOLDER",
     ("finetune_config_path", None): "the format of this file is not published; use the inputs themselves",
-    ("trust_remote_code", True): "the stand-in runs no code that comes with a model; leave it at false",
+    ("trust_remote_code", True): "the emulator runs no code that comes with a model; leave it at false",
     ("train_mltable_path", None): MLTABLE.format("train"),
     ("validation_mltable_path", None): MLTABLE.format("validation"),
     ("test_mltable_path", None): MLTABLE.format("test"),
-    ("apply_ort", True): "ONNX Runtime training is not part of the stand-in; leave it at false",
+    ("apply_ort", True): "ONNX Runtime training is not part of the emulator; leave it at false",
     ("metric_for_best_model", "f1"): NO_SCORES,
     ("metric_for_best_model", "exact"): NO_SCORES,
 }
@@ -129,7 +129,7 @@ def typed(given: dict) -> dict:
 
 
 def refuse_what_is_not_played(values: dict) -> None:
-    """Raise for the first input that the stand-in can't honour, with its name and the reason."""
+    """Raise for the first input that the emulator can't honour, with its name and the reason."""
     for (name, refused), why in REFUSED.items():
         if name in values and refused in (None, values[name]):
             raise UserError(f"{name} = {values[name]!r} can't be honoured: {why}")

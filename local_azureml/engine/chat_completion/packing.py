@@ -8,7 +8,7 @@ import torch
 from torch.utils.data import DataLoader, Sampler
 
 
-class Shares(Sampler[list[int]]):
+class DistributedBatchSampler(Sampler[list[int]]):
     """One process's share of each step's rows; a step's rows are the same however many processes share it."""
 
     def __init__(self, lengths, rows: int, accumulation: int, processes: int, rank: int, seed: int):
@@ -49,7 +49,7 @@ class EpochLoader(DataLoader):
         self.batch_sampler.set_epoch(epoch)
 
 
-class EndToEnd:
+class FlatteningCollator:
     """Lays the rows of a batch end to end."""
 
     def __init__(self, filler: int):

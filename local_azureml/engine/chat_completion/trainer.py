@@ -10,9 +10,13 @@ from peft import LoraConfig
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from local_azureml.engine.chat_completion.callbacks import Fault, Guard, Lines, Tracker
+from local_azureml.engine.chat_completion.callbacks import Fault, LogCallback, MlflowCallback, NaNCallback
 from local_azureml.engine.chat_completion.machine import Layout
-from local_azureml.engine.chat_completion.packing import EndToEnd, EpochLoader, Shares
+from local_azureml.engine.chat_completion.packing import (
+    DistributedBatchSampler,
+    EpochLoader,
+    FlatteningCollator,
+)
 
 
 def training_arguments(
@@ -91,10 +95,10 @@ class Trainer(SFTTrainer):
         self, model, arguments, running: Layout, train, validation, tokenizer, values: dict, faults: dict
     ):
         self.running = running
-        self.tracker = Tracker()
+        self.tracker = MlflowCallback()
         callbacks = [
-            Guard(),
-            Lines(sum(train["length"])),
+            NaNCallback(),
+            LogCallback(sum(train["length"])),
             *evaluation_steps(values),  # before the tracker, which notes them
             self.tracker,
             Fault(faults),
@@ -103,7 +107,7 @@ class Trainer(SFTTrainer):
         super().__init__(
             model,
             arguments,
-            EndToEnd(tokenizer.pad_token_id),
+            FlatteningCollator(tokenizer.pad_token_id),
             train,
             validation,
             tokenizer,
@@ -127,7 +131,9 @@ class Trainer(SFTTrainer):
         processes, rank = self.args.world_size, self.args.process_index
         return EpochLoader(
             rows,
-            batch_sampler=Shares(rows["length"], size, accumulation, processes, rank, self.args.seed),
+            batch_sampler=DistributedBatchSampler(
+                rows["length"], size, accumulation, processes, rank, self.args.seed
+            ),
             collate_fn=self.data_collator,
             num_workers=self.args.dataloader_num_workers,
             pin_memory=self.args.dataloader_pin_memory,

@@ -46,16 +46,16 @@ def run(specification: dict) -> None:
 
 def _ranks(specification: dict) -> list[dict[str, str]]:
     """Return the variables by which each process of PyTorch's finds the others; none for a single process."""
-    nodes, local = specification["nodes"], specification["processes"]
-    if local is None:
+    nodes, context = specification["nodes"], specification["processes"]
+    if context is None:
         return [{}]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    shared |= {"WORLD_SIZE": str(nodes * local), "LOCAL_WORLD_SIZE": str(local)}
+    shared |= {"WORLD_SIZE": str(nodes * context), "LOCAL_WORLD_SIZE": str(context)}
     return [
-        {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % local), "NODE_RANK": str(rank // local)}
-        for rank in range(nodes * local)
+        {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % context), "NODE_RANK": str(rank // context)}
+        for rank in range(nodes * context)
     ]
 
 

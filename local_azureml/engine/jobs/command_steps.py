@@ -1,22 +1,22 @@
 """Commands as steps: their inputs, code, variables, nodes and processes."""
 
-from local_azureml import cloud
+from local_azureml.context import Context
 from local_azureml.control_plane import addresses, datastores, environments, jobs, shapes
 from local_azureml.control_plane.outputs import FILES
 from local_azureml.engine.jobs.steps import Step
 from local_azureml.errors import AzureError
 
 
-def of_job(local: cloud.Cloud, name: str, properties: dict) -> Step:
+def of_job(context: Context, name: str, properties: dict) -> Step:
     """Return the step of a job that is one command."""
     given = properties.get("inputs") or {}
     kinds = {k: {"type": (v or {}).get("jobInputType", "literal")} for k, v in given.items()}
     spec = {"command": properties["command"], "code": properties.get("codeId"), "inputs": kinds}
-    return of_node(local, name, spec, properties, properties, input_values(given), properties["outputs"])
+    return of_node(context, name, spec, properties, properties, input_values(given), properties["outputs"])
 
 
 def of_node(
-    local: cloud.Cloud,
+    context: Context,
     key: str,
     spec: dict,
     node: dict,
@@ -31,7 +31,7 @@ def of_node(
         mode = ((node.get("inputs") or {}).get(name) or {}) if kind != "literal" else {}
         is_direct = isinstance(mode, dict) and str(mode.get("mode")).lower() == "direct"
         is_file = kind.startswith(("uri_", "ml")) or kind == "custom_model"
-        places[name] = str(addresses.resolve(local, str(value))) if is_file and not is_direct else value
+        places[name] = str(addresses.resolve(context, str(value))) if is_file and not is_direct else value
     code = str(spec.get("code") or node.get("codeId") or "").removeprefix("azureml:")
     default = (job.get("settings") or {}).get("default_compute") or job.get("computeId")
     compute = str(node.get("computeId") or default or jobs.SERVERLESS)
@@ -43,14 +43,14 @@ def of_node(
         "local_azureml.engine.jobs.command:run",
         {
             "command": spec["command"],
-            "code": str(addresses.resolve(local, code)) if code else None,
+            "code": str(addresses.resolve(context, code)) if code else None,
             "inputs": places,
             "outputs": {
-                name: str(datastores.folder_at(local, output["uri"])) for name, output in outputs.items()
+                name: str(datastores.folder_at(context, output["uri"])) for name, output in outputs.items()
             },
             "files": [name for name, output in outputs.items() if output["jobOutputType"] in FILES],
-            "environment": None if local.one_python else _environment(local, spec, node),
-            "environments": str(local.folder / "environments"),
+            "environment": None if context.one_python else _environment(context, spec, node),
+            "environments": str(context.folder / "environments"),
             "variables": asked(spec, node, "environment_variables"),
             "nodes": nodes,
             "processes": _processes(asked(spec, node, "distribution")),
@@ -67,30 +67,30 @@ def input_values(inputs: dict) -> dict:
     return {key: (given or {}).get("value", (given or {}).get("uri")) for key, given in inputs.items()}
 
 
-def check_inputs(local: cloud.Cloud, inputs: dict | None) -> None:
+def check_inputs(context: Context, inputs: dict | None) -> None:
     """Refuse inputs that lie where nothing is read here."""
     for given in (inputs or {}).values():
         if isinstance(given, dict) and given.get("uri") and str(given.get("mode")).lower() != "direct":
-            addresses.check(local, str(given["uri"]))
+            addresses.check(context, str(given["uri"]))
 
 
-def check(local: cloud.Cloud, spec: dict, node: dict) -> None:
+def check(context: Context, spec: dict, node: dict) -> None:
     """Refuse a command whose environment is nowhere, or that asks for what is not played."""
     jobs.check_services(node)
-    _environment(local, spec, node)
+    _environment(context, spec, node)
     _processes(asked(spec, node, "distribution"))
 
 
-def _environment(local: cloud.Cloud, spec: dict, node: dict) -> dict | None:
+def _environment(context: Context, spec: dict, node: dict) -> dict | None:
     identifier = str(spec.get("environment") or node.get("environmentId") or "")
-    return environments.check(local, identifier) if identifier else None
+    return environments.check(context, identifier) if identifier else None
 
 
 def _processes(distribution: dict) -> int | None:
     """Return how many processes of PyTorch's a node gets; None where no distribution is asked for."""
     kind = str(asked_in(distribution, "distribution_type") or distribution.get("type") or "")
     if kind.lower() not in ("", "pytorch"):
-        message = f"the distribution {kind} is not part of the stand-in; PyTorch is"
+        message = f"the distribution {kind} is not part of the emulator; PyTorch is"
         raise AzureError(501, "NotImplemented", message)
     return int(asked_in(distribution, "process_count_per_instance") or 1) if kind else None
 

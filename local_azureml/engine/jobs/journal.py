@@ -3,15 +3,15 @@
 import time
 from pathlib import Path
 
-from local_azureml import cloud
+from local_azureml.context import Context
 from local_azureml.control_plane import datastores
 
 
 class Journal:
     """The log that a job's stream shows: what starts and ends, and the lines of the step worth watching."""
 
-    def __init__(self, local: cloud.Cloud, run: str, name: str):
-        self._file = datastores.run_log(local, run, name)
+    def __init__(self, context: Context, run: str, name: str):
+        self._file = datastores.run_log(context, run, name)
         self._file.parent.mkdir(parents=True, exist_ok=True)
         self._read: dict[Path, int] = {}  # bytes of each followed log that are copied already
 

@@ -3,7 +3,7 @@
 import re
 import secrets
 
-from local_azureml import cloud
+from local_azureml.context import Context
 from local_azureml.control_plane import addresses, assets, datastores, outputs, registry
 from local_azureml.engine.chat_completion import STEPS
 from local_azureml.engine.jobs import command_steps, records
@@ -20,12 +20,12 @@ NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}"
 class Pipelines:
     """Runs pipelines, each node after those whose outputs it reads."""
 
-    def __init__(self, local: cloud.Cloud, documents: records.Records, steps: Steps):
-        self._local, self._records, self._steps = local, documents, steps
+    def __init__(self, context: Context, documents: records.Records, steps: Steps):
+        self._context, self._records, self._steps = context, documents, steps
 
     def run(self, name: str, properties: dict) -> None:
         """Run a pipeline's nodes, each after those whose outputs it reads."""
-        journal = Journal(self._local, name, PIPELINE_LOG)
+        journal = Journal(self._context, name, PIPELINE_LOG)
         values = command_steps.input_values(properties.get("inputs") or {})
         self._run_nodes(name, properties["jobs"], values, properties["outputs"], properties, journal)
         journal.say("The pipeline run completed")
@@ -71,7 +71,7 @@ class Pipelines:
         root = self._records.get(parent)["run"]["root"] or parent
         node = {**node, "computeId": _bound(node.get("computeId"), values)}
         child = f"{root}_{secrets.token_hex(4)}"
-        spec = component(self._local, node)
+        spec = component(self._context, node)
         writes = self._outputs(child, promoted, spec, node, job)
         shown = {"displayName": key, "experimentName": job.get("experimentName"), "outputs": writes}
         if "command" in spec:
@@ -82,13 +82,13 @@ class Pipelines:
         journal.say(f"Submitting node {key} as run {child}")
         with self._steps.ending(child, key, REASON, journal):
             asked = (node.get("inputs") or {}).items()
-            inputs = {name: _value(self._local, given, values, made) for name, given in asked}
+            inputs = {name: _value(self._context, given, values, made) for name, given in asked}
             given = {name: value for name, value in inputs.items() if value is not None}
             inputs = _defaults(spec) | given
             if spec["name"] == FINE_TUNING:
                 self._fine_tune(root, child, given, spec, writes, journal)
             elif "command" in spec:
-                step = command_steps.of_node(self._local, key, spec, node, job, inputs, writes)
+                step = command_steps.of_node(self._context, key, spec, node, job, inputs, writes)
                 self._steps.run(root, child, step, journal, quiet=False)
             else:
                 self._run_nodes(child, spec["jobs"], inputs, writes, job, journal)
@@ -103,7 +103,7 @@ class Pipelines:
             bound = BINDING.fullmatch(str(given.get("value")))
             if bound and bound[2] in promoted:
                 asked[name]["uri"] = promoted[bound[2]]["uri"]
-        return outputs.placed(self._local, child, asked, job)
+        return outputs.placed(self._context, child, asked, job)
 
     def _fine_tune(
         self, root: str, parent: str, given: dict, spec: dict, made: dict[str, dict], journal: Journal
@@ -112,9 +112,9 @@ class Pipelines:
         values = _defaults(spec) | given
         for key, kind in ((key, value["type"]) for key, value in spec["inputs"].items()):
             if key in given and kind in ("uri_file", "mlflow_model", "custom_model", "mltable", "uri_folder"):
-                values[key] = str(addresses.resolve(self._local, str(given[key])))
+                values[key] = str(addresses.resolve(self._context, str(given[key])))
         places = {
-            name: str(datastores.folder_at(self._local, output["uri"])) for name, output in made.items()
+            name: str(datastores.folder_at(self._context, output["uri"])) for name, output in made.items()
         }
         upstream: dict[str, str] = {}
         for key, job in spec["jobs"].items():
@@ -123,7 +123,7 @@ class Pipelines:
             self._records.open(
                 child, {"jobType": "Command", "displayName": key, "experimentName": experiment}, parent, root
             )
-            folder = self._local.folder / "runs" / child
+            folder = self._context.folder / "runs" / child
             upstream[key] = str(folder / "output")
             resources = job.get("resources") or {}
             specification = {
@@ -131,7 +131,9 @@ class Pipelines:
                 "upstream": {k: v for k, v in upstream.items() if k != key},
                 "output": str(folder / "output"),
                 "outputs": places,
-                "faults": {name: v for name, v in self._local.faults.active().items() if name != "preempted"},
+                "faults": {
+                    name: v for name, v in self._context.faults.active().items() if name != "preempted"
+                },
             }
             compute = _bound(job["compute"], values)
             step = Step(
@@ -147,17 +149,17 @@ class Pipelines:
                 self._steps.run(root, child, step, journal, quiet=key != TRAINING)
 
 
-def component(local: cloud.Cloud, node: dict) -> dict:
+def component(context: Context, node: dict) -> dict:
     """Return the specification of the component that a pipeline's node names."""
     identifier = str(node.get("componentId") or "")
     if named := re.fullmatch(r"azureml://registries/[^/]+/components/([^/]+)/versions/([^/]+)", identifier):
-        return registry.entry(local, "components", *named.groups())["properties"]["componentSpec"]
+        return registry.entry(context, "components", *named.groups())["properties"]["componentSpec"]
     if named := re.fullmatch(r"(?:.*/components/|azureml:)?([^/:]+)(?:/versions/|:)([^/]+)", identifier):
-        return assets.find(local, "components", *named.groups())["properties"]["componentSpec"]
+        return assets.find(context, "components", *named.groups())["properties"]["componentSpec"]
     raise user_error(f"the node {node.get('name')!r} names no component: {identifier!r}")
 
 
-def check_pipeline(local: cloud.Cloud, nodes: dict, within: tuple[dict, ...] = ()) -> None:
+def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ()) -> None:
     """Refuse a pipeline with nodes that are not played, or inputs that a component does not have.
 
     `within` are the components that the nodes lie in, the outermost first.
@@ -166,20 +168,20 @@ def check_pipeline(local: cloud.Cloud, nodes: dict, within: tuple[dict, ...] = (
         raise user_error("the pipeline has no nodes")
     for key, node in nodes.items():
         kind = str(node.get("type") or "command")
-        spec = component(local, node) if kind in PLAYED else {"name": "", "type": kind}
+        spec = component(context, node) if kind in PLAYED else {"name": "", "type": kind}
         if spec["name"] != FINE_TUNING and "command" not in spec and spec.get("type") != "pipeline":
-            message = f"the node {key!r} of the type {spec.get('type')} is not part of the stand-in"
+            message = f"the node {key!r} of the type {spec.get('type')} is not part of the emulator"
             raise AzureError(501, "NotImplemented", message)
-        command_steps.check_inputs(local, node.get("inputs"))
+        command_steps.check_inputs(context, node.get("inputs"))
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
         if spec["name"] != FINE_TUNING and spec.get("type") == "pipeline":
             if spec in within:
                 raise user_error(f"the component {spec['name']} lies within itself, as the node {key!r}")
-            check_pipeline(local, spec.get("jobs"), (*within, spec))
+            check_pipeline(context, spec.get("jobs"), (*within, spec))
         else:
-            command_steps.check(local, spec, node)
+            command_steps.check(context, spec, node)
 
 
 def _defaults(spec: dict) -> dict:
@@ -203,7 +205,7 @@ def _in_order(needs: dict[str, set[str]]) -> list[str]:
     return ordered
 
 
-def _value(local: cloud.Cloud, given: dict | str, values: dict, made: dict[str, dict]):
+def _value(context: Context, given: dict | str, values: dict, made: dict[str, dict]):
     """Return a node's input: a literal, or the pipeline's input or other node's output that it names."""
     text = given.get("value", given.get("uri")) if isinstance(given, dict) else given
     if bound := BINDING.fullmatch(str(text)):
@@ -211,7 +213,7 @@ def _value(local: cloud.Cloud, given: dict | str, values: dict, made: dict[str, 
     if bound := NODE_BINDING.fullmatch(str(text)):
         output = made[bound[1]][bound[2]]
         if output["jobOutputType"] in outputs.VALUES:
-            return addresses.resolve(local, output["uri"]).read_text("utf-8").strip()
+            return addresses.resolve(context, output["uri"]).read_text("utf-8").strip()
         return output["uri"]
     return text
 

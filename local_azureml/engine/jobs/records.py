@@ -1,6 +1,7 @@
 """The documents of jobs and child jobs, and their runs in MLflow."""
 
-from local_azureml import cloud
+from local_azureml import identifiers, resource
+from local_azureml.context import Context
 from local_azureml.control_plane import jobs, named_outputs
 from local_azureml.data_plane import browser_sessions, tracking
 
@@ -10,8 +11,8 @@ MLFLOW_STATUS = {"Completed": "FINISHED", "Failed": "FAILED", "Canceled": "KILLE
 class Records:
     """The documents of all jobs, each with its run in MLflow."""
 
-    def __init__(self, local: cloud.Cloud, runs: tracking.Tracking):
-        self._local, self._runs = local, runs
+    def __init__(self, context: Context, runs: tracking.Tracking):
+        self._context, self._runs = context, runs
 
     def exists(self, name: str) -> bool:
         """Return whether a job had this name, be it deleted since."""
@@ -19,7 +20,7 @@ class Records:
 
     def get(self, name: str) -> dict | None:
         """Return a job's document, or None."""
-        return self._local.state.get(job_id(name))
+        return self._context.state.get(job_id(name))
 
     def open(self, name: str, properties: dict, parent: str | None, root: str | None) -> dict:
         """Write the document of a job or child job, and open its run in MLflow."""
@@ -33,9 +34,9 @@ class Records:
         services = {
             "Tracking": {
                 "jobServiceType": "Tracking",
-                "endpoint": f"azureml://{tracking.uri(self._local)[8:]}?",
+                "endpoint": f"azureml://{tracking.uri(self._context)[8:]}?",
             },
-            "Studio": {"jobServiceType": "Studio", "endpoint": browser_sessions.link(self._local, name)},
+            "Studio": {"jobServiceType": "Studio", "endpoint": browser_sessions.link(self._context, name)},
         }
         shown = {**properties, "experimentName": experiment, "displayName": title}
         shown |= {
@@ -47,46 +48,46 @@ class Records:
         document = {
             "id": job_id(name),
             "name": name,
-            "type": f"{cloud.PROVIDER}/workspaces/jobs",
+            "type": f"{identifiers.PROVIDER}/workspaces/jobs",
             "properties": shown,
-            "systemData": cloud.system_data(),
+            "systemData": resource.system_data(),
             "run": {
                 "parent": parent,
                 "root": root,
                 "error": None,
                 "warnings": [],
-                "start": cloud.now(),
+                "start": resource.now(),
                 "end": None,
             },
         }
-        return self._local.state.put(document["id"], document)
+        return self._context.state.put(document["id"], document)
 
     def set(self, name: str, status: str, **run) -> None:
         """Write a state, and what changed of the run, over a job that has not ended."""
-        with self._local.state.locked():
-            document = self._local.state.get(job_id(name))
+        with self._context.state.locked():
+            document = self._context.state.get(job_id(name))
             if document is None or document["properties"]["status"] in jobs.FINAL:
                 return
             properties = {**document["properties"], "status": status}
-            self._local.state.merge(job_id(name), properties=properties, run={**document["run"], **run})
+            self._context.state.merge(job_id(name), properties=properties, run={**document["run"], **run})
 
     def end(self, name: str, status: str, error: dict | None = None) -> None:
         """Write the state in which a job ended; the outputs of a completed one that have names are assets."""
         if status == "Completed":
             self._register(name)
-        self.set(name, status, error=error, end=cloud.now())
+        self.set(name, status, error=error, end=resource.now())
         self._runs.end_run(name, MLFLOW_STATUS[status])
 
     def _register(self, name: str) -> None:
         asked = self.get(name)["properties"].get("outputs") or {}
-        if (found := named_outputs.register(self._local, asked)) != asked:
+        if (found := named_outputs.register(self._context, asked)) != asked:
             properties = {**self.get(name)["properties"], "outputs": found}
-            self._local.state.merge(job_id(name), properties=properties)
+            self._context.state.merge(job_id(name), properties=properties)
 
 
 def job_id(name: str) -> str:
     """Return a job's resource id."""
-    return f"{cloud.WORKSPACE_ID}/jobs/{name}"
+    return f"{identifiers.WORKSPACE_ID}/jobs/{name}"
 
 
 def error(code: str, message: str) -> dict:

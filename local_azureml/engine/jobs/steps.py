@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_azureml import cloud, process_environment
+from local_azureml import process_environment
+from local_azureml.context import Context
 from local_azureml.control_plane import datastores
 from local_azureml.data_plane import identity, tracking
 from local_azureml.engine import processes
@@ -52,8 +53,8 @@ class Step:
 class Steps:
     """What the jobs run now, and which of them were asked to stop."""
 
-    def __init__(self, local: cloud.Cloud, documents: records.Records):
-        self._local, self._records = local, documents
+    def __init__(self, context: Context, documents: records.Records):
+        self._context, self._records = context, documents
         self._processes: dict[str, processes.Process] = {}  # by the name of the submitted job
         self._cancelled: set[str] = set()
 
@@ -69,7 +70,7 @@ class Steps:
 
     def wait_for_nodes(self, name: str) -> None:
         """Return when a job may begin: at once, without the fault stuck-preparing."""
-        until = time.time() + (self._local.faults.value("stuck-preparing") or 0)
+        until = time.time() + (self._context.faults.value("stuck-preparing") or 0)
         while time.time() < until:
             self.check(name)
             time.sleep(0.1)
@@ -97,7 +98,7 @@ class Steps:
         """Run one child process on its nodes; raise StepError where it fails."""
         self.check(root)
         self._records.set(child, "Queued")
-        nodes = Nodes(self._local, child, step.compute, step.nodes, step.instance_type)
+        nodes = Nodes(self._context, child, step.compute, step.nodes, step.instance_type)
         preempted = step.name == TRAINING and nodes.low_priority and self._preempts()
         with nodes:
             process = self._run_process(root, child, step, journal, quiet, preempted)
@@ -113,8 +114,8 @@ class Steps:
         self, root: str, child: str, step: Step, journal: Journal, quiet: bool, preempted: bool
     ) -> processes.Process:
         """Return a step's process when it has ended, or been killed since its nodes are taken away."""
-        step_log = datastores.run_log(self._local, child, STEP_LOG)
-        folder = self._local.folder / "runs" / child
+        step_log = datastores.run_log(self._context, child, STEP_LOG)
+        folder = self._context.folder / "runs" / child
         self._records.set(child, "Running")
         process = processes.start(
             step.entry, step.specification, folder, step_log, self._environment(root, child)
@@ -138,7 +139,7 @@ class Steps:
         for name in KEPT:
             if (made := code / name).is_dir() and not made.is_symlink():
                 try:
-                    place = datastores.run_log(self._local, child, name)
+                    place = datastores.run_log(self._context, child, name)
                     shutil.copytree(made, place, symlinks=True, dirs_exist_ok=True)
                 except shutil.Error as error:
                     with step_log.open("a", encoding="utf-8") as log:
@@ -146,13 +147,13 @@ class Steps:
 
     def _preempts(self) -> bool:
         """Say whether the nodes that are about to train will be taken away."""
-        return 0 < self._local.faults.count("preempted") <= self._local.faults.value("preempted")
+        return 0 < self._context.faults.count("preempted") <= self._context.faults.value("preempted")
 
     def _environment(self, root: str, child: str) -> dict[str, str]:
         return process_environment.of_child(
-            self._local,
-            MLFLOW_TRACKING_URI=tracking.uri(self._local),
-            MLFLOW_TRACKING_TOKEN=identity.job_token(self._local),
+            self._context,
+            MLFLOW_TRACKING_URI=tracking.uri(self._context),
+            MLFLOW_TRACKING_TOKEN=identity.job_token(self._context),
             MLFLOW_RUN_ID=child,
             AZUREML_RUN_ID=child,
             AZUREML_ROOT_RUN_ID=root,

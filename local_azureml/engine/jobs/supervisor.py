@@ -5,7 +5,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from local_azureml import cloud
+from local_azureml import identifiers
+from local_azureml.context import Context
 from local_azureml.control_plane import named_outputs, outputs
 from local_azureml.control_plane.jobs import FINAL
 from local_azureml.data_plane import tracking
@@ -21,18 +22,18 @@ log = logging.getLogger(__name__)
 class Jobs:
     """The jobs that run."""
 
-    def __init__(self, local: cloud.Cloud, runs: tracking.Tracking):
-        self._local = local
-        self._records = records.Records(local, runs)
-        self._steps = Steps(local, self._records)
-        self._pipelines = Pipelines(local, self._records, self._steps)
+    def __init__(self, context: Context, runs: tracking.Tracking):
+        self._context = context
+        self._records = records.Records(context, runs)
+        self._steps = Steps(context, self._records)
+        self._pipelines = Pipelines(context, self._records, self._steps)
         self._threads: dict[str, threading.Thread] = {}
         self._recover()
 
     def _recover(self) -> None:
-        """End the jobs that ran when the stand-in was killed."""
-        error = records.error("SystemError", "the stand-in stopped while the job ran")
-        for document in self._local.state.children(f"{cloud.WORKSPACE_ID}/jobs"):
+        """End the jobs that ran when the emulator was killed."""
+        error = records.error("SystemError", "the emulator stopped while the job ran")
+        for document in self._context.state.children(f"{identifiers.WORKSPACE_ID}/jobs"):
             if document["properties"]["status"] not in FINAL:
                 self._records.end(document["name"], "Failed", error)
 
@@ -43,18 +44,18 @@ class Jobs:
         )
         if run is None:
             kind = properties.get("jobType")
-            raise AzureError(501, "NotImplemented", f"jobs of the type {kind} are not part of the stand-in")
-        command_steps.check_inputs(self._local, properties.get("inputs"))
+            raise AzureError(501, "NotImplemented", f"jobs of the type {kind} are not part of the emulator")
+        command_steps.check_inputs(self._context, properties.get("inputs"))
         if properties["jobType"].lower() == "pipeline":
-            check_pipeline(self._local, properties.get("jobs") or {})
+            check_pipeline(self._context, properties.get("jobs") or {})
         else:
-            command_steps.check(self._local, {}, properties)
+            command_steps.check(self._context, {}, properties)
         if self._records.exists(name):
             raise AzureError(
                 409, "Conflict", f"{name!r} was the name of a job that is deleted: choose another"
             )
-        placed = outputs.placed(self._local, name, properties.get("outputs") or {}, properties)
-        named_outputs.check(self._local, placed)
+        placed = outputs.placed(self._context, name, properties.get("outputs") or {}, properties)
+        named_outputs.check(self._context, placed)
         document = self._records.open(name, {**properties, "outputs": placed}, parent=None, root=None)
         thread = threading.Thread(target=self._supervise, args=(name, run), daemon=True)
         self._threads[name] = thread
@@ -87,8 +88,8 @@ class Jobs:
 
     def _command(self, name: str, properties: dict) -> None:
         """Run a job that is one command."""
-        step = command_steps.of_job(self._local, name, properties)
-        self._steps.run(name, name, step, Journal(self._local, name, STEP_LOG), quiet=True)
+        step = command_steps.of_job(self._context, name, properties)
+        self._steps.run(name, name, step, Journal(self._context, name, STEP_LOG), quiet=True)
 
     def _supervise(self, name: str, run: Callable[[str, dict], None]) -> None:
         document = self._records.get(name)
@@ -99,7 +100,7 @@ class Jobs:
             run(name, document["properties"])
             self._records.end(name, "Completed")
         except CancelledError:
-            time.sleep(self._local.polling_seconds)  # on Azure too, CancelRequested lasts a while
+            time.sleep(self._context.polling_seconds)  # on Azure too, CancelRequested lasts a while
             self._records.end(name, "Canceled")
         except StepError as error:
             self._records.end(name, "Failed", records.error(error.code, error.message))

@@ -14,7 +14,13 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, PlainTextResponse, Response
 
 from local_azureml.engine.processes import UserError
-from local_azureml.engine.serving.generation import Answer, Generator, Parameters, Ticket, TooLongError
+from local_azureml.engine.serving.generation import (
+    Answer,
+    GenerationRequest,
+    Generator,
+    Parameters,
+    TooLongError,
+)
 
 EXPECTED = (
     '{"input_data": {"input_string": [{"role": "user", "content": "…"}], "parameters": {"temperature": 0.7,'
@@ -131,7 +137,7 @@ def create_app(generator: Generator, shape: str, most: int, timeout: float, faul
 async def _score(
     body: bytes, generator: Generator, threads: Executor, shape: str, timeout: float, faults: dict
 ) -> Response:
-    tickets: list[Ticket] = []
+    tickets: list[GenerationRequest] = []
     until = time.monotonic() + timeout
 
     def prompts(conversations: list[list[dict]]) -> list[list[int]]:

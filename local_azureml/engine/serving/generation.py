@@ -45,7 +45,7 @@ class Answer:
 
 
 @dataclass
-class Ticket:
+class GenerationRequest:
     """One conversation waiting for its answer."""
 
     prompt: list[int]
@@ -67,17 +67,17 @@ class Generator:
         self.context = self.model.config.max_position_embeddings
         self.ends = end_tokens(self.model.generation_config, self.tokenizer)
         self.most = most
-        self.waiting: queue.SimpleQueue[Ticket] = queue.SimpleQueue()
+        self.waiting: queue.SimpleQueue[GenerationRequest] = queue.SimpleQueue()
         threading.Thread(target=self._work, name="generator", daemon=True).start()
 
-    def ask(self, prompt: list[int], parameters: Parameters) -> Ticket:
+    def ask(self, prompt: list[int], parameters: Parameters) -> GenerationRequest:
         """Queue a conversation's prompt; its answer comes in the ticket's future."""
         room = self.context - len(prompt)
         if room < 1:
             raise TooLongError(
                 f"the conversation has {len(prompt)} tokens; the model takes fewer than {self.context}"
             )
-        ticket = Ticket(prompt, parameters, min(room, parameters.max_new_tokens))
+        ticket = GenerationRequest(prompt, parameters, min(room, parameters.max_new_tokens))
         self.waiting.put(ticket)
         return ticket
 
@@ -95,14 +95,14 @@ class Generator:
                         ticket.answer.set_exception(error)
                 batch = Batch(self.model, self.tokenizer.pad_token_id)
 
-    def _take(self, room: int, wait: bool) -> list[Ticket]:
+    def _take(self, room: int, wait: bool) -> list[GenerationRequest]:
         """Return up to `room` of the tickets that wait, at least one of them if `wait`."""
         taken = [self.waiting.get()] if wait else []
         while len(taken) < room and not self.waiting.empty():
             taken.append(self.waiting.get())
         return [ticket for ticket in taken if ticket.answer.set_running_or_notify_cancel()]
 
-    def _finish(self, ticket: Ticket) -> bool:
+    def _finish(self, ticket: GenerationRequest) -> bool:
         """Hand over the answer if its last token ended it; say whether nothing more is to be done."""
         ended = ticket.made[-1] in self.ends
         if ended or len(ticket.made) >= ticket.limit:
@@ -135,11 +135,11 @@ class Batch:
 
     def __init__(self, model, filler: int):
         self.model, self.filler = model, filler
-        self.tickets: list[Ticket] = []
+        self.tickets: list[GenerationRequest] = []
         self.cache = DynamicCache()
         self.seen = torch.zeros(0, 0, dtype=torch.long, device=model.device)  # rows by tokens: 0 is padding
 
-    def step(self, asked: list[Ticket]) -> None:
+    def step(self, asked: list[GenerationRequest]) -> None:
         """Let `asked` join, and give every conversation its next token."""
         if asked:
             self._join(asked)
@@ -163,7 +163,7 @@ class Batch:
         for layer in self.cache.layers:
             layer.keys, layer.values = layer.keys[rows, :, unused:], layer.values[rows, :, unused:]
 
-    def _join(self, asked: list[Ticket]) -> None:
+    def _join(self, asked: list[GenerationRequest]) -> None:
         """Read the prompts of `asked`, choose their first tokens, and put their caches under the others'."""
         longest = max(len(ticket.prompt) for ticket in asked)
         short = [longest - len(ticket.prompt) for ticket in asked]
@@ -199,7 +199,7 @@ class Batch:
         )
         return outputs.logits[:, -1].float()
 
-    def _choose(self, tickets: list[Ticket], scores: torch.Tensor) -> None:
+    def _choose(self, tickets: list[GenerationRequest], scores: torch.Tensor) -> None:
         tokens = scores.argmax(-1)
         rows = [row for row, ticket in enumerate(tickets) if ticket.parameters.samples]
         if rows:

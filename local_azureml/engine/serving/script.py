@@ -67,7 +67,7 @@ def _of_model(folder: Path, one_python: bool) -> dict | None:
 
 
 def _is_here(line: str) -> bool:
-    """Return whether a requirement is met by the packages of the stand-in's own Python."""
+    """Return whether a requirement is met by the packages of the emulator's own Python."""
     try:
         requirement = Requirement(line)
         there = metadata.version(requirement.name)

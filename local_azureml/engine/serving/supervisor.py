@@ -12,7 +12,8 @@ from typing import NamedTuple
 
 import httpx
 
-from local_azureml import cloud, process_environment
+from local_azureml import process_environment
+from local_azureml.context import Context
 from local_azureml.control_plane import addresses, deployments, endpoints, operations, shapes
 from local_azureml.control_plane import environments as control_plane
 from local_azureml.engine import processes
@@ -38,10 +39,10 @@ def _interval(deployment: dict) -> str:
 
 
 class Deployments:
-    """The processes behind the deployments; each is started again when the stand-in is."""
+    """The processes behind the deployments; each is started again when the emulator is."""
 
-    def __init__(self, local: cloud.Cloud):
-        self._local = local
+    def __init__(self, context: Context):
+        self._context = context
         self._lock = threading.Lock()  # makes a look at a document and what follows for its process one act
         self._stopped = False
         with processes.short_names():
@@ -51,18 +52,20 @@ class Deployments:
         for document in self._documents():
             state = document["properties"]["provisioningState"]
             if state == "Deleting":
-                local.state.delete(document["id"])
+                context.state.delete(document["id"])
                 continue
             self._bill(document)
             if state != "Failed":
-                endpoints.set_properties(local, document, provisioningState="Updating")
+                endpoints.set_properties(context, document, provisioningState="Updating")
                 again.append(document)
         threading.Thread(target=self._recover, args=(again,), daemon=True).start()
 
     def _documents(self) -> list[dict]:
-        there = self._local.state.children(endpoints.BASE)
+        there = self._context.state.children(endpoints.BASE)
         return [
-            found for each in there for found in endpoints.deployments_of(self._local, each["name"]).values()
+            found
+            for each in there
+            for found in endpoints.deployments_of(self._context, each["name"]).values()
         ]
 
     def _recover(self, documents: list[dict]) -> None:
@@ -91,13 +94,13 @@ class Deployments:
     def _settle(self, document: dict, state: str) -> None:
         with self._lock:
             self._check(document)
-            endpoints.set_properties(self._local, document, provisioningState=state)
+            endpoints.set_properties(self._context, document, provisioningState=state)
 
     def _check(self, document: dict) -> None:
-        """Refuse a deployment that was replaced or deleted since, and any once the stand-in stops."""
+        """Refuse a deployment that was replaced or deleted since, and any once the emulator stops."""
         if self._stopped:
             raise operations.stopped()
-        there = self._local.state.get(document["id"])
+        there = self._context.state.get(document["id"])
         if there is None or there["systemData"] != document["systemData"]:
             raise AzureError(
                 409, "Conflict", f"{endpoints.label(document)} was replaced or deleted meanwhile"
@@ -106,26 +109,26 @@ class Deployments:
     def _bill(self, document: dict) -> None:
         size, instances = document["properties"]["instanceType"], document["sku"]["capacity"]
         held = math.ceil(instances * deployments.reserve(size))
-        self._local.meter.start(
+        self._context.meter.start(
             _interval(document), f"deployment {endpoints.label(document)}", size, instances, held=held
         )
 
     def _start(self, document: dict) -> Container:
         settings = document["properties"]["requestSettings"]
         per_instance = settings["maxConcurrentRequestsPerInstance"]
-        log = deployments.log_of(self._local, document)
+        log = deployments.log_of(self._context, document)
         socket = Path(self._sockets.name, secrets.token_hex(8))
         specification = {
             **self._asked(document["properties"]),
             "socket": str(socket),
             "max_concurrent_requests": per_instance * document["sku"]["capacity"],
             "request_timeout": shapes.seconds(settings["requestTimeout"]),
-            "shape": self._local.faults.value("answer-shape") or "mlflow",
-            "faults": self._local.faults.active(),
+            "shape": self._context.faults.value("answer-shape") or "mlflow",
+            "faults": self._context.faults.active(),
         }
-        specification |= HASTY.get(self._local.faults.value("scoring-status"), {})
+        specification |= HASTY.get(self._context.faults.value("scoring-status"), {})
         variables = process_environment.of_child(
-            self._local, **document["properties"]["environmentVariables"]
+            self._context, **document["properties"]["environmentVariables"]
         )
         own = specification["script"] or _is_any_model(specification["model"])
         entry = "local_azureml.engine.serving.script:run" if own else "local_azureml.engine.serving.chat:run"
@@ -135,14 +138,14 @@ class Deployments:
         """Return what a deployment's process needs of its model, its scoring script and its environment."""
         model, configuration = properties.get("model"), properties.get("codeConfiguration") or {}
         identifier, code = properties.get("environmentId"), configuration.get("codeId")
-        is_made = identifier and configuration and not self._local.one_python
+        is_made = identifier and configuration and not self._context.one_python
         return {
-            "model": str(addresses.resolve(self._local, model)) if model else None,
+            "model": str(addresses.resolve(self._context, model)) if model else None,
             "script": configuration.get("scoringScript"),
-            "code": str(addresses.resolve(self._local, code)) if code else None,
-            "environment": control_plane.check(self._local, identifier) if is_made else None,
-            "environments": str(self._local.folder / "environments"),
-            "one_python": self._local.one_python,
+            "code": str(addresses.resolve(self._context, code)) if code else None,
+            "environment": control_plane.check(self._context, identifier) if is_made else None,
+            "environments": str(self._context.folder / "environments"),
+            "one_python": self._context.one_python,
             "variables": properties["environmentVariables"],
         }
 
@@ -160,23 +163,24 @@ class Deployments:
         """Stop a deployment's process and its meter."""
         with self._lock:
             self._kill(document["id"])
-            self._local.meter.stop(_interval(document))
+            self._context.meter.stop(_interval(document))
 
     def stop(self) -> None:
-        """Stop all processes and meters; the deployments stay, to be started when the stand-in is again."""
+        """Stop all processes and meters; the deployments stay, to be started when the emulator is again."""
         with self._lock:
             self._stopped = True
             for identifier in list(self._containers):
                 self._kill(identifier)
             for document in self._documents():
-                self._local.meter.stop(_interval(document))
+                self._context.meter.stop(_interval(document))
         self._sockets.cleanup()
 
     def running(self) -> list[str]:
         """Return a line for each endpoint that is there, with its deployments."""
-        names = [endpoint["name"] for endpoint in self._local.state.children(endpoints.BASE)]
+        names = [endpoint["name"] for endpoint in self._context.state.children(endpoints.BASE)]
         deployed = {
-            name: ", ".join(endpoints.deployments_of(self._local, name)) or "no deployment" for name in names
+            name: ", ".join(endpoints.deployments_of(self._context, name)) or "no deployment"
+            for name in names
         }
         return [f"endpoint {name} ({deployed[name]})" for name in names]
 

@@ -1,0 +1,97 @@
+"""Everything that a service needs besides its request."""
+
+import hmac
+import json
+import secrets
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from starlette.requests import Request  # FastAPI's own, whose import takes each child a third of a second
+
+from local_azureml import identifiers
+from local_azureml.certificates import Certificates, write_private
+from local_azureml.errors import AzureError
+from local_azureml.faults import Faults
+from local_azureml.meter import Meter
+from local_azureml.resource import system_data
+from local_azureml.state import State
+
+
+@dataclass
+class Context:
+    """Everything that a service needs besides its request; one for each running stand-in."""
+
+    folder: Path  # the data folder: state, blobs, runs, certificates, secrets
+    port: int
+    base_model: Path
+    polling_seconds: float = 1.0  # what Retry-After says
+    faults: Faults = field(default_factory=Faults)
+    one_python: bool = False  # jobs and deployments run in the stand-in's own, whatever environment they name
+
+    def __post_init__(self):
+        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        self.state = State(self.folder)
+        if self.state.get(identifiers.WORKSPACE_ID) is None:
+            self.state.put(identifiers.WORKSPACE_ID, {"systemData": system_data()})
+        self.meter = Meter(self.state)
+        self.certificates = Certificates(self.folder / "tls")
+        self._secrets_file = self.folder / "secrets.json"
+        if not self._secrets_file.exists():
+            names = ("identity_header", "token_key", "sas_signature")
+            made = {name: secrets.token_urlsafe(32) for name in names}
+            write_private(self._secrets_file, json.dumps(made).encode())
+
+    def secret(self, name: str) -> str:
+        """Return a secret of this data folder: random when the folder was made, kept through a restart."""
+        return json.loads(self._secrets_file.read_text(encoding="utf-8"))[name]
+
+    def sign(self, *words: str) -> str:
+        """Return what nobody else can make of `words`, in hexadecimal; the first says what it is for."""
+        key = self.secret("sas_signature").encode()
+        return hmac.new(key, json.dumps(words).encode(), "sha256").hexdigest()
+
+    @property
+    def origin(self) -> str:
+        """Return the address that clients use."""
+        return f"https://localhost:{self.port}"
+
+    @property
+    def blobs(self) -> Path:
+        """Return the folder whose folders are the blob containers."""
+        return self.folder / "blobs"
+
+    def environment(self) -> dict[str, str]:
+        """Return the variables that point an unmodified SDK here; the README says why each."""
+        return {
+            "ARM_CLOUD_METADATA_URL": f"{self.origin}/metadata/endpoints?api-version=2019-05-01",
+            "AZUREML_CURRENT_CLOUD": identifiers.NAME,
+            "REGISTRY_DISCOVERY_ENDPOINT_URL": f"{self.origin}/",
+            "IDENTITY_ENDPOINT": f"{self.origin}/identity/token",
+            "IDENTITY_HEADER": self.secret("identity_header"),
+            "REQUESTS_CA_BUNDLE": str(self.certificates.bundle),
+            "SSL_CERT_FILE": str(self.certificates.bundle),
+            "AZUREML_RUN_POLLING_INTERVAL_MIN": "1",
+            "AZUREML_RUN_POLLING_INTERVAL_MAX": "1",
+            "HF_ENDPOINT": self.origin,
+            "HF_HOME": str(self.folder / "huggingface"),
+            "AZUREML_ARM_SUBSCRIPTION": identifiers.SUBSCRIPTION,
+            "AZUREML_ARM_RESOURCEGROUP": identifiers.GROUP,
+            "AZUREML_ARM_WORKSPACE_NAME": identifiers.WORKSPACE,
+            "NO_PROXY": "localhost,127.0.0.1",
+            "no_proxy": "localhost,127.0.0.1",
+        }
+
+
+def current(request: Request) -> Context:
+    """Return the context that answers `request`."""
+    return request.app.state.context
+
+
+async def body(request: Request, most: int) -> bytes:
+    """Return the body of a request, or refuse it as soon as it exceeds `most` bytes."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > most:
+            raise AzureError(413, "RequestBodyTooLarge", f"at most {most} bytes in one request")
+    return bytes(content)

@@ -1,0 +1,40 @@
+"""What every resource carries: identities, who made it and when."""
+
+import uuid
+from datetime import datetime, timedelta, timezone
+
+from local_azureml import identifiers
+
+
+def now(later: float = 0) -> str:
+    """Return the time, or that so many seconds later, as Azure writes it."""
+    return (datetime.now(timezone.utc) + timedelta(seconds=later)).isoformat(timespec="microseconds")
+
+
+def identity(asked: dict | None) -> dict | None:
+    """Return the identity of a resource with the ids that Azure gives it."""
+    if asked is None:
+        return None
+    system = {"principalId": "00000000-0000-0000-0000-000000000004", "tenantId": identifiers.TENANT}
+    given = {**asked, **(system if "SystemAssigned" in asked["type"] else {})}
+    if users := asked.get("userAssignedIdentities"):
+        given["userAssignedIdentities"] = {user: _ids_of_user(user) for user in users}
+    return given
+
+
+def _ids_of_user(identity: str) -> dict:
+    """Return the ids of an identity that a user assigns: the same wherever it is named."""
+    names = ("principalId", "clientId")
+    return {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name} of {identity.lower()}")) for name in names}
+
+
+def system_data(created: str | None = None) -> dict:
+    """Return who made and changed a resource, and when."""
+    return {
+        "createdAt": created or now(),
+        "createdBy": "you",
+        "createdByType": "User",
+        "lastModifiedAt": now(),
+        "lastModifiedBy": "you",
+        "lastModifiedByType": "User",
+    }

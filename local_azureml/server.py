@@ -1,0 +1,137 @@
+"""A running emulator: its data folder, its port, the HTTPS server and the processes behind it."""
+
+import argparse
+import os
+import socket
+import threading
+from pathlib import Path
+
+import filelock
+
+from local_azureml import identifiers
+from local_azureml.context import Context
+from local_azureml.engine import processes
+from local_azureml.engine.chat_completion import checkpoint
+from local_azureml.engine.processes import UserError
+from local_azureml.faults import Faults
+
+
+class UsageError(Exception):
+    """Something that the person at the command line can set right; ends with exit status 2."""
+
+
+def bind(port: int) -> socket.socket:
+    """Return a socket that listens on loopback at `port`, or at a free port for 0."""
+    # With the protocol named, asyncio turns Nagle's delay off; else each answer waits 40 ms for an ACK.
+    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    try:
+        listener.bind(("127.0.0.1", port))
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"port {port} cannot be used ({error}); choose another with --port, or none"
+        ) from None
+    return listener
+
+
+def base_model(folder: Path | None) -> Path:
+    """Return the checkpoint folder to serve as the registry's model, after a look at what lies in it."""
+    folder = (folder or identifiers.SMALL_MODEL).expanduser().resolve()
+    try:
+        checkpoint.check(folder)
+    except UserError as error:
+        raise UsageError(f"--base-model {folder}: {error}; give the folder of a Phi-3 checkpoint") from None
+    return folder
+
+
+def data_folder(folder: Path) -> Path:
+    """Return the folder for the state, made where it is not there and closed to others where it is ours."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        if (folder / "state.sqlite").exists() or not any(folder.iterdir()):
+            folder.chmod(0o700)
+        found = folder.stat()
+    except OSError as error:
+        raise UsageError(f"--data-dir {folder} cannot be used: {error.strerror}") from None
+    if found.st_uid != os.getuid() or found.st_mode & 0o077:
+        raise UsageError(
+            f"--data-dir {folder} is open to other users, who could read tokens and data there: "
+            "chmod 700 it, or give a folder of your own"
+        )
+    return folder.resolve()
+
+
+def claimed(folder: Path) -> filelock.FileLock:
+    """Return the lock that keeps a second emulator out of the folder while this process lives."""
+    try:
+        lock = filelock.FileLock(folder / "lock", blocking=False)
+        lock.acquire()
+    except filelock.Timeout:
+        raise UsageError(
+            f"--data-dir {folder} is in use by another emulator: stop it, or give another"
+        ) from None
+    return lock
+
+
+class Server:
+    """A running emulator: the HTTPS server in a thread of this process, and the processes behind it."""
+
+    def __init__(self, options: argparse.Namespace, folder: Path):
+        import uvicorn
+
+        model, faults, folder = base_model(options.base_model), Faults(options.fault), data_folder(folder)
+        self._lock = claimed(folder)
+        self._listener = bind(options.port)
+        port = self._listener.getsockname()[1]
+        self.context = Context(folder, port, model, options.poll, faults, options.one_python)
+        from local_azureml.app import create_app
+        from local_azureml.timeouts import TimeoutProtocol
+
+        self.app = create_app(self.context)
+        chain = str(self.context.certificates.chain)
+        waits = {"timeout_graceful_shutdown": 2, "timeout_keep_alive": 600}  # clients reuse idle connections
+        tls = {"ssl_certfile": chain, "ssl_keyfile": chain}
+        kind = {"http": TimeoutProtocol, "ws": "none", "lifespan": "off", "proxy_headers": False}
+        settings = uvicorn.Config(self.app, log_level="warning", **kind, **tls, **waits)
+        self._server = uvicorn.Server(settings)
+        self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+
+    def __enter__(self) -> "Server":
+        self._thread.start()
+        while not self._server.started and self._thread.is_alive():
+            self._thread.join(0.02)
+        return self
+
+    def warm(self) -> "Server":
+        """Import what jobs need behind the scenes, from the first compute on, and return this server."""
+
+        def begin() -> None:
+            self.app.state.warm = idle
+            with processes.STARTING:
+                processes.warm()
+            self.app.state.tracking.warm()
+
+        idle, self.app.state.warm = self.app.state.warm, begin
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.summary = summary(self.app)
+        self.app.state.jobs.stop()
+        self.app.state.deployments.stop()
+        self.app.state.tracking.close()
+        for connection in list(self._server.server_state.connections):  # which clients keep open, idle
+            connection.loop.call_soon_threadsafe(connection.transport.abort)
+        self._server.should_exit = self._server.force_exit = True
+        self._thread.join()
+        processes.cool()
+        self.context.state.close()
+        self._lock.release()
+
+
+def summary(app) -> str:
+    """Return a line for each thing that Azure would have billed, and for each that was left running."""
+    bills = app.state.context.meter.bills()
+    left = app.state.jobs.running() + app.state.deployments.running()
+    lines = [f"Azure would have billed: {bill}" for bill in bills] or ["Azure would have billed: nothing"]
+    lines += [f"left running, stopped now: {name}" for name in left] or ["still running: nothing"]
+    return "\n".join(lines)

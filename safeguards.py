@@ -1,7 +1,8 @@
 """What keeps a run of finetune_phi3_ultrachat.ipynb from costing more than it should.
 
-Checks before anything is billed, the reading of failures, the watcher that deletes the endpoint, and tables
-that read well. Nothing in here is needed to learn the SDK: its calls stand in the notebook's cells.
+Checks before anything is billed (by the rules in settings.py), the reading of failures, the watcher that
+deletes the endpoint, and tables that read well. Nothing in here is needed to learn the SDK: its calls stand
+in the notebook's cells.
 """
 
 import ast
@@ -22,7 +23,6 @@ from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppres
 from datetime import date
 from pathlib import Path
 from types import SimpleNamespace
-from typing import NamedTuple
 
 import pandas as pd
 from azure.ai.ml import MLClient
@@ -31,6 +31,10 @@ from azure.core.exceptions import AzureError, ClientAuthenticationError, Resourc
 from azure.identity import DefaultAzureCredential, InteractiveBrowserCredential
 from IPython.core.error import StdinNotImplementedError
 from IPython.display import display
+
+from settings import Check
+from settings import check_inputs as check_inputs
+from settings import check_parameters as check_parameters
 
 MADE_BY = "finetune_phi3_ultrachat"  # a tag of all that the notebook creates
 RESULTS = ("workspace", "component", "cluster", "files", "job", "registered", "address")  # of steps 1 to 7
@@ -41,54 +45,9 @@ RETIRED = {  # fine-tuning ended on; what to take instead. Source: Azure/azureml
 ROOMY = re.compile("a100|h100|h200|mi300x|nd40rs_v2")  # sizes with 32 GB or more on each GPU
 UNRESERVED = re.compile("a100|h100|nd40rs")  # to all other deployments Azure adds a fifth in reserve
 
-NUMBER = (int, float)
-COUNT = (int, "a whole number, 1 or more", lambda n: n >= 1)
-WHOLE = (int, "a whole number", lambda n: True)
-FLAG = (bool, "True or False, with a capital", lambda flag: True)
-TEXT = (str, "text, which papermill takes by -r", lambda text: True)
-NAME = "(?=.{%d,32}$)[A-Za-z](-?[A-Za-z0-9])*"
-LEGAL = "letters, digits and single dashes, a letter first"
-PARAMETERS = {  # names -> type, what is needed, whether it is that
-    "compute_nodes compute_idle_seconds instance_count score_samples": COUNT,
-    "score_seed": WHOLE,
-    "job_limit_minutes": (NUMBER, "a number above 0", lambda n: 0 < n < math.inf),
-    "dataset_split_pc": (NUMBER, "a number above 0, at most 100", lambda n: 0 < n <= 100),
-    "compare_with_base keep_endpoint delete_cluster": FLAG,
-    "finetune_parameters score_parameters": (dict, "a dictionary", lambda given: True),
-    "compute_tier": (str, "dedicated or low_priority", lambda tier: tier in ("dedicated", "low_priority")),
-    "compute_cluster": (str, f"2 to 32 {LEGAL}", lambda name: re.fullmatch(NAME % 2, name)),
-    "endpoint_name": (str, f'3 to 32 {LEGAL}, or ""', lambda name: not name or re.fullmatch(NAME % 3, name)),
-    "subscription_id resource_group workspace_name registry_name model_name compute_size": TEXT,
-    "dataset_name download_dir resume_job_name instance_type": TEXT,
-}
-INPUTS = {  # likewise, of the training inputs for which the component declares no limits
-    "learning_rate": (NUMBER, "a number above 0, below 1", lambda n: 0 < n < 1),
-    "adam_epsilon": (NUMBER, "a number above 0", lambda n: n > 0),
-    "weight_decay max_grad_norm": (NUMBER, "a number, 0 or more", lambda n: n >= 0),
-    "lora_dropout adam_beta1 adam_beta2": (NUMBER, "a number, 0 or more, below 1", lambda n: 0 <= n < 1),
-    "warmup_steps": (int, "a whole number, 0 or more", lambda n: n >= 0),
-    "max_seq_length max_steps": (int, "a whole number, -1, or 1 or more", lambda n: n == -1 or n >= 1),
-    "lora_alpha lora_r gradient_accumulation_steps logging_steps eval_steps": COUNT,
-}
-ANSWERS = {  # likewise, of the parameters of an answer
-    "temperature": (NUMBER, "a number, 0 to 10", lambda n: 0 <= n <= 10),
-    "top_p": (NUMBER, "a number above 0, at most 1", lambda n: 0 < n <= 1),
-    "do_sample": FLAG,
-    "max_new_tokens": COUNT,
-}
 logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)  # hides which of its classes are experimental
 told_failures: set[str] = set()  # jobs of which this kernel has said that they failed
 watchers: dict[str, subprocess.Popen] = {}  # endpoint -> the process that deletes it when this kernel ends
-
-
-class Check(NamedTuple):
-    """A line of step 3's table."""
-
-    what: str
-    found: object
-    needed: str
-    fine: bool
-    advice: str
 
 
 def say_retry(request) -> None:
@@ -98,34 +57,6 @@ def say_retry(request) -> None:
 
 
 QUIET = {"show_progress": False, "enable_telemetry": False, "retry_connect": 6, "raw_request_hook": say_retry}
-
-
-def rules(table: dict) -> dict[str, tuple]:
-    """Return the rule for each name of a table: type, what is needed, whether a value is that."""
-    return {name: rule for names, rule in table.items() for name in names.split()}
-
-
-def check_value(name: str, value, rule: tuple, where: str = "the cell of parameters") -> Check:
-    """Check a value against its rule; `where` is what to mend."""
-    kind, needed, legal = rule
-    advice = f"mend {where}"
-    if isinstance(value, str) and kind in (int, NUMBER):
-        with suppress(ValueError):  # YAML reads 5e-6 as a text, and 5.0e-6 as a number
-            number = int(value) if kind is int else float(value)
-            advice = "write " + re.sub("^([0-9-]+)e", r"\1.0e", str(number))
-    typed = isinstance(value, kind) and isinstance(value, bool) == (kind is bool)
-    return Check(name, repr(value), needed, bool(typed and value == value and legal(value)), advice)  # no NaN
-
-
-def check_parameters(given: dict) -> None:
-    """Raise ValueError for the parameters that are missing, of the wrong type or out of range."""
-    known = rules(PARAMETERS)
-    if missing := sorted(known.keys() - given.keys()):
-        raise ValueError(f"parameter {missing[0]} is missing: run the cell of parameters first")
-    checks = [check_value(name, given[name], rule) for name, rule in known.items()]
-    wrong = [f"parameter {one.what} is {one.found}: it takes {one.needed}" for one in checks if not one.fine]
-    if wrong:
-        raise ValueError("; ".join(wrong))
 
 
 def after_step(number: int, given: dict) -> None:
@@ -345,43 +276,6 @@ def check_machines(
     for what in sorted(most.keys() & settings.keys()):  # by default one node, and all its GPUs
         fine, lower = settings[what] in range(1, most[what] + 1), "lower it, or choose a larger cluster"
         checks.append(Check(f"{what} on this cluster", settings[what], f"1 to {most[what]}", fine, lower))
-    return checks
-
-
-def declared(known) -> tuple:
-    """Return the rule of an input of the component: by its choices, or by its type and least value."""
-    if known.enum:
-        return (str, int), " or ".join(map(repr, known.enum)), lambda value: str(value) in known.enum
-    number = (NUMBER, "a number", lambda n: True)
-    text = ((str, int), "text", lambda value: True)
-    kind, needed, legal = {"integer": WHOLE, "number": number, "boolean": FLAG}.get(known.type, text)
-    if known.min is not None:
-        needed, legal = f"{needed}, {known.min} or more", lambda n: n >= float(known.min)
-    return kind, needed, legal
-
-
-def check_inputs(component, settings: dict, given: dict, answering: dict) -> list[Check]:
-    """Check the training inputs and the parameters of an answer that were given, and known conflicts."""
-    set_by_step_5 = re.compile("compute_|mlflow_model_path|train_file_path|test_file_path")
-    inputs = {name: declared(known) for name, known in component.inputs.items()} | rules(INPUTS)
-    inputs = {name: rule for name, rule in inputs.items() if not set_by_step_5.match(name)}
-    checks = []
-    for values, known, words, where in [
-        (given, inputs, "an input of the component, and not of this notebook", "finetune_parameters"),
-        (answering, ANSWERS, f"one of {', '.join(ANSWERS)}", "score_parameters"),
-    ]:
-        unknown = (object, words, lambda value: False)
-        checks += [
-            check_value(name, value, known.get(name, unknown), where) for name, value in values.items()
-        ]
-    final = {name: known.default for name, known in component.inputs.items()} | settings
-    for name, other, value in [
-        ("auto_find_batch_size", "apply_deepspeed", "true"),
-        ("apply_early_stopping", "evaluation_strategy", "disable"),
-    ]:
-        if final[name] == "true" and final[other] == value:
-            needed = f"'false' where {other} is {value!r}"
-            checks.append(Check(name, "'true'", needed, False, "mend finetune_parameters"))
     return checks
 
 

@@ -23,7 +23,7 @@ from local_azureml.meter import Meter
 from local_azureml.state import State
 
 ROOT = Path(__file__).parents[1]
-NOTEBOOK, MODULE, SCRIPT = "finetune_phi3_ultrachat.ipynb", "safeguards.py", "download-dataset.py"
+NOTEBOOK = "finetune_phi3_ultrachat.ipynb"
 DATA = "cloud"  # the emulator's data folder, in a case's own folder
 MARK = "NOTEBOOK_RUN"  # an environment variable that tells what a case started
 SHORT = {  # the notebook's parameters for the shortest run that still trains
@@ -52,11 +52,11 @@ class Row:
 
 
 def prepare(folder: Path) -> Path:
-    """Return an empty folder with the published notebook and its script."""
+    """Return an empty folder with the published notebook and the programs beside it."""
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir(parents=True)
-    for file in (NOTEBOOK, MODULE, SCRIPT):
-        shutil.copy(ROOT / file, folder)
+    for file in (ROOT / NOTEBOOK, *ROOT.glob("*.py")):
+        shutil.copy(file, folder)
     return folder
 
 

@@ -53,8 +53,8 @@ def again(variables: dict, *ids: str, **changed) -> dict:
 def steps(environment, tmp_path_factory):
     """A function that runs steps by their ids, with changed parameters, and returns their variables."""
     folder = tmp_path_factory.mktemp("cells")
-    for name in ("safeguards.py", "download-dataset.py"):
-        shutil.copy(ROOT / name, folder)
+    for file in ROOT.glob("*.py"):
+        shutil.copy(file, folder)
 
     def run(*ids: str, **changed) -> dict:
         variables = {"display": lambda *_, **__: None}
@@ -87,7 +87,7 @@ def refused(steps) -> str:
         "weight_decay: nan, needed a number, 0 or more",
         "per_device_train_batch_size: 0, needed a whole number, 1 or more",
         "max_seq_length: 0, needed a whole number, -1, or 1 or more",
-        "temperature: 'hot', needed a number, 0 to 10; mend score_parameters",
+        "temperature: 'hot', needed a number, 0 or more, at most 10; mend score_parameters",
         "max_tokens: 50, needed one of temperature, top_p, do_sample, max_new_tokens",
         "compute_finetune: 'serverless', needed an input of the component, and not of this notebook",
         "auto_find_batch_size: 'true', needed 'false' where apply_deepspeed is 'true'",
@@ -176,7 +176,10 @@ def test_step_4_says_why_the_data_cannot_be_had(steps):
             {"dataset_split_pc": 101},
             "parameter dataset_split_pc is 101: it takes a number above 0, at most 100",
         ),
-        ({"compute_tier": "cheap"}, "parameter compute_tier is 'cheap': it takes dedicated or low_priority"),
+        (
+            {"compute_tier": "cheap"},
+            "parameter compute_tier is 'cheap': it takes 'dedicated' or 'low_priority'",
+        ),
         (
             {"compute_cluster": "my gpu cluster!"},
             "compute_cluster is 'my gpu cluster!': it takes 2 to 32 letters",

@@ -39,8 +39,8 @@ class Run:
 def folder(tmp_path_factory) -> Path:
     """A folder with what the notebook needs beside it."""
     place = tmp_path_factory.mktemp("notebook")
-    for name in (NOTEBOOK, "safeguards.py", "download-dataset.py"):
-        shutil.copy(ROOT / name, place)
+    for file in (ROOT / NOTEBOOK, *ROOT.glob("*.py")):
+        shutil.copy(file, place)
     return place
 
 

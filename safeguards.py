@@ -32,6 +32,7 @@ from azure.identity import DefaultAzureCredential, InteractiveBrowserCredential
 from IPython.core.error import StdinNotImplementedError
 from IPython.display import display
 
+from costs import CARDS, Training, of_name
 from settings import Check
 from settings import check_inputs as check_inputs
 from settings import check_parameters as check_parameters
@@ -42,7 +43,7 @@ ENDED = ("Completed", "Failed", "Canceled")
 RETIRED = {  # fine-tuning ended on; what to take instead. Source: Azure/azureml-assets, read 2026-07-23
     "Phi-3-mini-4k-instruct": ("2025-08-30", "Phi-4"),  # no public call tells it of version 15
 }
-ROOMY = re.compile("a100|h100|h200|mi300x|nd40rs_v2")  # sizes with 32 GB or more on each GPU
+ROOMY = 32  # GB of each GPU that are enough for most models
 UNRESERVED = re.compile("a100|h100|nd40rs")  # to all other deployments Azure adds a fifth in reserve
 
 logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)  # hides which of its classes are experimental
@@ -229,7 +230,8 @@ def region(workspace: MLClient) -> tuple[dict, dict]:
 def usable(sizes: dict, allowed: list[str]) -> list[str]:
     """Return the region's sizes that fit: those of the model's list or, without one, of enough memory."""
     if not allowed:
-        allowed = sorted(filter(ROOMY.search, sizes), key=lambda name: sizes[name].cores)
+        roomy = [name for name in sizes if (of_name(CARDS, name) or (0,))[0] >= ROOMY]
+        allowed = sorted(roomy, key=lambda name: sizes[name].cores)
     return [name for name in allowed if name in sizes and sizes[name].gpus]
 
 
@@ -299,9 +301,12 @@ def stop_unless_fine(*checks: Check) -> None:
     """Show the checks as a table; raise RuntimeError with those that are not fine."""
     lines = [(*check[:3], "ok" if check.fine else check.advice) for check in checks]
     show_table(pd.DataFrame(lines, columns=["what", "found", "needed", "verdict"]).set_index("what"))
-    stops = [f"{one.what}: {one.found}, needed {one.needed}; {one.advice}" for one in checks if not one.fine]
-    if stops:
-        raise RuntimeError("nothing was created. " + " / ".join(stops))
+    if stops := [one for one in checks if not one.fine]:
+        raise RuntimeError(f"nothing was created. {listed(stops)}")
+
+
+def listed(checks: list[Check]) -> str:
+    return " / ".join(f"{one.what}: {one.found}, needed {one.needed}; {one.advice}" for one in checks)
 
 
 def run_script(*words: str) -> str:
@@ -320,6 +325,31 @@ def check_rows(files: dict[str, Path]) -> None:
         if rows < least:
             needed = f"rows of {split}: {rows}, needed {least} or more; raise dataset_split_pc"
             raise RuntimeError(f"nothing was billed. {needed}")
+
+
+def forecast(given: dict) -> None:
+    """Say what the run costs at most; raise RuntimeError where its training is bound to fail or of no use.
+
+    `given`: the kernel's variables after step 4.
+    """
+    now = SimpleNamespace(**given)
+    sizes, _ = region(now.workspace)
+    training = Training.of(
+        now.model,
+        now.component,
+        now.settings,
+        now.cluster,
+        sizes[now.cluster.size.lower()].name,
+        now.gpus_per_node,
+        now.job_limit_minutes,
+        now.files["train_sft"],
+    )
+    fitting = [sizes[name] for name in usable(sizes, told(now.model)[0])]
+    stops = [one for one in training.checks(fitting) if not one.fine]
+    if stops:
+        raise RuntimeError(f"nothing was billed. {listed(stops)}")
+    instances = now.instance_count * (1 + now.compare_with_base)
+    print(training.at_most(now.about.location, now.instance_type, instances))
 
 
 def next_try(name: str) -> str:

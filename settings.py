@@ -228,7 +228,7 @@ def declared(known) -> dict:
         numbers = [int(choice) for choice in known.enum if choice.isdecimal()]
         return {"type": ["string", "integer"], "enum": [*known.enum, *numbers]}
     bounds = {"minimum": known.min, "maximum": known.max}
-    schema = {key: float(bound) for key, bound in bounds.items() if bound is not None}
+    schema = {key: bound for key, bound in bounds.items() if bound is not None}
     if known.type in ("integer", "number", "boolean"):
         return {"type": known.type, **schema}
     return {"type": ["string", "integer"], "title": "text"}
@@ -268,4 +268,8 @@ def check_inputs(component, settings: dict, given: dict, answering: dict) -> lis
         if final[name] == "true" and final[other] == value:
             wanted = f"'false' where {other} is {value!r}"
             checks.append(Check(name, "'true'", wanted, False, "mend finetune_parameters"))
+    if given.get("max_steps", -1) != -1 and "num_train_epochs" in given:
+        checks.append(
+            Check("max_steps", given["max_steps"], "-1 beside num_train_epochs", False, "give one of them")
+        )
     return checks

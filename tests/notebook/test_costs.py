@@ -150,7 +150,8 @@ def test_without_the_list_the_price_is_the_readmes_and_says_so(training, monkeyp
     assert said == (
         "Training costs at most 14.92 USD: 1 x Standard_NC24ads_A100_v4 for 4.0 h (job_limit_minutes, which"
         " this kernel enforces, and the idle time), for about 9,600,000 tokens, at 4 characters each."
-        " Answering costs 7.40 USD an hour: 2 x Standard_NC24ads_A100_v4. Prices: the README's figure, for the US in 2026."
+        " Answering costs 7.40 USD an hour: 2 x Standard_NC24ads_A100_v4."
+        " Prices: the README's figure, for the US in 2026."
     )
     assert "about 3.70 USD an hour in the United States in" in (ROOT / "README.md").read_text("utf-8")
     assert "at most an unknown price" in training({}, size=T4).at_most("eastus", A100, 2)

@@ -107,8 +107,7 @@ class Server:
 
         def begin() -> None:
             self.app.state.warm = idle
-            with processes.STARTING:
-                processes.warm()
+            processes.warm()
             self.app.state.tracking.warm()
 
         idle, self.app.state.warm = self.app.state.warm, begin

@@ -1,7 +1,6 @@
 """Children's entries that do nothing but live."""
 
 import json
-import multiprocessing
 import os
 import time
 from pathlib import Path
@@ -10,12 +9,13 @@ from local_azureml.engine import processes
 
 
 def sleep_with_a_child(specification: dict) -> None:
-    """Start a child in the same group, which writes both process ids, and sleep."""
-    processes.CONTEXT.Process(target=_sleep, args=(processes.here,)).start()
+    """Start a child in the same group, write both process ids, and sleep."""
+    child = processes.Child("sleepers:sleep", {}, processes.here)
+    child.receive()
+    Path("pids.json").write_text(json.dumps([os.getpid(), child.pid]))
     time.sleep(600)
 
 
-def _sleep(place: processes.Place) -> None:
-    place.enter()
-    Path("pids.json").write_text(json.dumps([multiprocessing.parent_process().pid, os.getpid()]))
+def sleep(specification: dict) -> None:
+    """Sleep."""
     time.sleep(600)

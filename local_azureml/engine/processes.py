@@ -1,151 +1,36 @@
-"""Child processes that start warm: forked from a server that has already imported the libraries."""
+"""Child processes: told what to run through a socket, heard until they end, gone with their parent."""
 
-import errno
-import importlib
-import json
-import multiprocessing
 import os
 import secrets
+import select
 import signal
+import socket
 import sys
-import tempfile
 import threading
-import traceback
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
-from multiprocessing import connection, forkserver, resource_tracker
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 from local_azureml import process_environment
 from local_azureml.engine import descendants
-from local_azureml.errors import full_disk
+from local_azureml.engine.channel import Channel
+from local_azureml.engine.fork_server import ForkServer, spawn
 
-CONTEXT, COLD = multiprocessing.get_context("forkserver"), multiprocessing.get_context("spawn")
-PRELOADED = ["local_azureml.engine.chat_completion.preload"]  # imports that take seconds, for no child again
-LIGHT = [
+LIGHT = (  # need no library that the server has imported, nor wait for it
     "local_azureml.engine.jobs.command",
     "local_azureml.engine.serving.script",
-]  # need none of that, nor wait for it
-LONGEST_FOLDER = 60  # bytes; multiprocessing adds two random names to it
-ERROR = "error.json"  # in a child's folder: why it failed
-STARTING = threading.Lock()  # also guards every reading of an exit code, which the pipe holds only once
+)
+LOST = {
+    "exit": -signal.SIGKILL,
+    "error": {"code": "SystemError", "message": "the process was killed, probably out of memory"},
+}
+TRIES = 3  # for a child that the fork server took along when it died
+PATIENCE = 10.0  # seconds after which a fork server that stays silent is looked at
+SERVER = ForkServer()
 
 
 class UserError(Exception):
     """What the user gave can't work; the message is the one sentence that says why."""
-
-
-def warm() -> None:
-    """Start the server that children are forked from; it goes on importing after this returns."""
-    if forkserver._forkserver._forkserver_pid is None:
-        # Elsewhere than on Linux, libraries that were imported before a fork may fail after it.
-        CONTEXT.set_forkserver_preload(PRELOADED if sys.platform == "linux" else [])
-        resource_tracker.ensure_running()  # which unblocks interrupts when it starts
-        found_by = {"PYTHONPATH": str(Path(__file__).parents[2])}
-        with _environment(process_environment.LIBRARIES | found_by), _interrupts_blocked(), short_names():
-            forkserver.ensure_running()
-
-
-def cool() -> None:
-    """End the server that children are forked from, whatever it is still importing."""
-    server = forkserver._forkserver
-    if server._forkserver_pid is not None:
-        os.kill(server._forkserver_pid, signal.SIGKILL)
-        server._stop()
-
-
-def start(entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]) -> "Process":
-    """Return at once a child that runs `entry` ("module:function") on `specification`, cwd in `folder`."""
-    folder.mkdir(parents=True, exist_ok=True)
-    log.parent.mkdir(parents=True, exist_ok=True)
-    log.touch()
-    (folder / ERROR).unlink(missing_ok=True)
-    return Process(entry, specification, folder, log, environment)
-
-
-class Process:
-    """A child that leads its own process group and dies with the process that started it."""
-
-    def __init__(self, entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]):
-        self.folder, self.log = folder, log
-        self._mark = secrets.token_hex(16)
-        environment = {**environment, descendants.MARK: self._mark}
-        self._warm = entry.partition(":")[0] not in LIGHT
-        self._child = (CONTEXT if self._warm else COLD).Process(
-            target=_run,
-            args=(entry, specification, Place(0, str(log), str(folder), environment)),
-            daemon=True,
-        )
-        self._exit_code: int | None = None
-        self._killed = False
-        self._started, self._ended = threading.Event(), threading.Event()
-        threading.Thread(target=self._live, name=f"child {entry}", daemon=True).start()
-
-    @property
-    def pid(self) -> int | None:
-        """The process id, as soon as the warm server has forked the child; None if it never could."""
-        self._started.wait()
-        return self._child.pid
-
-    @property
-    def alive(self) -> bool:
-        return not self._ended.is_set()
-
-    def wait(self, timeout: float | None = None) -> int | None:
-        """Return the exit code, or None if the child still runs after `timeout` seconds."""
-        self._ended.wait(timeout)
-        return self._exit_code
-
-    def kill(self) -> None:
-        """Kill the child and all that it started; one that is not forked yet ends at once."""
-        self._killed = True
-        if not self._started.is_set():
-            self._exit_code = -signal.SIGKILL
-            self._ended.set()
-        elif self.alive:
-            self._kill()
-
-    def error(self) -> dict:
-        """Return why the child failed: {"code": "UserError" or "SystemError", "message": one sentence}."""
-        if self._exit_code == errno.ENOSPC:
-            return {"code": "UserError", "message": full_disk(OSError(errno.ENOSPC, ""))}
-        written = self.folder / ERROR
-        if written.exists():
-            return json.loads(written.read_text())
-        if self._exit_code == -signal.SIGKILL and not self._killed:
-            return {
-                "code": "SystemError",
-                "message": "the process was killed, most likely for want of memory",
-            }
-        return {"code": "SystemError", "message": f"the process ended with exit code {self._exit_code}"}
-
-    def _live(self) -> None:
-        try:
-            with STARTING, _interrupts_blocked():
-                if self._warm:
-                    warm()
-                self._child.start()
-        except (OSError, EOFError) as error:
-            self.log.write_text(f"the process could not be started: {error!r}\n")
-            self._exit_code = 1
-        else:
-            self._started.set()
-            if self._killed:
-                self._kill()
-            connection.wait([self._child.sentinel])
-            with STARTING:
-                self._child.join()
-            self._exit_code = self._child.exitcode
-            _kill_group(self._child.pid, leader=False)
-            descendants.end(self._mark)  # where it could not do that itself
-        self._started.set()
-        self._ended.set()
-
-    def _kill(self) -> None:
-        with suppress(ProcessLookupError):
-            os.kill(self._child.pid, signal.SIGSTOP)  # it still adopts, and starts no more
-            descendants.end(self._mark, self._child.pid)
-        _kill_group(self._child.pid)
 
 
 @dataclass(frozen=True)
@@ -157,12 +42,10 @@ class Place:
     folder: str
     environment: dict[str, str]
 
-    def enter(self) -> None:
-        """Move this process here, and let it die when the process that started it dies."""
-        global here
+    def enter(self) -> "Place":
+        """Move this process here, and return the place for its own children."""
         with suppress(ProcessLookupError, PermissionError):
             os.setpgid(0, self.group)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
         stream = os.open(self.log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
         os.dup2(stream, 1)
         os.dup2(stream, 2)
@@ -172,53 +55,173 @@ class Place:
         os.chdir(self.folder)
         process_environment.leave(*process_environment.PYTHON)
         os.environ.update(process_environment.LIBRARIES | self.environment)
-        here = replace(self, group=os.getpgid(0))
         if self.group == 0:
             descendants.adopt()
-        threading.Thread(target=_die_with_parent, name="parent watch", daemon=True).start()
+        return replace(self, group=os.getpgid(0))
 
 
-here: Place | None = None  # a child's own, for the children that it starts
+here: Place | None = None  # where this process works, if it is a child
+parent: Channel | None = None  # to the process that started it
 
 
-def _run(entry: str, specification: dict, place: Place) -> None:
-    place.enter()
-    _allow_children()
-    module, function = entry.split(":")
+def warm() -> None:
+    """Let the libraries be imported that children need."""
+    if sys.platform == "linux":  # elsewhere, libraries that were imported before a fork may fail after it
+        SERVER.start()
+
+
+def cool() -> None:
+    """End the server that children are forked from."""
+    SERVER.stop()
+
+
+class Child:
+    """A process that runs `entry` ("module:function") on a specification."""
+
+    def __init__(self, entry: str, specification: dict, place: Place | None):
+        self.pid: int | None = None  # from its first word on
+        self.ended = LOST  # {"exit": its exit status, "error": {"code", "message"} if that is not 0}
+        ours, theirs = socket.socketpair()
+        self._channel = Channel(ours)
+        with theirs:
+            _hand_over(theirs.fileno(), entry.partition(":")[0] not in LIGHT)
+        self.send({"entry": entry, "specification": specification, "place": place and asdict(place)})
+
+    def fileno(self) -> int:
+        return self._channel.fileno()
+
+    def send(self, message: object) -> None:
+        """Tell the child something; `receive` finds out where nobody hears it."""
+        with suppress(OSError):
+            self._channel.send(message)
+
+    def receive(self, timeout: float | None = None) -> object:
+        """Return what the child says next, None for its first word and its last.
+
+        TimeoutError after so many seconds, EOFError when it has ended.
+        """
+        kind, said = self._channel.receive(timeout)
+        for descriptor in self._channel.taken():
+            with suppress(OSError):  # who asked for it finds out
+                _hand_over(descriptor, warm=True)
+            os.close(descriptor)
+        if kind == "pid":
+            self.pid = said
+        elif kind == "ended":
+            self.ended = said
+        return said if kind == "said" else None
+
+    def end(self) -> None:
+        """Kill the child, and let it never begin where it has not yet."""
+        if self.pid:
+            with suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+        self._channel.close()
+
+
+def _hand_over(descriptor: int, warm: bool) -> None:
+    """Have a new process get this socket: forked by the server, or a fresh interpreter."""
+    if parent:
+        parent.send(["child", None], descriptor)
+    elif warm and sys.platform == "linux":
+        SERVER.fork(descriptor)
+    else:
+        spawn("child", descriptor)
+
+
+def join(children: list[Child]) -> None:
+    """Return when all these children have ended well; when one did not, end the others and raise why."""
+    running = set(children)
     try:
-        getattr(importlib.import_module(module), function)(specification)
-    except UserError as error:
-        _fail("UserError", str(error))
-    except Exception as error:
-        if full_disk(error):
-            sys.exit(errno.ENOSPC)  # there is no room to say more
-        traceback.print_exc()
-        first = (str(error).strip() or "no message").splitlines()[0]
-        _fail("SystemError", f"{type(error).__name__}: {first}")
+        while running:
+            for child in select.select(running, [], [])[0]:
+                try:
+                    child.receive()
+                except EOFError:
+                    running.remove(child)
+                    if error := child.ended.get("error"):
+                        kind = UserError if error["code"] == "UserError" else RuntimeError
+                        raise kind(error["message"]) from None
     finally:
-        descendants.end(place.environment[descendants.MARK], os.getpid())
+        for child in running:
+            child.end()
 
 
-def _allow_children() -> None:
-    """Let this child start children of its own, forked from the same warm server."""
-    multiprocessing.current_process().daemon = False
-    forkserver._forkserver.ensure_running = lambda: (
-        None
-    )  # else the standard library starts a second, cold one
+def start(entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]) -> "Process":
+    """Return at once a child that runs `entry` ("module:function") on `specification`, cwd in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.touch()
+    return Process(entry, specification, folder, log, environment)
 
 
-def _fail(code: str, message: str) -> None:
-    print(f"{code}: {message}", flush=True)
-    Path(ERROR).write_text(json.dumps({"code": code, "message": message}))
-    sys.exit(1)
+class Process:
+    """A child that leads a process group, and with which all ends that it started."""
 
+    def __init__(self, entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]):
+        self._mark = secrets.token_hex(16)
+        place = Place(0, str(log), str(folder), {**environment, descendants.MARK: self._mark})
+        self._task = entry, specification, place
+        self._child: Child | None = None
+        self._result = LOST
+        self._killed = False
+        self._ended = threading.Event()
+        threading.Thread(target=self._live, name=f"child {entry}", daemon=True).start()
 
-def _die_with_parent() -> None:
-    multiprocessing.parent_process().join()
-    if os.getpgid(0) == os.getpid():
-        descendants.end(here.environment[descendants.MARK], os.getpid())
-        os.killpg(0, signal.SIGKILL)
-    os.kill(os.getpid(), signal.SIGKILL)
+    @property
+    def alive(self) -> bool:
+        return not self._ended.is_set()
+
+    def wait(self, timeout: float | None = None) -> int | None:
+        """Return the exit status, or None if the child still runs after `timeout` seconds."""
+        return self._result["exit"] if self._ended.wait(timeout) else None
+
+    def kill(self) -> None:
+        """Kill the child and all that it started; one that has not begun yet never does."""
+        self._killed = True
+        if self._child and self._child.pid:
+            self._kill(self._child.pid)
+        elif self._child:
+            self._child.end()
+
+    def error(self) -> dict | None:
+        """Return why the child failed: {"code": "UserError" or "SystemError", "message": one sentence}."""
+        return self._result.get("error")
+
+    def _live(self) -> None:
+        try:
+            for _ in range(TRIES):
+                self._child = Child(*self._task)
+                self._follow(self._child)
+                if self._child.pid or self._killed:
+                    break
+            self._result = self._child.ended
+        except OSError as error:  # there is no process, or no descriptor, to be had
+            message = f"the process could not be started: {error}"
+            self._result = {"exit": 1, "error": {"code": "SystemError", "message": message}}
+        self._ended.set()
+
+    def _follow(self, child: Child) -> None:
+        """Return when the child has ended, and what it started with it."""
+        if self._killed:
+            child.end()
+        with suppress(EOFError):
+            while True:
+                try:
+                    child.receive(None if child.pid else PATIENCE)
+                except TimeoutError:
+                    SERVER.kill_if_stopped()
+                if self._killed and child.pid:
+                    self._kill(child.pid)
+        if child.pid:
+            _kill_group(child.pid, leader=False)
+            descendants.end(self._mark)  # where it could not do that itself
+
+    def _kill(self, pid: int) -> None:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGSTOP)  # it still adopts, and starts no more
+            descendants.end(self._mark, pid)
+        _kill_group(pid)
 
 
 def _kill_group(pid: int, leader: bool = True) -> None:
@@ -229,40 +232,3 @@ def _kill_group(pid: int, leader: bool = True) -> None:
         if leader:
             with suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
-
-
-@contextmanager
-def _interrupts_blocked():
-    """Let a child that is being spawned be deaf to Ctrl-C, which would end it while it imports."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-@contextmanager
-def short_names():
-    """Let a server's socket, whose name has a hundred bytes at most, lie in /tmp where TMPDIR is longer."""
-    before = tempfile.tempdir
-    if len(os.fsencode(tempfile.gettempdir())) > LONGEST_FOLDER:
-        tempfile.tempdir = "/tmp"
-    try:
-        yield
-    finally:
-        tempfile.tempdir = before
-
-
-@contextmanager
-def _environment(variables: dict[str, str]):
-    """Set `variables` for as long as a child is being spawned."""
-    before = {name: os.environ.get(name) for name in variables}
-    os.environ.update(variables)
-    try:
-        yield
-    finally:
-        for name, value in before.items():
-            if value is None:
-                os.environ.pop(name, None)
-            else:
-                os.environ[name] = value

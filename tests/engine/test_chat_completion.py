@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import signal
 import sqlite3
@@ -60,7 +61,8 @@ def finetune(prepared, tmp_path):
     ) -> Run:
         run = Run(tmp_path / name, **prepared.inputs, **(quick | inputs))
         run.upstream = dict(prepared.upstream)
-        run.code = run.step(FINETUNE, environment, faults).wait()
+        process = run.step(FINETUNE, environment, faults)
+        run.code, run.error = process.wait(), process.error()
         return run
 
     return start
@@ -534,24 +536,19 @@ def test_save_total_limit_keeps_so_many_checkpoints(finetune):
 def test_a_loss_that_is_no_number_fails_the_job(finetune):
     run = finetune(learning_rate=1e30, max_grad_norm=0)
     assert run.code == 1
-    error = json.loads((run.folder / FINETUNE / "error.json").read_text())
-    assert error["code"] == "UserError"
-    assert (
-        "the loss became nan at step" in error["message"] or "the loss became inf at step" in error["message"]
-    )
+    assert run.error["code"] == "UserError"
+    assert re.match("the loss became (nan|inf) at step", run.error["message"])
 
 
 def test_no_memory_left_is_said_with_what_to_lower(finetune):
     run = finetune(faults={"out-of-memory": ""})
-    error = json.loads((run.folder / FINETUNE / "error.json").read_text())
-    assert (run.code, error["code"]) == (1, "UserError")
-    assert error["message"].startswith("out of memory while training with ")
+    assert (run.code, run.error["code"]) == (1, "UserError")
+    assert run.error["message"].startswith("out of memory while training with ")
 
 
 def test_a_failure_in_one_of_several_processes_is_the_steps_own(finetune):
     run = finetune(faults={"out-of-memory": None}, number_of_gpu_to_use_finetuning=2)
-    error = json.loads((run.folder / FINETUNE / "error.json").read_text())
-    assert error["message"].startswith("out of memory while training with ")
+    assert run.error["message"].startswith("out of memory while training with ")
 
 
 def test_deepspeed_that_the_machine_lacks_is_named_in_the_log(finetune):
@@ -648,7 +645,6 @@ def test_a_step_and_its_processes_die_with_whoever_started_them(tmp_path):
     program = (
         "import pathlib, sys, time\n"
         "from local_azureml.engine import processes\n"
-        "processes.PRELOADED = []\n"
         "folder = pathlib.Path(sys.argv[1])\n"
         "processes.start('sleepers:sleep_with_a_child', {}, folder, folder / 'log.txt', {})\n"
         "time.sleep(600)\n"

@@ -3,13 +3,12 @@
 import importlib.util
 import json
 import os
-from dataclasses import dataclass
+import socket
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from datasets import Dataset
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from transformers import AutoTokenizer, Phi3ForCausalLM, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -22,7 +21,6 @@ from local_azureml.engine.chat_completion.trainer import Trainer, training_argum
 from local_azureml.engine.processes import UserError
 
 ADAPTER = "adapter"  # the folder of LoRA weights that are not merged
-FAILED = "failed.json"  # how a worker tells this step why it failed
 
 
 @dataclass(frozen=True)
@@ -59,7 +57,7 @@ def run(specification: dict) -> None:
     if running.processes == 1 and not deepspeed:
         train(task, running, None)
     else:
-        _launch(task, running, deepspeed)
+        _launch(specification, running)
 
 
 def deepspeed_config(values: dict, running: Layout) -> dict | None:
@@ -90,36 +88,24 @@ def _read_deepspeed(path: Path) -> dict:
         raise UserError(f"deepspeed: {path.name} is no JSON file: {error}") from error
 
 
-def _launch(task: Task, running: Layout, deepspeed: dict | None) -> None:
+def _launch(specification: dict, running: Layout) -> None:
     """Run `train` in processes as torchrun does, forked from the warm server."""
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=running.processes,
-        rdzv_backend="c10d",
-        rdzv_endpoint="localhost:0",
-        local_addr="localhost",
-        start_method="forkserver",
-        run_id="finetune",
-        max_restarts=0,
-    )
-    Path(FAILED).unlink(missing_ok=True)
-    try:
-        elastic_launch(config, _work)(task, running, deepspeed, processes.here)
-    except ChildFailedError as error:
-        if Path(FAILED).exists():
-            raise UserError(json.loads(Path(FAILED).read_text())) from error
-        raise
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+    shared |= {"OMP_NUM_THREADS": str(running.threads)}
+    shared |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(running.processes))
+    here = processes.here
+    ranks = [dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(running.processes)]
+    places = [replace(here, environment=here.environment | shared | rank) for rank in ranks]
+    processes.join([processes.Child(f"{__name__}:work", specification, place) for place in places])
 
 
-def _work(task: Task, running: Layout, deepspeed: dict | None, place: processes.Place) -> None:
-    place.enter()
-    os.environ["OMP_NUM_THREADS"] = str(running.threads)
-    try:
-        train(task, running, deepspeed)
-    except UserError as error:
-        Path(FAILED).write_text(json.dumps(str(error)))
-        raise
+def work(specification: dict) -> None:
+    """Train one process's share."""
+    task = Task.of(specification)
+    running = layout(task.values)
+    train(task, running, deepspeed_config(task.values, running))
 
 
 def train(task: Task, running: Layout, deepspeed: dict | None) -> None:

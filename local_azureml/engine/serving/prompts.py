@@ -5,12 +5,11 @@ A template is a program that comes with the model. It reads no file and runs no 
 
 import queue
 import time
-from multiprocessing.connection import Connection
 from pathlib import Path
 
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
-from local_azureml.engine import processes
+from local_azureml.engine import child, processes
 
 SOON = 0.25  # seconds to wait for a child that is busy, before another is started
 
@@ -24,57 +23,35 @@ class Prompts:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self._idle: queue.SimpleQueue[Child] = queue.SimpleQueue()
-        self._idle.put(Child(folder))
+        self._idle: queue.SimpleQueue[processes.Child] = queue.SimpleQueue()
+        self._idle.put(self._child())
+
+    def _child(self) -> processes.Child:
+        return processes.Child(f"{__name__}:work", {"folder": str(self._folder)}, processes.here)
 
     def make(self, messages: list[dict], seconds: float) -> list[int]:
         """Return the tokens of a conversation and of what begins its answer; TimeoutError after `seconds`."""
         until = time.monotonic() + seconds
         try:
-            child = self._idle.get(timeout=max(0.0, min(SOON, seconds)))
+            worker = self._idle.get(timeout=max(0.0, min(SOON, seconds)))
         except queue.Empty:
-            child = Child(self._folder)
+            worker = self._child()
         try:
-            made = child.make(messages, until - time.monotonic())
+            worker.send(messages)
+            while (made := worker.receive(max(0.0, until - time.monotonic()))) is None:
+                pass  # it has only just begun
         except BaseException:
-            child.end()
-            child = Child(self._folder)
+            worker.end()
+            worker = self._child()
             raise
         finally:
             if self._idle.empty():
-                self._idle.put(child)
+                self._idle.put(worker)
             else:
-                child.end()
+                worker.end()
         if isinstance(made, str):
             raise TemplateError(made)
         return made
-
-
-class Child:
-    """A process with a model's tokenizer."""
-
-    def __init__(self, folder: Path):
-        self._connection, there = processes.CONTEXT.Pipe()
-        self._process = processes.CONTEXT.Process(
-            target=_work, args=(folder, there, processes.here), daemon=True
-        )
-        with processes.STARTING:
-            self._process.start()
-        there.close()
-
-    def make(self, messages: list[dict], seconds: float) -> list[int] | str:
-        """Return the tokens, or the name of the exception that the template raised."""
-        self._connection.send(messages)
-        if not self._connection.poll(max(0.0, seconds)):
-            raise TimeoutError
-        return self._connection.recv()
-
-    def end(self) -> None:
-        """Kill the process, whatever it does."""
-        with processes.STARTING:
-            self._process.kill()
-            self._process.join()
-        self._connection.close()
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
@@ -85,17 +62,13 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     return AutoTokenizer.from_pretrained(beside.parent, trust_remote_code=False)
 
 
-def _work(folder: Path, connection: Connection, place: processes.Place | None) -> None:
-    if place:
-        place.enter()
-    tokenizer = load_tokenizer(folder)
+def work(specification: dict) -> None:
+    """Answer each conversation with its tokens, or with the name of the template's exception."""
+    tokenizer = load_tokenizer(Path(specification["folder"]))
     while True:
-        try:
-            messages = connection.recv()
-        except EOFError:
-            return
+        messages = child.messages.get()
         try:
             encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
-            connection.send(list(encoded["input_ids"]))
+            child.say(list(encoded["input_ids"]))
         except Exception as error:
-            connection.send(type(error).__name__)
+            child.say(type(error).__name__)

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import secrets
 import tempfile
 import threading
@@ -21,6 +22,7 @@ from local_azureml.engine.chat_completion import checkpoint
 from local_azureml.engine.processes import UserError
 from local_azureml.errors import AzureError, user_error
 
+LONGEST_FOLDER = 77  # bytes; the path of a Unix socket, 26 longer, may have 103
 HASTY = {  # what a deployment runs with so that it really refuses, as the fault scoring-status asks
     408: {"request_timeout": 0.001, "faults": {}},
     429: {"max_concurrent_requests": 0, "faults": {}},
@@ -45,8 +47,8 @@ class Deployments:
         self._context = context
         self._lock = threading.Lock()  # makes a look at a document and what follows for its process one act
         self._stopped = False
-        with processes.short_names():
-            self._sockets = tempfile.TemporaryDirectory(prefix="local_azureml-")  # 0700
+        place = context.folder if len(os.fsencode(context.folder)) <= LONGEST_FOLDER else "/tmp"
+        self._sockets = tempfile.TemporaryDirectory(prefix="sockets-", dir=place)  # 0700
         self._containers: dict[str, Container] = {}  # by the id of the deployment
         again = []
         for document in self._documents():
@@ -117,7 +119,7 @@ class Deployments:
         settings = document["properties"]["requestSettings"]
         per_instance = settings["maxConcurrentRequestsPerInstance"]
         log = deployments.log_of(self._context, document)
-        socket = Path(self._sockets.name, secrets.token_hex(8))
+        socket = Path(self._sockets.name, secrets.token_hex(4))
         specification = {
             **self._asked(document["properties"]),
             "socket": str(socket),

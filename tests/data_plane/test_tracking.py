@@ -253,7 +253,7 @@ def test_a_job_right_after_the_start_meets_no_half_imported_mlflow(tmp_path):
         from local_azureml.context import Context
         from local_azureml.data_plane.tracking import Tracking
 
-        runs = Tracking(Cloud(Path(sys.argv[1]), 1, SMALL_MODEL))
+        runs = Tracking(Context(Path(sys.argv[1]), 1, SMALL_MODEL))
         loading = threading.Thread(target=runs.load)
         loading.start()
         while "mlflow" not in sys.modules:

@@ -14,7 +14,7 @@ from local_azureml.engine import environments, processes
 from local_azureml.engine.processes import UserError
 from local_azureml.errors import AzureError
 
-SERVER = Path(__file__).with_name("scoring_server.py")
+SERVER = Path(__file__).with_name("script_server.py")
 
 
 def run(specification: dict) -> None:

@@ -1,6 +1,6 @@
 """The HTTP server of a scoring script or an MLflow model; runs in their environment, on the standard library.
 
-python scoring_server.py SPECIFICATION, a JSON file: socket, script or model, most, timeout.
+python script_server.py SPECIFICATION, a JSON file: socket, script or model, most, timeout.
 """
 
 import contextlib

@@ -1,19 +1,24 @@
-"""Fetch the first N percent of a dataset's splits from the Hugging Face hub as JSON Lines, and check them.
+"""Get conversations to train on, from the Hugging Face hub or from your own files, as JSON Lines; check them.
 
   python download-dataset.py --dataset HuggingFaceH4/ultrachat_200k --dataset_split_pc 5
-  python download-dataset.py --dataset my/chats --revision v2 --splits train --drop_bad_rows
+  python download-dataset.py --dataset my-conversations.csv
   python download-dataset.py --check my-conversations.jsonl
 
-The rows are those of `load_dataset(split="<split>[0%:N%]")`. A parquet file says in its footer where its row
-groups lie, so only the footers and the row groups that hold the rows are fetched. An interrupted run goes on
-after the last row group that is written. Each row is checked against what chat fine-tuning demands.
+A file is JSON Lines, a JSON list, CSV or parquet, each also gzipped; a folder holds train.* and, if there is
+one, test.* or validation.*. Your own files are taken whole; of a dataset on the hub, the first N percent of
+each split. Where no rows are there to test with, a tenth is held out. conversations.py says what is accepted.
+Of parquet on the hub only the row groups that hold the rows are fetched, and an interrupted run goes on after
+the last one that is written; a second run looks whether the dataset has changed.
 A private or gated dataset needs a token: `hf auth login`, or the environment variable HF_TOKEN.
 """
 
 import argparse
 import contextlib
+import datetime
 import errno
+import hashlib
 import json
+import re
 import shutil
 import sys
 import time
@@ -22,18 +27,21 @@ from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import numpy
 import pyarrow.parquet
 from filelock import FileLock
-from huggingface_hub import HfApi, HfFileSystem, constants
+from huggingface_hub import HfApi, HfFileSystem, constants, hf_hub_download
 from huggingface_hub.errors import HfHubHTTPError, RepositoryNotFoundError, RevisionNotFoundError
-from huggingface_hub.utils import httpx
+from huggingface_hub.utils import disable_progress_bars, httpx
+from huggingface_hub.utils.sha import sha_fileobj
 from tqdm import tqdm
+
+from conversations import SHAPES, Check, hold_out, json_line, shape, summary, written
+from datafiles import file_groups, own_files, read, roles, split_of
 
 AHEAD = 40 << 20  # decoded bytes of row groups that are fetched ahead; a larger group is streamed
 BATCH = 2 << 20  # decoded bytes of rows that are written at once
-QUOTED_ROWS = 5  # bad rows quoted for each file; all are counted
-ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=lambda date: date.isoformat())
+MEND = "nothing is written; mend them, or leave them out with --drop_bad_rows"
+LEAST = {"train": 13, "test": 1}  # rows: of 13 the training holds out three, and refuses fewer than ten
 HEADS = (("", "", *["turns"] * 3, *["characters"] * 3), ("good", "bad", *["median", "95% up to", "most"] * 2))
 FAILURES = (OSError, ValueError, TypeError, RuntimeError, httpx.HTTPError, pyarrow.ArrowException)
 
@@ -46,7 +54,7 @@ def main() -> None:
     pyarrow.set_memory_pool(pyarrow.system_memory_pool())  # gives back what is freed
     for attempt in range(max(0, options.retries) + 1):
         try:
-            return check_files(options.check) if options.check else download(options)
+            return check_files(options.check) if options.check else fetch(options)
         except FAILURES as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             if attempt >= options.retries or not (status >= 429 or isinstance(error, httpx.TransportError)):
@@ -59,75 +67,24 @@ def main() -> None:
 def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    add("--dataset", default="HuggingFaceH4/ultrachat_200k", help="owner/name on the hub (%(default)s)")
+    which = "owner/name on the hub, or the path of a file or a folder (%(default)s)"
+    add("--dataset", default="HuggingFaceH4/ultrachat_200k", metavar="NAME_OR_PATH", help=which)
     add("--dataset_subset", metavar="NAME", help="configuration, where the dataset has several")
-    add("--dataset_split_pc", type=float, default=5, metavar="N", help="percent of each split (%(default)s)")
-    add("--download_dir", type=Path, metavar="FOLDER", help="where the files go (<name>_dataset)")
-    add("--splits", nargs="+", metavar="SPLIT", help="only these splits (all)")
+    percent = "percent of each split of a dataset on the hub (%(default)s)"
+    add("--dataset_split_pc", type=float, default=5, metavar="N", help=percent)
+    where = "where the files go (<name>_dataset)"
+    add("--download_dir", type=lambda folder: folder and Path(folder), metavar="FOLDER", help=where)
+    add("--splits", nargs="+", metavar="SPLIT", help="just these splits (those to train and to test with)")
     add("--revision", default="main", help="branch, tag or commit (%(default)s)")
-    add("--no_check", action="store_true", help="take every row, where the dataset has no conversations")
+    add("--no_check", action="store_true", help="take every row of every split, conversation or not")
     add("--retries", type=int, default=5, metavar="N", help="tries after a network failure (%(default)s)")
     one_of = parser.add_mutually_exclusive_group().add_argument  # a check never changes your file
     one_of("--drop_bad_rows", action="store_true", help="leave out rows that fail the check; do not stop")
-    one_of("--check", nargs="+", type=Path, metavar="FILE", help="only check JSON Lines files of your own")
+    one_of("--check", nargs="+", type=Path, metavar="FILE", help="only check files of your own")
     return parser
 
 
-class Check:
-    """What is found in the rows of a file, or of a part of it that begins after `before` rows."""
-
-    def __init__(self, name: str, before: int = 0) -> None:
-        self.name, self.before, self.rows = name, before, 0  # rows that pass
-        self.turns, self.characters, self.quotes, self.bad_rows = [], [], [], Counter()
-
-    def passes(self, row: object) -> bool:
-        """Whether the row is fit for training; either way it is counted."""
-        messages = row.get("messages") if isinstance(row, dict) else None
-        if fault := find_fault(messages):
-            self.reject(*fault)
-        else:
-            self.rows += 1
-            self.turns.append(len(messages))
-            self.characters.append(sum(len(message["content"]) for message in messages))
-        return not fault
-
-    def reject(self, category: str, reason: str) -> None:
-        self.bad_rows[category] += 1
-        if len(self.quotes) < QUOTED_ROWS:
-            line = self.before + self.rows + self.bad_rows.total()
-            self.quotes.append(f"{self.name}:{line}: {category}: {reason}")
-
-
-def find_fault(messages: object) -> tuple[str, str] | None:
-    """The category and the reason why a conversation can't be trained on, or None."""
-    if not isinstance(messages, list):
-        return "no_messages", f"'messages' is {'missing' if messages is None else 'not a list'}"
-    if len(messages) < 2:
-        return "too_short", f"{len(messages)} message(s), where a conversation has two or more"
-    due = "user"
-    for number, message in enumerate(messages, 1):
-        role, content = (message.get("role"), message.get("content")) if isinstance(message, dict) else (0, 0)
-        if not isinstance(role, str) or not isinstance(content, str):
-            return "not_a_message", f"message {number} has no role or no content that is a string"
-        if not content or content.isspace():
-            return "empty_content", f"message {number}, the {role}'s, is empty"
-        if role != due and (role, number) != ("system", 1):
-            categories = {"user": "not_alternating", "assistant": "not_alternating", "system": "late_system"}
-            return categories.get(role, "unknown_role"), f"message {number} is by {role!r}, not by {due!r}"
-        due = "assistant" if role == "user" else "user"
-    return None
-
-
-def summary(parts: list[dict]) -> dict:
-    """What is found in all parts of a file, with median, 95th percentile and maximum of the lengths."""
-    found = {"rows": sum(part["rows"] for part in parts)}
-    found["bad_rows"] = dict(sum((Counter(part["bad_rows"]) for part in parts), Counter()))
-    found["quotes"] = [quote for part in parts for quote in part["quotes"]][:QUOTED_ROWS]
-    for name in ("turns", "characters"):
-        lengths = [length for part in parts for length in part[name]] or [0]
-        quantiles = numpy.quantile(lengths, [0.5, 0.95, 1], method="inverted_cdf")
-        found[name] = dict(zip(("median", "95%", "most"), quantiles.tolist(), strict=True))
-    return found
+# Checking
 
 
 def check_files(paths: list[Path]) -> None:
@@ -135,12 +92,8 @@ def check_files(paths: list[Path]) -> None:
     found = {}
     for path in paths:
         check = Check(str(path))
-        with path.open("rb") as file:
-            for line in file:
-                try:
-                    check.passes(json.loads(line))
-                except ValueError as error:
-                    check.reject("not_json", str(error) if line.strip() else "the line is blank")
+        for line, row in read(path):
+            check.passed(line, row)
         found[check.name] = summary([vars(check)])
     show(found, advice="mend or remove them before training")
     if empty := [name for name, entry in found.items() if not entry["rows"]]:
@@ -155,22 +108,42 @@ def show(found: dict[str, dict], advice: str = "") -> None:
         counts = [entry["rows"], sum(entry["bad_rows"].values())]
         counts += [*entry["turns"].values(), *entry["characters"].values()]
         print(name.ljust(width), *map("{:>10,}".format, counts))
+    if special := sum(entry["special"] for entry in found.values()):
+        print(f"Warning: special tokens such as <|end|>, which end a turn, are in {special:,} conversations.")
     bad = sum((Counter(entry["bad_rows"]) for entry in found.values()), Counter())
     if bad and advice:
-        print(*(quote for entry in found.values() for quote in entry["quotes"]), sep="\n", file=sys.stderr)
+        first, *others = (quote for entry in found.values() for quote in entry["quotes"])
+        print(*others, sep="\n", end="\n" * bool(others), file=sys.stderr)
         rows = bad.total() + sum(entry["rows"] for entry in found.values())
         categories = ", ".join(f"{count:,} {category}" for category, count in bad.most_common())
-        raise RuntimeError(f"{bad.total():,} of {rows:,} rows fail the check ({categories}); {advice}")
+        failed = f"{bad.total():,} of {rows:,} rows fail the check ({categories})"
+        raise RuntimeError(f"{failed}; the first is {first}; {advice}")
 
 
-def needed_groups(hub: HfFileSystem, footers: dict, rows: int, schema: pyarrow.Schema) -> Iterator[tuple]:
-    """The row groups that hold the first `rows` rows: how many, the bytes they take, and tables to read."""
+def recognised(found: dict[str, dict], held_out: int, dataset: str) -> str:
+    """What the rows were taken for, and what is not used of them, in one line."""
+    shapes, unused = (
+        sum((Counter(entry[name]) for entry in found.values()), Counter()) for name in ("shapes", "unused")
+    )
+    said = ", ".join(f"{count:,} conversations in {name}" for name, count in shapes.most_common())
+    said = f"{said or 'Rows as they are'}, of {dataset}"
+    said += f"; {held_out:,} are held out to test with" if held_out else ""
+    return said + (f"; not used: {', '.join(list(unused)[:10])}" if unused else "")
+
+
+# Reading and writing
+
+
+def needed_groups(hub: HfFileSystem, split: str, footers: dict, rows: int, schema) -> Iterator[tuple]:
+    """The row groups that hold a split's first `rows` rows: name, rows before it, bytes it takes, tables."""
+    before = 0
     for path, footer in footers.items():
         for number in range(footer.num_row_groups):
             group, file = footer.row_group(number), hub.open(path, cache_type="none")
-            if held := min(rows, group.num_rows):
-                yield held, group.total_byte_size, read_group(file, footer, number, held, schema)
-            rows -= held
+            if held := min(rows - before, group.num_rows):
+                tables = read_group(file, footer, number, held, schema)
+                yield f"{split}.jsonl", before, group.total_byte_size, tables
+            before += held
 
 
 def read_group(file, footer, number: int, rows: int, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
@@ -187,18 +160,21 @@ def read_group(file, footer, number: int, rows: int, schema: pyarrow.Schema) -> 
         yield table_cast(pyarrow.Table.from_batches([batch]), schema)
 
 
-def read_ahead(groups: list[tuple]) -> Iterator[Iterable[pyarrow.Table]]:
+def read_ahead(groups: list[tuple]) -> Iterator[tuple[str, int, Iterable]]:
     """The tables of each group, in order; the next are read meanwhile, unless one is too large to hold."""
-    waiting, coming = deque(groups), deque()
+    waiting, coming, held = deque(groups), deque(), 0
     with ThreadPoolExecutor() as pool:
         while waiting or coming:
-            while waiting and (not coming or sum(size for size, _ in coming) + waiting[0][1] <= AHEAD):
-                _, size, tables = waiting.popleft()
-                coming.append((size, pool.submit(list if size <= AHEAD else iter, tables)))
-            yield coming.popleft()[1].result()
+            while waiting and (not coming or held + waiting[0][2] <= AHEAD):
+                *known, size, tables = waiting.popleft()
+                coming.append((*known, size, pool.submit(list if size <= AHEAD else iter, tables)))
+                held += size
+            name, before, size, tables = coming.popleft()
+            held -= size
+            yield name, before, tables.result()
 
 
-def save_split(path: Path, groups: list[tuple], no_check: bool) -> dict:
+def save_split(path: Path, groups: list[tuple], no_check: bool) -> list[dict]:
     """Write the rows that pass, after those of the groups that an earlier run finished; say what is found."""
     notes = path.with_suffix(".notes")  # a line for each finished group
     lines = notes.read_text().splitlines(keepends=True) if path.exists() and notes.exists() else []
@@ -208,98 +184,192 @@ def save_split(path: Path, groups: list[tuple], no_check: bool) -> dict:
     with path.open("ab") as file, notes.open("w") as journal:
         file.truncate(parts[-1]["end"] if parts else 0)
         journal.writelines(json.dumps(part) + "\n" for part in parts)
-        for tables in tqdm(read_ahead(groups[len(parts) :]), **shown, disable=None):
-            check = Check(path.name, before=sum(rows for rows, _, _ in groups[: len(parts)]))
-            for rows in (table.to_pylist() for table in tables):
-                fit = rows if no_check else list(filter(check.passes, rows))
-                check.rows += len(fit) if no_check else 0
-                file.write("".join(map(json_line, fit)).encode())
+        for name, before, tables in tqdm(read_ahead(groups[len(parts) :]), **shown, disable=None):
+            check = Check(name)
+            for rows in numbered(tables, before + 1):
+                fit = (written(check, line, row, no_check) for line, row in rows)
+                file.write("".join(json_line(row) for row in fit if row is not None).encode())
             file.flush()
             parts.append(vars(check) | {"end": file.seek(0, 2)})
             print(json.dumps(parts[-1]), file=journal, flush=True)
-    return {"file": path.name, "bytes": path.stat().st_size} | summary(parts)
+    return parts
 
 
-def json_line(row: dict) -> str:
-    """The row as JSON, with null for NaN and the infinities."""
-    try:
-        return ENCODER.encode(row) + "\n"
-    except AttributeError as error:
-        raise TypeError(f"a column holds values that JSON Lines cannot carry: {error}") from error
-    except ValueError:
-        text = json.dumps(row, default=ENCODER.default)
-        return ENCODER.encode(json.loads(text, parse_constant=lambda name: None)) + "\n"
+def numbered(tables: Iterable, first: int) -> Iterator[Iterable[tuple[int, object]]]:
+    """The rows of each table with their numbers, which those of a file have already."""
+    for table in tables:
+        yield table if isinstance(table, list) else enumerate(table.to_pylist(), first)
+        first += len(table)
 
 
-def find_dataset(options: argparse.Namespace) -> tuple[str, dict[str, list[str]], dict | None]:
-    """The dataset's commit, the parquet files of each split, and the columns, if its card states them."""
+# The hub
+
+
+def newest(options: argparse.Namespace) -> str:
+    """The commit that the dataset has now."""
+    patience = constants.HF_HUB_DOWNLOAD_TIMEOUT
+    return HfApi().dataset_info(options.dataset, revision=options.revision, timeout=patience).sha
+
+
+def plan(options: argparse.Namespace, commit: str, folder: Path) -> Iterator[tuple]:
+    """Each split, how many rows it has, and the groups that hold the wanted ones."""
     from datasets import load_dataset_builder  # over a second, so not at the top
+    from datasets.packaged_modules.csv.csv import Csv
+    from datasets.packaged_modules.json.json import Json
     from datasets.packaged_modules.parquet.parquet import Parquet
 
-    patience = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    info = HfApi().dataset_info(options.dataset, revision=options.revision, timeout=patience)
-    builder = load_dataset_builder(info.id, name=options.dataset_subset, revision=info.sha)
+    builder = load_dataset_builder(options.dataset, name=options.dataset_subset, revision=commit)
     files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
     if not files:  # `datasets` takes its own cache where the hub fails
-        raise RuntimeError(f"{constants.ENDPOINT} does not list the files of {info.id}; run again later")
-    if not isinstance(builder, Parquet) or builder.config.columns or builder.config.filters is not None:
+        raise RuntimeError(f"{constants.ENDPOINT} does not list the files of {options.dataset}; try later")
+    narrowed = [name for name in ("columns", "filters", "field") if getattr(builder.config, name, None)]
+    if narrowed or not isinstance(builder, (Parquet, Json, Csv)):
         copy = "the hub keeps a parquet copy of public datasets: --revision refs/convert/parquet"
-        raise RuntimeError(f"{info.id} is not plain parquet, and other formats are not read; {copy}")
+        raise RuntimeError(f"{options.dataset} is not plain parquet, JSON or CSV, and is not read; {copy}")
     for split in options.splits or files:
         if split not in files or Path(split).name != split:
-            raise RuntimeError(f"{info.id} has no split {split!r}; it has {', '.join(files)}")
-    return info.sha, files, builder.info.features
+            raise RuntimeError(f"{options.dataset} has no split {split!r}; it has {', '.join(files)}")
+    every = options.splits or (options.no_check and files)
+    wanted = {split: files[split] for split in every or roles(files, options.dataset).values()}
+    planned = of_parquet if isinstance(builder, Parquet) else downloaded
+    return planned(wanted, next(iter(files.values()))[0], builder.info.features, options, folder)
 
 
-def plan(options: argparse.Namespace, files: dict[str, list[str]], features: dict | None) -> Iterator[tuple]:
-    """Each split, how many rows it has, and the row groups that hold the wanted ones."""
-    from datasets import Features, ReadInstruction
+def of_parquet(splits: dict, first: str, features: dict | None, options, _: Path) -> Iterator[tuple]:
+    """The row groups, by the files' footers; the columns of the file `first` count for all."""
+    from datasets import Features
 
-    hub, first = HfFileSystem(), next(iter(files.values()))[0]  # whose columns count for all files
-    splits = {split: files[split] for split in options.splits or files}
+    hub = HfFileSystem()
     opened = {path: hub.open(path, cache_type="none") for path in sum(splits.values(), [first])}
     with ThreadPoolExecutor() as pool:
         footers = dict(zip(opened, pool.map(pyarrow.parquet.read_metadata, opened.values()), strict=True))
     schema = (features or Features.from_arrow_schema(footers[first].schema.to_arrow_schema())).arrow_schema
-    if "messages" not in schema.names and not options.no_check:
-        raise RuntimeError(f"no column 'messages', only {', '.join(schema.names)} (see --no_check)")
+    if not options.no_check and not shape(tuple(schema.names)):
+        columns = ", ".join(schema.names)
+        raise RuntimeError(f"no conversations in the columns {columns}; known are {SHAPES} (see --no_check)")
     for split, paths in splits.items():
         held = sum(footers[path].num_rows for path in paths)
-        rows = ReadInstruction(split, to=options.dataset_split_pc, unit="%").to_absolute({split: held})[0].to
-        yield split, held, list(needed_groups(hub, {path: footers[path] for path in paths}, rows, schema))
+        own, rows = {path: footers[path] for path in paths}, first_rows(split, held, options)
+        yield split, held, list(needed_groups(hub, split, own, rows, schema))
 
 
-def download(options: argparse.Namespace) -> None:
-    """Gather the rows in a hidden folder, then put the files and a manifest of them in place."""
-    began = time.monotonic()
-    folder = options.download_dir or Path(f"{options.dataset.rpartition('/')[2]}_dataset")
-    manifest, hidden = folder / "manifest.json", folder / ".download-dataset"
-    asked = {name: value for name, value in vars(options).items() if name not in ("download_dir", "retries")}
-    asked["hub"] = constants.ENDPOINT
+def downloaded(splits: dict, _: str, features: dict | None, options, folder: Path) -> Iterator[tuple]:
+    """The files themselves, since only reading all of them tells how many rows they have."""
+    disable_progress_bars()
+    for split, addresses in splits.items():
+        paths = []
+        for place in map(HfFileSystem().resolve_path, addresses):
+            source = {"repo_id": place.repo_id, "filename": place.path_in_repo, "revision": place.revision}
+            paths.append(Path(hf_hub_download(**source, repo_type="dataset", local_dir=folder)))
+        held = sum(1 for path in paths for _ in read(path))
+        yield split, held, file_groups(paths, first_rows(split, held, options))
+
+
+def first_rows(split: str, held: int, options: argparse.Namespace) -> int:
+    """How many rows are the wanted percentage, rounded as `datasets` does."""
+    from datasets import ReadInstruction
+
+    return ReadInstruction(split, to=options.dataset_split_pc, unit="%").to_absolute({split: held})[0].to
+
+
+# All of it
+
+
+def sha256(*paths: Path) -> str:
+    """A hash of the files' content, whatever they are called."""
+    sums = []
+    for path in paths:
+        with path.open("rb") as file:
+            sums.append(sha_fileobj(file).hex())
+    return sums[0] if len(sums) == 1 else hashlib.sha256(" ".join(sums).encode()).hexdigest()
+
+
+def finished(folder: Path, asked: dict) -> dict | None:
+    """The manifest of what lies in the folder, if it is whole and the same was asked for."""
     with contextlib.suppress(OSError, ValueError, LookupError, TypeError):  # none, or not one of ours
-        known = json.loads(manifest.read_text("utf-8"))
-        entries = known["splits"].values()
-        whole = all((folder / entry["file"]).stat().st_size == entry["bytes"] for entry in entries)
-        if whole and known["request"] == asked:
-            show(known["splits"])
-            return print(f"Nothing to do: {folder} holds these {sum(one['rows'] for one in entries):,} rows.")
-    commit, files, features = find_dataset(options)
-    work = hidden / f"{commit}-{options.dataset_subset}-{options.dataset_split_pc}-{options.no_check}"
+        known = json.loads((folder / "manifest.json").read_text("utf-8"))
+        files = {folder / entry["file"]: entry["sha256"] for entry in known["splits"].values()}
+        if known["request"] == asked and all(sha256(path) == content for path, content in files.items()):
+            return known
+    return None
+
+
+def fetch(options: argparse.Namespace) -> None:
+    """Put the wanted rows into the folder, unless they lie there and nothing has changed."""
+    began, own = time.monotonic(), own_files(options.dataset)
+    sources = [path for paths in own.values() for path in paths]
+    stem = split_of(Path(options.dataset)) or Path(options.dataset).resolve().name
+    folder = options.download_dir or Path(f"{stem}_dataset")
+    asked = {name: value for name, value in vars(options).items() if name not in ("download_dir", "retries")}
+    asked |= {"hub": constants.ENDPOINT} if not own else {"dataset_split_pc": 100}
+    if folder.resolve() in {path.resolve().parent for path in sources}:
+        raise RuntimeError(f"{folder} holds your own files, which stay as they are: choose another folder")
+    known = finished(folder, asked)
+    try:
+        state = sha256(*sources) if own else newest(options)
+    except (httpx.TransportError, ConnectionError):
+        if not known:
+            raise
+        state = known["state"]
+        print(f"Cannot reach {constants.ENDPOINT}: this is commit {state}, downloaded on {known['date']}.")
+    if known and known["state"] == state:
+        show(known["splits"])
+        rows = sum(entry["rows"] for entry in known["splits"].values())
+        return print(f"{known['recognised']}\nNothing to do: {folder} holds these {rows:,} rows.")
+    manifest, hidden = folder / "manifest.json", folder / ".download-dataset"
+    work = hidden / f"{state}-{options.dataset_subset}-{options.dataset_split_pc}-{options.no_check}"
+    if own:
+        planned = [(split, None, file_groups(paths)) for split, paths in own.items()]
+    else:
+        planned = plan(options, state, hidden / state)
     work.mkdir(parents=True, exist_ok=True)
     with FileLock(folder / ".download-dataset.lock", timeout=0):
-        found = {}
-        for split, held, groups in plan(options, files, features):
-            found[split] = {"of": held} | save_split(work / f"{split}.jsonl", groups, options.no_check)
-        show(found, "" if options.drop_bad_rows else "nothing is written; --drop_bad_rows leaves them out")
+        saved, of = {}, {}
+        for split, held, groups in planned:
+            path = work / f"{split}.jsonl"
+            saved[split], of[split] = (path, save_split(path, groups, options.no_check)), held
+        too_few = "add some" if own else f"raise dataset_split_pc, which is {options.dataset_split_pc:g}"
+        note, paths = describe(saved, of, options, too_few)
+        note |= {"request": asked, "dataset": options.dataset, "state": state}
+        note |= {"commit": None if own else state, "date": datetime.date.today().isoformat()}
+        note |= {"name": re.sub(r"[^A-Za-z0-9_]+", "-", stem).strip("-_") or "data"}
+        (work / manifest.name).write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", "utf-8")
         manifest.unlink(missing_ok=True)
-        for entry in found.values():
-            (work / entry["file"]).replace(folder / entry["file"])
-        note = {"request": asked, "commit": commit, "splits": found}
-        (work / "manifest.json").write_text(json.dumps(note, indent=1, ensure_ascii=False) + "\n", "utf-8")
-        (work / "manifest.json").replace(manifest)
+        for path in [*paths, work / manifest.name]:
+            path.replace(folder / path.name)
         shutil.rmtree(hidden)
-    rows, total, size = (sum(entry[name] for entry in found.values()) for name in ("rows", "of", "bytes"))
+    rows, total, size = (sum(e[name] for e in note["splits"].values()) for name in ("rows", "of", "bytes"))
     print(f"{rows:,} of {total:,} rows in {folder}: {size:,} bytes, {time.monotonic() - began:.1f} s")
+
+
+def describe(saved: dict[str, tuple], of: dict, options, too_few: str) -> tuple[dict, list[Path]]:
+    """What the manifest says of the files and of what each is for, and where they lie now."""
+    trains = not (options.splits or options.no_check)
+    use, held_out = roles(saved, options.dataset) if trains else {}, 0
+    if trains and "test" not in use:
+        path, parts = saved.pop(use["train"])
+        divided = hold_out(path, parts, path.parent / "divided")
+        held_out, saved = divided["test"][1][0]["rows"], divided | saved
+        use |= {"train": "train", "test": "test"}
+    found = {}
+    for split, (path, parts) in saved.items():
+        content = {"file": path.name, "bytes": path.stat().st_size, "sha256": sha256(path)}
+        found[split] = content | summary(parts)
+        found[split]["of"] = of.get(split) or found[split]["rows"] + sum(found[split]["bad_rows"].values())
+    show(found, "" if options.drop_bad_rows else MEND)
+    note = {"splits": found, "recognised": recognised(found, held_out, options.dataset)}
+    print(note["recognised"])
+    for role, least in LEAST.items() if trains else ():
+        rows = found[use[role]]["rows"]
+        if rows < least:
+            beside = f", since {held_out} of them are held out to test with" if held_out else ""
+            needed = f"{rows} conversations to {role} with{beside}, and {least} or more are needed"
+            raise RuntimeError(f"{options.dataset} has {needed}: {too_few}")
+    if trains:
+        note |= {role: saved[split][0].name for role, split in use.items()}
+        note |= {"unseen": note.get("unseen", note["test"])}
+        note |= {"sha256": sha256(*(saved[use[role]][0] for role in LEAST))}
+    return note, [path for path, _ in saved.values()]
 
 
 def explain(error: Exception, status: int) -> str:

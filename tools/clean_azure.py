@@ -1,6 +1,7 @@
 """List, and after asking remove, what a run of the notebook left in the workspace, or runs older than a day.
 
-Nothing is touched that lacks the tags which the notebook puts on everything: `made_by` and `run_id`.
+Nothing is touched that lacks the tags which the notebook puts on everything: `made_by` and `run_id`. What
+colleagues made with the same notebook is shown and stays, without --all; a cluster is whose run it is.
 Endpoints and clusters are deleted and jobs that still run are cancelled; a cluster that somebody works on
 stays, and so do all while one of the notebook's jobs waits or runs. A registered model costs next to nothing
 and may be in use: it goes (archived, so that it can be restored) only with --models. The workspace is that of
@@ -13,11 +14,13 @@ import contextlib
 import io
 import logging
 import os
+import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import jwt
 from azure.ai.ml import MLClient
 from azure.ai.ml.exceptions import MlException
 from azure.core.exceptions import AzureError
@@ -26,6 +29,8 @@ from azure.identity import DefaultAzureCredential
 MADE_BY = "finetune_phi3_ultrachat"
 ENDED = ("Completed", "Failed", "Canceled")
 DAY = 24 * 3600  # seconds
+SECONDS = re.compile("[0-9]{1,12}")  # since 1970
+CLAIMS = ("name", "upn", "unique_name", "preferred_username", "appid", "oid")  # one is told of a maker
 PLACE = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 
 
@@ -35,15 +40,18 @@ class Found:
 
     what: str  # "endpoint x"
     run: str
+    by: str  # who made it, or ""
     state: str
     remove: Callable[[], object]
 
 
 def main() -> int:
     options = command_line()
+    credential = DefaultAzureCredential()
     try:
-        workspace = open_workspace(options.workspace)
+        workspace = open_workspace(credential, options.workspace)
         workspace.workspaces.get(workspace.workspace_name)
+        me = names_of(credential)
     except (AzureError, MlException) as error:
         return complain(f"the workspace did not answer: {first_line(error)}")
     found, unseen = [], 0
@@ -53,13 +61,13 @@ def main() -> int:
         except AzureError as error:
             unseen = complain(f"{kind.__name__} can't be listed: {first_line(error)}")
     if found:
-        return clean(found, options) or unseen
+        return clean(found, me, options) or unseen
     if options.run and not unseen and not known(workspace, options.run):
         return complain(
             f"no run {options.run} in {workspace.workspace_name}: give the number that step 1 printed"
         )
     if not unseen:
-        print(f"{f'run {options.run}' if options.run else 'runs older than a day'}: nothing is left")
+        say(f"{f'run {options.run}' if options.run else 'runs older than a day'}: nothing is left")
     return unseen
 
 
@@ -69,27 +77,37 @@ def command_line() -> argparse.Namespace:
     place = ("SUBSCRIPTION", "GROUP", "NAME")
     parser.add_argument("--workspace", nargs=3, metavar=place, help="the notebook's first three parameters")
     parser.add_argument("--yes", action="store_true", help="remove without asking")
+    parser.add_argument("--all", action="store_true", help="what colleagues made too")
     parser.add_argument("--models", action="store_true", help="the registered models too")
     return parser.parse_args()
 
 
-def open_workspace(place: list[str] | None) -> MLClient:
+def open_workspace(credential: DefaultAzureCredential, place: list[str] | None) -> MLClient:
     """Return a client of that workspace, or of the one that the environment or config.json names."""
     names = place or [os.environ.get(name) for name in PLACE]
     logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
     quiet = {"show_progress": False, "enable_telemetry": False}
     if all(names):
-        return MLClient(DefaultAzureCredential(), *names, **quiet)
+        return MLClient(credential, *names, **quiet)
     try:
-        return MLClient.from_config(DefaultAzureCredential(), **quiet)
+        return MLClient.from_config(credential, **quiet)
     except MlException:
         variables = ", ".join(PLACE)
         sys.exit(complain(f"name the workspace by --workspace, by {variables}, or by a config.json here"))
 
 
+def names_of(credential: DefaultAzureCredential) -> set[str]:
+    """Return the names, in small letters, under which Azure may know who runs this."""
+    token = credential.get_token("https://management.azure.com/.default").token
+    claims = jwt.decode(token, options={"verify_signature": False})
+    return {str(claims[name]).lower() for name in CLAIMS if claims.get(name)}
+
+
 def wanted(run: str, options: argparse.Namespace) -> bool:
     """Say whether a run is the given one or, if none is given, older than a day; its id is its time."""
-    return run == options.run if options.run else run.isdigit() and int(run) < time.time() - DAY
+    if options.run:
+        return run == options.run
+    return bool(SECONDS.fullmatch(run)) and int(run) < time.time() - DAY
 
 
 def known(workspace: MLClient, run: str) -> bool:
@@ -113,17 +131,19 @@ def clusters(workspace: MLClient) -> Iterator[Found]:
     if there and (waiting := unfinished(workspace)):  # it may wait for its machine
         complain(f"clusters stay while job {waiting[0].name} is not finished; run this again after it")
         return
+    known = [*ours(workspace.jobs.list()), *ours(workspace.online_endpoints.list())] if there else []
+    makers = {one.tags["run_id"]: maker(one) for one in known}
     for cluster in there:
         if not list(workspace.compute.list_nodes(cluster.name)):
-            yield found("cluster", cluster, "idle", workspace.compute.begin_delete)
+            by = makers.get(cluster.tags["run_id"], "")
+            yield found("cluster", cluster, "idle", workspace.compute.begin_delete, by)
 
 
 def models(workspace: MLClient) -> Iterator[Found]:
     for name in {model.name for model in workspace.models.list()}:
         for model in ours(workspace.models.list(name)):
-            yield Found(
-                f"model {name}:{model.version}", model.tags["run_id"], "stored", archiver(workspace, model)
-            )
+            what = f"model {name}:{model.version}"
+            yield Found(what, model.tags["run_id"], maker(model), "stored", archiver(workspace, model))
 
 
 def unfinished(workspace: MLClient) -> list:
@@ -137,21 +157,31 @@ def ours(things: Iterator) -> list:
     ]
 
 
-def found(kind: str, thing, state: str, begin: Callable) -> Found:
-    return Found(f"{kind} {thing.name}", thing.tags["run_id"], state, lambda: begin(thing.name).result())
+def maker(thing) -> str:
+    """Return who made something, as Azure tells it; an empty string where it does not."""
+    context = getattr(thing, "creation_context", None)
+    return (context.created_by if context else (thing.properties or {}).get("createdBy")) or ""
+
+
+def found(kind: str, thing, state: str, begin: Callable, by: str | None = None) -> Found:
+    by = maker(thing) if by is None else by
+    return Found(f"{kind} {thing.name}", thing.tags["run_id"], by, state, lambda: begin(thing.name).result())
 
 
 def archiver(workspace: MLClient, model) -> Callable[[], None]:
     return lambda: workspace.models.archive(model.name, version=model.version)
 
 
-def clean(found: list[Found], options: argparse.Namespace) -> int:
-    """Show what was found, ask, remove; return the exit status."""
+def clean(found: list[Found], me: set[str], options: argparse.Namespace) -> int:
+    """Show what was found, ask, remove what is one's own; return the exit status."""
     for one in found:
-        print(f"run {one.run}: {one.what}, {one.state}")
-    if not options.yes and not agreed(len(found)):
+        say(f"run {one.run}: {one.what}, {one.state}, made by {one.by or 'somebody, Azure does not say who'}")
+    mine = [one for one in found if options.all or one.by.lower() in me]
+    if stay := len(found) - len(mine):
+        complain(f"{stay} of these stay, which you did not make: --all takes them too")
+    if mine and not options.yes and not agreed(len(mine)):
         return complain("nothing was removed")
-    return 1 if [one for one in found if not removed(one)] else 0
+    return 1 if [one for one in mine if not removed(one)] else 0
 
 
 def agreed(count: int) -> bool:
@@ -161,7 +191,7 @@ def agreed(count: int) -> bool:
             "yes",
         )
     except EOFError:
-        print("nobody is here to answer: add --yes")
+        say("nobody is here to answer: add --yes")
         return False
 
 
@@ -173,7 +203,7 @@ def removed(one: Found) -> bool:
     except AzureError as error:
         complain(f"{one.what} stays: {first_line(error)}")
         return False
-    print(f"removed: {one.what}")
+    say(f"removed: {one.what}")
     return True
 
 
@@ -182,8 +212,13 @@ def first_line(error: Exception) -> str:
 
 
 def complain(sentence: str) -> int:
-    print(f"clean_azure.py: {sentence}", file=sys.stderr)
+    say(f"clean_azure.py: {sentence}", sys.stderr)
     return 1
+
+
+def say(sentence: str, stream=None) -> None:
+    """Print a sentence without what would tell a terminal to do something: names and errors are others'."""
+    print("".join(letter if letter.isprintable() else "?" for letter in sentence), file=stream)
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ def names(client) -> set[str]:
 def test_nothing_goes_without_a_yes(cluttered, clean):
     before = names(cluttered)
     ended = clean("--run", YOUNG, answer="n\n")
-    found = [f"run {YOUNG}: endpoint young-endpoint, billed", f"run {YOUNG}: cluster young-cluster, idle"]
+    found = [
+        f"run {YOUNG}: endpoint young-endpoint, billed, made by you",
+        f"run {YOUNG}: cluster young-cluster, idle, made by you",
+    ]
     assert (ended.status, ended.out.splitlines()[:2], names(cluttered)) == (1, found, before)
     assert ended.err == "clean_azure.py: nothing was removed\n"
 
@@ -83,6 +86,38 @@ def test_where_nobody_can_answer_it_names_the_option(cluttered):
     command = [sys.executable, ROOT / "tools" / "clean_azure.py", "--run", YOUNG]
     ended = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=os.environ)
     assert (ended.returncode, "nobody is here to answer: add --yes" in ended.stdout) == (1, True)
+
+
+def test_what_a_colleague_made_is_shown_and_stays_unless_all_is_asked_for(cluttered, clean, monkeypatch):
+    before = names(cluttered)
+    monkeypatch.setattr("jwt.decode", lambda *_, **__: {"name": "a colleague of theirs"})
+    ended = clean("--run", YOUNG, "--yes")
+    assert (ended.status, names(cluttered)) == (0, before)
+    assert "endpoint young-endpoint, billed, made by you" in ended.out and "--all takes them too" in ended.err
+    assert "Remove these 2?" in clean("--run", YOUNG, "--all", answer="n\n").out
+
+
+@pytest.mark.parametrize("run", ["²", "1" * 5000, "-1", ""])
+def test_a_run_whose_tag_is_no_time_is_left_alone(cluttered, clean, run):
+    from azure.ai.ml.entities import ManagedOnlineEndpoint
+
+    tags = {"made_by": "finetune_phi3_ultrachat", "run_id": run}
+    endpoint = ManagedOnlineEndpoint(name="odd-endpoint", auth_mode="key", tags=tags)
+    cluttered.online_endpoints.begin_create_or_update(endpoint).result()
+    ended = clean(answer="n\n")
+    cluttered.online_endpoints.begin_delete("odd-endpoint").result()
+    assert "old-endpoint" in ended.out and "odd-endpoint" not in ended.out
+
+
+def test_what_azure_says_does_nothing_to_the_terminal(cluttered, clean, monkeypatch):
+    from azure.ai.ml.operations import ComputeOperations
+    from azure.core.exceptions import HttpResponseError
+
+    def refuse(*_):
+        raise HttpResponseError("no\x1b]0;title\x07 \x9b2J")
+
+    monkeypatch.setattr(ComputeOperations, "list", refuse)
+    assert "can't be listed: no?]0;title? ?2J\n" in clean(answer="n\n").err
 
 
 def test_without_a_run_it_removes_what_is_older_than_a_day_and_nobody_elses(cluttered, clean):

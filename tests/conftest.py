@@ -4,6 +4,7 @@ import contextlib
 import io
 import json
 import os
+import shlex
 import signal
 import ssl
 import subprocess
@@ -82,7 +83,7 @@ class Emulator:
         for line in self.lines.splitlines():
             if line.startswith("export "):
                 name, _, value = line.removeprefix("export ").partition("=")
-                yield name, value.strip("'")
+                yield name, *shlex.split(value)
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Send a signal and return what the emulator wrote to stderr by its end."""
@@ -136,7 +137,7 @@ def answers_are_azures() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def emulator(tmp_path_factory) -> Iterator[Emulator]:
     """One emulator for all tests that need no fault."""
-    served = Emulator(tmp_path_factory.mktemp("emulator"))
+    served = Emulator(tmp_path_factory.mktemp("it's $(touch run) emulator"))
     yield served
     assert "Traceback" not in served.end()
 

@@ -1,6 +1,7 @@
 """What a command job asks for is done, or refused by name."""
 
 import time
+from pathlib import Path
 
 import pytest
 from clients import SHORT, ended, log_of, make_command, reason
@@ -71,6 +72,16 @@ def test_a_pipeline_is_a_node_of_another(client, tmp_path):
     assert (job.status, made.read_text()) == ("Completed", "ab3" * 4)
 
 
+def test_the_temporary_folder_of_a_command_is_its_own_and_has_room_for_a_sockets_name(
+    client, emulator, tmp_path
+):
+    told = "import os, tempfile; print(oct(os.stat(tempfile.gettempdir()).st_mode), tempfile.gettempdir())"
+    program = f"python -c '{told}; import multiprocessing; multiprocessing.Manager()'"
+    said = log_of(client, ended(client, make_command(program)), tmp_path).splitlines()[-1]
+    mode, place = said.split(maxsplit=1)
+    assert (mode, Path(place).parent, Path(place).exists()) == ("0o40700", emulator.folder / "tmp", False)
+
+
 @pytest.mark.parametrize("name", ["a%20b.txt", "a b.txt"])
 def test_the_name_of_an_input_is_taken_as_it_is(client, tmp_path, name):
     from azure.ai.ml import Input
@@ -79,6 +90,31 @@ def test_the_name_of_an_input_is_taken_as_it_is(client, tmp_path, name):
     given = {"rows": Input(type="uri_file", path=str(tmp_path / name))}
     job = ended(client, make_command("cat '${{inputs.rows}}'", inputs=given))
     assert log_of(client, job, tmp_path / "logs").endswith("read")
+
+
+@pytest.mark.parametrize("name", ["$(touch ran).txt", "x; touch ran", "`touch ran`", "it's \"&& touch ran #"])
+def test_the_name_of_an_input_is_one_word_of_the_command_whatever_it_holds(client, tmp_path, name):
+    from azure.ai.ml import Input
+
+    (tmp_path / name).write_text("read ")
+    given = {"rows": Input(type="uri_file", path=str(tmp_path / name))}
+    text = "cat ${{inputs.rows}} \"${{inputs.rows}}\" '${{inputs.rows}}'; ls"
+    job = ended(client, make_command(text, inputs=given))
+    assert log_of(client, job, tmp_path / "logs").endswith("read read read ")
+
+
+def test_quotes_in_a_comment_or_in_an_inner_command_are_told_from_those_of_the_command(client, tmp_path):
+    from azure.ai.ml import Input
+
+    (tmp_path / "a $ b").write_text("read ")
+    given = {"rows": Input(type="uri_file", path=str(tmp_path / "a $ b"))}
+    text = """
+    # it's a comment
+    echo "\\"$( (cat "${{inputs.rows}}"; echo ')') )" 'a\\' ${{inputs.rows}} # and "another
+    cat ${{inputs.rows}}
+    """
+    said = log_of(client, ended(client, make_command(text, inputs=given)), tmp_path / "logs")
+    assert said.splitlines()[-2].startswith('"read )') and said.endswith("a $ b\nread ")
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 """The step of a command job: its command in a shell, on as many processes as it asks for."""
 
-import re
 import shutil
 import socket
 import sys
@@ -10,11 +9,11 @@ from pathlib import Path
 import psutil
 
 from local_azureml.engine import environments, processes
+from local_azureml.engine.jobs.placeholders import fill
 from local_azureml.engine.processes import UserError
+from local_azureml.process_environment import ON_LOOPBACK
 
 CODE = "code"  # the folder in which a command runs
-PLACEHOLDER = re.compile(r"\$\{\{\s*(inputs|outputs)\.(\w+)\s*\}\}")
-OPTIONAL = re.compile(r"\$\[\[(.*?)\]\]")  # left out where an input in it is not given
 
 
 def run(specification: dict) -> None:
@@ -31,17 +30,18 @@ def run(specification: dict) -> None:
         code.mkdir()
         if source:
             shutil.copy(source, code)
-    command = ["bash", "-c", fill(specification)]
+    command, paths = fill(specification)
     python = environments.python_of(specification["environment"], Path(specification["environments"]))
     if python == sys.executable:
         environment = environments.layer(Path("layer"), processes.here.environment)
     else:
         environment = environments.variables(python, processes.here.environment)
-    environment |= specification["variables"]
-    _wait(
-        [psutil.Popen(command, cwd=code, env=environment | rank) for rank in _ranks(specification)],
-        specification["timeout"],
-    )
+    environment |= specification["variables"] | paths
+    started = [
+        psutil.Popen(["bash", "-c", command], cwd=code, env=environment | rank)
+        for rank in _ranks(specification)
+    ]
+    _wait(started, specification["timeout"])
 
 
 def _ranks(specification: dict) -> list[dict[str, str]]:
@@ -51,7 +51,7 @@ def _ranks(specification: dict) -> list[dict[str, str]]:
         return [{}]
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
+        shared = {**ON_LOOPBACK, "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
     shared |= {"WORLD_SIZE": str(nodes * context), "LOCAL_WORLD_SIZE": str(context)}
     return [
         {**shared, "RANK": str(rank), "LOCAL_RANK": str(rank % context), "NODE_RANK": str(rank // context)}
@@ -73,20 +73,3 @@ def _wait(started: list[psutil.Popen], timeout: float | None) -> None:
                 )
         if running and time.monotonic() > until:
             raise UserError(f"the command took longer than its timeout of {timeout:g} s")
-
-
-def fill(specification: dict) -> str:
-    """Return the command with paths and values in the places of its inputs and outputs."""
-    given = {key: value for key, value in specification["inputs"].items() if value is not None}
-    places = {"inputs": given, "outputs": specification["outputs"]}
-
-    def optional(found: re.Match) -> str:
-        missing = any(key not in places[kind] for kind, key in PLACEHOLDER.findall(found[1]))
-        return "" if missing else found[1]
-
-    def value(found: re.Match) -> str:
-        if found[2] not in places[found[1]]:
-            raise UserError(f"the command names ${{{{{found[1]}.{found[2]}}}}}, which is not given")
-        return str(places[found[1]][found[2]])
-
-    return PLACEHOLDER.sub(value, OPTIONAL.sub(optional, specification["command"]))

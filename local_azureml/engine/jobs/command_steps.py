@@ -25,13 +25,16 @@ def of_node(
     outputs: dict[str, dict],
 ) -> Step:
     """Return the step that runs the command of `spec`, as `node` of `job` asks."""
-    places = {}
+    paths, literals = {}, {}
     for name, value in inputs.items():
         kind = (spec["inputs"].get(name) or {}).get("type", "literal")
         mode = ((node.get("inputs") or {}).get(name) or {}) if kind != "literal" else {}
         is_direct = isinstance(mode, dict) and str(mode.get("mode")).lower() == "direct"
         is_file = kind.startswith(("uri_", "ml")) or kind == "custom_model"
-        places[name] = str(addresses.resolve(context, str(value))) if is_file and not is_direct else value
+        if is_file and not is_direct:
+            paths[name] = str(addresses.resolve(context, str(value)))
+        else:
+            literals[name] = value
     code = str(spec.get("code") or node.get("codeId") or "").removeprefix("azureml:")
     default = (job.get("settings") or {}).get("default_compute") or job.get("computeId")
     compute = str(node.get("computeId") or default or jobs.SERVERLESS)
@@ -44,7 +47,8 @@ def of_node(
         {
             "command": spec["command"],
             "code": str(addresses.resolve(context, code)) if code else None,
-            "inputs": places,
+            "paths": paths,
+            "literals": literals,
             "outputs": {
                 name: str(datastores.folder_at(context, output["uri"])) for name, output in outputs.items()
             },

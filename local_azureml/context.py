@@ -2,8 +2,12 @@
 
 import hmac
 import json
+import os
 import secrets
+import shutil
+import tempfile
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from starlette.requests import Request  # FastAPI's own, whose import takes each child a third of a second
@@ -15,6 +19,8 @@ from local_azureml.faults import Faults
 from local_azureml.meter import Meter
 from local_azureml.resource import system_data
 from local_azureml.state import State
+
+LONGEST = 62  # bytes of a folder, for the path of a socket two folders below, which may have 103
 
 
 @dataclass
@@ -59,6 +65,28 @@ class Context:
     def blobs(self) -> Path:
         """Return the folder whose folders are the blob containers."""
         return self.folder / "blobs"
+
+    @cached_property
+    def temporary(self) -> Path:
+        """Return the folder of sockets and of children's temporary files, where no other user can put any.
+
+        It lies in the data folder; where that has a long path, it has a short name too.
+        """
+        place = self.folder / "tmp"
+        shutil.rmtree(place, ignore_errors=True)  # what a start left that was killed
+        place.mkdir(mode=0o700)
+        if len(os.fsencode(place)) <= LONGEST:
+            return place
+        link = Path(tempfile.mkdtemp(prefix="local_azureml-", dir="/tmp"), "tmp")
+        link.symlink_to(place)
+        return link
+
+    def close(self) -> None:
+        """Close the state, and remove what is temporary."""
+        self.state.close()
+        shutil.rmtree(self.temporary.resolve(), ignore_errors=True)
+        if self.temporary.is_symlink():
+            shutil.rmtree(self.temporary.parent)
 
     def environment(self) -> dict[str, str]:
         """Return the variables that point an unmodified SDK here; the README says why each."""

@@ -19,7 +19,13 @@ HIDDEN = (  # what would lead a process elsewhere; a star stands for any end
 )
 PYTHON = ("PYTHONHOME", "PYTHONPATH", "PYTHONSTARTUP")  # the caller's own, which no job on Azure would see
 LEADS_ELSEWHERE = "|".join(HIDDEN).replace("*", "[A-Za-z0-9_]*")  # for Python and for sed
+LOOPBACK = "lo" if sys.platform == "linux" else "lo0"
+ON_LOOPBACK = {
+    "GLOO_SOCKET_IFNAME": LOOPBACK,
+    "NCCL_SOCKET_IFNAME": LOOPBACK,
+}  # wherever the host is
 LIBRARIES = {  # how the engine's libraries are to behave; a command's own are left alone
+    **ON_LOOPBACK,
     "HF_HUB_OFFLINE": "1",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_WAIT_POLICY": "PASSIVE",  # threads that spin while they wait slow a shared machine tenfold
@@ -50,7 +56,8 @@ def of_command(context: Context) -> dict[str, str]:
 
 def of_child(context: Context, /, **own: str) -> dict[str, str]:
     """Return the variables of a job or a deployment: those that lead to `cloud`, and on top its own."""
-    return {name: value for name, value in of_command(context).items() if name not in PYTHON} | own
+    inherited = {name: value for name, value in of_command(context).items() if name not in PYTHON}
+    return inherited | {"TMPDIR": str(context.temporary)} | own
 
 
 def lines(context: Context) -> str:

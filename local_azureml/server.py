@@ -123,7 +123,7 @@ class Server:
         self._server.should_exit = self._server.force_exit = True
         self._thread.join()
         processes.cool()
-        self.context.state.close()
+        self.context.close()
         self._lock.release()
 
 

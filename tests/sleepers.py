@@ -1,7 +1,8 @@
-"""Children's entries that do nothing but live."""
+"""Children's entries that do little but live."""
 
 import json
 import os
+import tempfile
 import time
 from pathlib import Path
 
@@ -19,3 +20,8 @@ def sleep_with_a_child(specification: dict) -> None:
 def sleep(specification: dict) -> None:
     """Sleep."""
     time.sleep(600)
+
+
+def write_a_temporary_file(specification: dict) -> None:
+    """Print the name of a temporary file that is left."""
+    print(tempfile.mkstemp()[1])

@@ -3,9 +3,11 @@
 import os
 import secrets
 import select
+import shutil
 import signal
 import socket
 import sys
+import tempfile
 import threading
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -55,6 +57,7 @@ class Place:
         os.chdir(self.folder)
         process_environment.leave(*process_environment.PYTHON)
         os.environ.update(process_environment.LIBRARIES | self.environment)
+        tempfile.tempdir = None  # what was looked up before the fork
         if self.group == 0:
             descendants.adopt()
         return replace(self, group=os.getpgid(0))
@@ -160,8 +163,9 @@ class Process:
 
     def __init__(self, entry: str, specification: dict, folder: Path, log: Path, environment: dict[str, str]):
         self._mark = secrets.token_hex(16)
-        place = Place(0, str(log), str(folder), {**environment, descendants.MARK: self._mark})
-        self._task = entry, specification, place
+        self._temporary = tempfile.mkdtemp(dir=environment.get("TMPDIR"))
+        own = {descendants.MARK: self._mark, "TMPDIR": self._temporary}
+        self._task = entry, specification, Place(0, str(log), str(folder), environment | own)
         self._child: Child | None = None
         self._result = LOST
         self._killed = False
@@ -199,6 +203,7 @@ class Process:
         except OSError as error:  # there is no process, or no descriptor, to be had
             message = f"the process could not be started: {error}"
             self._result = {"exit": 1, "error": {"code": "SystemError", "message": message}}
+        shutil.rmtree(self._temporary, ignore_errors=True)
         self._ended.set()
 
     def _follow(self, child: Child) -> None:

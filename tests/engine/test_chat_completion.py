@@ -8,7 +8,9 @@ import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import psutil
@@ -411,6 +413,24 @@ def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(finetun
     assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-4)
 
 
+def test_the_processes_of_a_training_listen_on_loopback_alone(finetune):
+    ended, heard = threading.Event(), set()
+
+    def listen() -> None:
+        while not ended.wait(0.02):
+            for process in psutil.Process().children(recursive=True):
+                with suppress(psutil.Error):
+                    there = process.net_connections("inet")
+                    heard.update(one.laddr.ip for one in there if one.status == psutil.CONN_LISTEN)
+
+    listener = threading.Thread(target=listen)
+    listener.start()
+    run = finetune(number_of_gpu_to_use_finetuning=2)
+    ended.set()
+    listener.join()
+    assert (run.code, heard) == (0, {"127.0.0.1"})
+
+
 def test_processes_that_the_machine_has_no_room_for_are_made_up_by_accumulation(finetune):
     one = finetune("one", per_device_train_batch_size=3)
     spread = finetune(
@@ -632,6 +652,13 @@ def started(folder: Path) -> list[int]:
             return json.loads(with_pids.read_text())
         time.sleep(0.05)
     raise TimeoutError((folder / "log.txt").read_text())
+
+
+def test_a_step_has_a_temporary_folder_of_its_own_which_goes_with_it(tmp_path):
+    """In one that is everybody's, others may put what it loads, and read what it leaves."""
+    step = child("sleepers:write_a_temporary_file", {}, tmp_path, TMPDIR=str(tmp_path))
+    file = Path((tmp_path / "log.txt").read_text().strip())
+    assert (step.wait(), file.parents[1], file.parent.exists()) == (0, tmp_path, False)
 
 
 def test_kill_ends_a_step_and_the_processes_that_it_started(tmp_path):

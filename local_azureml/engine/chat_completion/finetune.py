@@ -3,7 +3,6 @@
 import importlib.util
 import json
 import os
-import socket
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -21,6 +20,7 @@ from local_azureml.engine.chat_completion.trainer import Trainer, training_argum
 from local_azureml.engine.processes import UserError
 
 ADAPTER = "adapter"  # the folder of LoRA weights that are not merged
+MEETING = "meeting"  # the file in the step's folder by which its processes find one another
 
 
 @dataclass(frozen=True)
@@ -90,10 +90,8 @@ def _read_deepspeed(path: Path) -> dict:
 
 def _launch(specification: dict, running: Layout) -> None:
     """Run `train` in processes as torchrun does, forked from the warm server."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        shared = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1])}
-    shared |= {"OMP_NUM_THREADS": str(running.threads)}
+    Path(MEETING).unlink(missing_ok=True)
+    shared = {"OMP_NUM_THREADS": str(running.threads)}
     shared |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE"), str(running.processes))
     here = processes.here
     ranks = [dict.fromkeys(("RANK", "LOCAL_RANK"), str(rank)) for rank in range(running.processes)]
@@ -102,9 +100,15 @@ def _launch(specification: dict, running: Layout) -> None:
 
 
 def work(specification: dict) -> None:
-    """Train one process's share."""
+    """Train one process's share, with others that are met over a file.
+
+    Left to itself, torch opens a port on all interfaces for that, where anybody may have a say.
+    """
     task = Task.of(specification)
     running = layout(task.values)
+    met = torch.distributed.FileStore(str(Path(MEETING).resolve()), running.processes)
+    rank = int(os.environ["RANK"])
+    torch.distributed.init_process_group(running.backend, store=met, rank=rank, world_size=running.processes)
     train(task, running, deepspeed_config(task.values, running))
 
 

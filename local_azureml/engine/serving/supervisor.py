@@ -2,9 +2,7 @@
 
 import json
 import math
-import os
 import secrets
-import tempfile
 import threading
 import time
 from contextlib import suppress
@@ -22,7 +20,6 @@ from local_azureml.engine.chat_completion import checkpoint
 from local_azureml.engine.processes import UserError
 from local_azureml.errors import AzureError, user_error
 
-LONGEST_FOLDER = 77  # bytes; the path of a Unix socket, 26 longer, may have 103
 HASTY = {  # what a deployment runs with so that it really refuses, as the fault scoring-status asks
     408: {"request_timeout": 0.001, "faults": {}},
     429: {"max_concurrent_requests": 0, "faults": {}},
@@ -47,8 +44,6 @@ class Deployments:
         self._context = context
         self._lock = threading.Lock()  # makes a look at a document and what follows for its process one act
         self._stopped = False
-        place = context.folder if len(os.fsencode(context.folder)) <= LONGEST_FOLDER else "/tmp"
-        self._sockets = tempfile.TemporaryDirectory(prefix="sockets-", dir=place)  # 0700
         self._containers: dict[str, Container] = {}  # by the id of the deployment
         again = []
         for document in self._documents():
@@ -119,7 +114,7 @@ class Deployments:
         settings = document["properties"]["requestSettings"]
         per_instance = settings["maxConcurrentRequestsPerInstance"]
         log = deployments.log_of(self._context, document)
-        socket = Path(self._sockets.name, secrets.token_hex(4))
+        socket = self._context.temporary / secrets.token_hex(4)
         specification = {
             **self._asked(document["properties"]),
             "socket": str(socket),
@@ -175,7 +170,6 @@ class Deployments:
                 self._kill(identifier)
             for document in self._documents():
                 self._context.meter.stop(_interval(document))
-        self._sockets.cleanup()
 
     def running(self) -> list[str]:
         """Return a line for each endpoint that is there, with its deployments."""

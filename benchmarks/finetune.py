@@ -24,6 +24,7 @@ import transformers
 from datasets import Dataset
 from peft import PeftModel, get_peft_model
 from transformers import (
+    AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
     Phi3Config,
@@ -32,7 +33,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from local_azureml.engine.chat_completion import finetune, inputs, machine, model_import, preprocess
+from local_azureml.engine.chat_completion import (
+    finetune,
+    inputs,
+    loading,
+    machine,
+    model_import,
+    preprocess,
+)
 from local_azureml.engine.chat_completion.packing import DistributedBatchSampler
 from local_azureml.engine.chat_completion.trainer import adapters
 
@@ -66,9 +74,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--base-model", type=Path, default=SEEDS / "base_model", help="a Phi-3 checkpoint folder"
-    )
+    parser.add_argument("--base-model", type=Path, default=SEEDS / "base_model", help="a checkpoint folder")
     parser.add_argument(
         "--full-size-layers", type=int, help="random weights of Phi-3-mini's size, so many layers (32)"
     )
@@ -135,27 +141,31 @@ def write_rows(path: Path, rows: int, median: int, seed: int) -> None:
 def tokenizer_share(specification: dict, folder: Path) -> float:
     """Run the preprocess step on long rows and return the share of its time that passes in the tokenizer.
 
-    That is, in `apply_chat_template`: filling the template in, splitting the text into tokens and marking the
-    assistant's.
+    That is, in filling the template in and in splitting the text into tokens.
     """
     write_rows(folder / "long.jsonl", LONG_ROWS, ULTRACHAT_MEDIAN, seed=3)
     given = specification["inputs"] | {"train_file_path": str(folder / "long.jsonl")}
     specification = specification | {"inputs": given, "output": str(folder / "long")}
     spent = 0.0
-    plain_method = PreTrainedTokenizerBase.apply_chat_template
+    plain = {name: getattr(PreTrainedTokenizerBase, name) for name in ("apply_chat_template", "__call__")}
 
-    def timed(*args, **kwargs):
-        nonlocal spent
-        begun = time.perf_counter()
-        try:
-            return plain_method(*args, **kwargs)
-        finally:
-            spent += time.perf_counter() - begun
+    def timed(method):
+        def call(*args, **kwargs):
+            nonlocal spent
+            begun = time.perf_counter()
+            try:
+                return method(*args, **kwargs)
+            finally:
+                spent += time.perf_counter() - begun
 
-    PreTrainedTokenizerBase.apply_chat_template = timed
+        return call
+
+    for name, method in plain.items():
+        setattr(PreTrainedTokenizerBase, name, timed(method))
     begun = time.perf_counter()
     preprocess.run(specification)
-    PreTrainedTokenizerBase.apply_chat_template = plain_method
+    for name, method in plain.items():
+        setattr(PreTrainedTokenizerBase, name, method)
     return spent / (time.perf_counter() - begun)
 
 
@@ -169,7 +179,7 @@ def ours(values: dict, folder: Path) -> dict:
 
 def plain(values: dict, folder: Path) -> dict:
     """Train with transformers' own Trainer and its defaults, on rows in random order."""
-    kind = machine.plan(json.loads((folder / "base/config.json").read_text()), folder / "base", values).kind
+    kind = machine.plan(loading.outline(folder / "base"), values).kind
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / "plain"),
@@ -190,7 +200,9 @@ def plain(values: dict, folder: Path) -> dict:
     )
     transformers.set_seed(values["seed"])
     half = values["apply_lora"] and kind == "bf16"
-    model = Phi3ForCausalLM.from_pretrained(folder / "base", dtype=torch.bfloat16 if half else torch.float32)
+    model = AutoModelForCausalLM.from_pretrained(
+        folder / "base", dtype=torch.bfloat16 if half else torch.float32
+    )
     if lora := adapters(values):
         model = get_peft_model(model, lora)
     tokenizer = AutoTokenizer.from_pretrained(folder / "base")

@@ -58,7 +58,7 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, default=0, help="a free one by default")
     kept = "where state is kept between starts; by default a folder that is removed"
     add("--data-dir", type=Path, help=kept)
-    add("--base-model", type=Path, help="a Phi-3 checkpoint folder in place of the tiny model")
+    add("--base-model", type=Path, help="the folder of a chat model in place of the small one")
     faults = "see --list-faults; the signal USR1 switches all off"
     add("--fault", action="append", default=[], metavar="NAME[=VALUE]", help=faults)
     add("--poll", type=float, default=1.0, help="seconds that Retry-After asks clients to wait")

@@ -3,6 +3,7 @@
 import argparse
 import os
 import socket
+import tempfile
 import threading
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import checkpoint
 from local_azureml.engine.processes import UserError
 from local_azureml.faults import Faults
+
+EXAMINED_WITHIN = 180  # seconds, the imports counted
 
 
 class UsageError(Exception):
@@ -39,9 +42,23 @@ def base_model(folder: Path | None) -> Path:
     folder = (folder or identifiers.SMALL_MODEL).expanduser().resolve()
     try:
         checkpoint.check(folder)
+        if not folder.samefile(identifiers.SMALL_MODEL):
+            examine(folder)
     except UserError as error:
-        raise UsageError(f"--base-model {folder}: {error}; give the folder of a Phi-3 checkpoint") from None
+        raise UsageError(f"--base-model {folder}: {error}") from None
     return folder
+
+
+def examine(base: Path) -> None:
+    """Raise where transformers can't load, train and ask the model in a folder: tried without its weights."""
+    with tempfile.TemporaryDirectory() as name:
+        entry, place = "local_azureml.engine.chat_completion.loading:examine_base_model", Path(name)
+        tried = processes.start(entry, {"folder": str(base)}, place, place / "log.txt", {})
+        if tried.wait(EXAMINED_WITHIN) is None:
+            tried.kill()
+            raise UserError(f"its chat template wrote no answer within {EXAMINED_WITHIN} s")
+        if tried.wait():
+            raise UserError(tried.error()["message"])
 
 
 def data_folder(folder: Path) -> Path:

@@ -30,7 +30,7 @@ TINY = {
 def make_checkpoint(specification: dict) -> None:
     """Write a random Phi-3 checkpoint of some 40 000 parameters to `folder`, with `config` on top of TINY."""
     folder = Path(specification["folder"])
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer()
     torch.manual_seed(0)
     config = Phi3Config(**{"vocab_size": len(tokenizer), **TINY, **specification.get("config", {})})
     model = Phi3ForCausalLM(config).to(getattr(torch, specification.get("dtype", "float32")))
@@ -39,18 +39,23 @@ def make_checkpoint(specification: dict) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
+def make_tokenizer(
+    template: str = phi3_chat_template, own: list[str] = SPECIAL[3:], pad_token: str | None = "<|endoftext|>"
+) -> PreTrainedTokenizerFast:
+    """Return a tokenizer of 400 tokens and `own`, trained on what animals say."""
     bytewise = ByteLevelBPETokenizer()
     texts = [turn["content"] for chat in chats(50) for turn in chat["messages"]]
-    bytewise.train_from_iterator(texts, vocab_size=400, special_tokens=SPECIAL, show_progress=False)
+    bytewise.train_from_iterator(
+        texts, vocab_size=400, special_tokens=[*SPECIAL[:3], *own], show_progress=False
+    )
     return PreTrainedTokenizerFast(
         tokenizer_object=bytewise._tokenizer,
         bos_token="<s>",
         eos_token="<|endoftext|>",
-        pad_token="<|endoftext|>",
+        pad_token=pad_token,
         unk_token="<unk>",
-        additional_special_tokens=SPECIAL[3:],
-        chat_template=phi3_chat_template,
+        additional_special_tokens=own,
+        chat_template=template,
         model_max_length=256,
     )
 
@@ -69,7 +74,7 @@ def report_tokens(specification: dict) -> None:
     """Write what the preprocess step kept: the rows' texts, and those of their labels."""
     from datasets import Dataset
 
-    tokenizer = _tokenizer()
+    tokenizer = make_tokenizer()
     rows = Dataset.from_file(specification["arrow"])
     texts = [tokenizer.decode(row["input_ids"]) for row in rows]
     learned = [tokenizer.decode([token for token in row["labels"] if token >= 0]) for row in rows]

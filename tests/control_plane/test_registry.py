@@ -53,22 +53,42 @@ def with_config(folder: Path, **changes) -> None:
     ("spoil", "words"),
     [
         (
-            lambda folder: with_config(folder, architectures=["LlamaForCausalLM"]),
-            "the base model's architecture is LlamaForCausalLM; the emulator trains Phi3ForCausalLM",
+            lambda folder: with_config(folder, quantization_config={"quant_method": "bitsandbytes"}),
+            "weights are quantised (bitsandbytes) and can't be trained; give the model in 16 or 32 bits",
         ),
-        (lambda folder: with_config(folder, vocab_size=None), "config.json says no vocab_size"),
-        (lambda folder: with_config(folder, num_hidden_layers=5), "says 5 layers; its weights hold 4"),
         (lambda folder: (folder / "config.json").unlink(), "is no checkpoint: it has no config.json, only"),
-        (
-            lambda folder: (folder / "config.json").write_text("[1"),
-            "of the base model is not JSON",
-        ),
+        (lambda folder: (folder / "config.json").write_text("[1"), "of the base model is not JSON"),
+        (lambda folder: (folder / "config.json").write_text("[1]"), "of the base model is no JSON object"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no file model.safetensors"),
         (lambda folder: (folder / "model.safetensors").write_text("cut"), "is no whole safetensors file"),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer_config.json"),
+        (lambda folder: with_config(folder, model_type="evil"), "has no model of the type 'evil', and code"),
+        (lambda folder: with_config(folder, model_type="t5"), "of the type 't5', no causal language model"),
+        (lambda folder: with_config(folder, model_type="mamba"), "not all their layers are attention"),
+        (
+            lambda folder: with_config(folder, hidden_size="many"),
+            "can't read the base model's config.json",
+        ),
+        (
+            lambda folder: with_config(folder, num_hidden_layers=5),
+            "weights that its files lack, model.layers.4",
+        ),
+        (
+            lambda folder: with_config(folder, vocab_size=99),
+            "tokenizer has a token 3965; its config.json says",
+        ),
+        (lambda folder: (folder / "chat_template.jinja").unlink(), "no chat template; a chat model has one"),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text("Hello!"),
+            "chat template can't write an answer: of 1 questions and answers it writes 0",
+        ),
+        (
+            lambda folder: (folder / "chat_template.jinja").write_text("{{ raise_exception('no chats') }}"),
+            "chat template can't write an answer: no chats",
+        ),
     ],
 )
-def test_a_checkpoint_that_is_no_phi_3_is_refused_when_the_emulator_starts(
+def test_what_is_no_chat_model_that_can_be_trained_is_refused_when_the_emulator_starts(
     tmp_path, capsys, variables_kept, spoil, words
 ):
     folder = tmp_path / "model"

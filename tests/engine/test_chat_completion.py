@@ -166,12 +166,10 @@ def test_a_folder_without_a_config_is_refused_with_what_is_in_it(tmp_path, rows)
     assert message.endswith("is no checkpoint: it has no config.json, only train.jsonl")
 
 
-def test_another_architecture_is_refused_by_name(tmp_path, base, rows):
-    model = broken(
-        base, tmp_path / "model", config_json=config_with(base, architectures=["LlamaForCausalLM"])
-    )
+def test_a_model_that_is_not_all_attention_is_refused_by_name(tmp_path, base, rows):
+    model = broken(base, tmp_path / "model", config_json=config_with(base, model_type="mamba"))
     message = import_failure(tmp_path, model, rows)[2]
-    assert message == "the base model's architecture is LlamaForCausalLM; the emulator trains Phi3ForCausalLM"
+    assert message.startswith("models of the type 'mamba' can't be trained here: not all their layers")
 
 
 def test_weights_are_never_read_from_a_pickle(tmp_path, base, rows):

@@ -1,10 +1,13 @@
 """Attention for a batch whose rows lie end to end, so that no token of it is padding."""
 
+import sys
+
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 WITHIN_ROWS = "within_rows"  # the name under which transformers finds it
+NOT_IN_TORCH = ("softcap", "s_aux")  # arguments that Gemma 2 and GPT-OSS give, and PyTorch's attention lacks
 
 
 def attend_within_rows(
@@ -14,38 +17,47 @@ def attend_within_rows(
     value: torch.Tensor,
     attention_mask: None,
     row_lengths: list[int],
-    dropout: float = 0.0,
-    scaling: float | None = None,
     sliding_window: int | None = None,
-    **kwargs,
+    **how,
 ) -> tuple[torch.Tensor, None]:
     """Return what each token sees of those before it in its row; states are 1 by heads by tokens by width."""
-    parts = zip(*(states.split(row_lengths, 2) for states in (query, key, value)), strict=True)
-    seen = [
-        scaled_dot_product_attention(
-            *part,
-            attn_mask=band(length, sliding_window, query.device),
-            is_causal=not _slides(length, sliding_window),
-            dropout_p=dropout,
-            scale=scaling,
-            enable_gqa=module.num_key_value_groups > 1,
-        )
-        for part, length in zip(parts, row_lengths, strict=True)
-    ]
+    eager = any(how.get(name) is not None for name in NOT_IN_TORCH)
+    attend = attend_eagerly if eager else attend_fused
+    rows = zip(*(states.split(row_lengths, 2) for states in (query, key, value)), strict=True)
+    seen = [attend(module, *row, sliding_window, **how) for row in rows]
     return torch.cat(seen, 2).transpose(1, 2).contiguous(), None
 
 
-def band(length: int, window: int | None, device: torch.device) -> torch.Tensor | None:
-    """Return which tokens see which where a row is longer than the model's sliding window, else None."""
-    if not _slides(length, window):
-        return None
+def attend_fused(module, query, key, value, window, dropout=0.0, scaling=None, **how) -> torch.Tensor:
+    """Return what one row's tokens see, by PyTorch's own attention."""
+    length = query.shape[2]
+    slides = window is not None and length > window
+    return scaled_dot_product_attention(
+        query,
+        key,
+        value,
+        attn_mask=band(length, window, query.device) if slides else None,
+        is_causal=not slides,
+        dropout_p=dropout,
+        scale=scaling,
+        enable_gqa=query.shape[1] != key.shape[1],
+    )
+
+
+def attend_eagerly(module, query, key, value, window, **how) -> torch.Tensor:
+    """Return what one row's tokens see, by the attention that stands in the model's own file."""
+    length = query.shape[2]
+    seen = band(length, window or length, query.device)
+    mask = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)
+    own = sys.modules[type(module).__module__].eager_attention_forward
+    return own(module, query, key, value, mask[None, None], **how)[0].transpose(1, 2)
+
+
+def band(length: int, window: int, device: torch.device) -> torch.Tensor:
+    """Return which of a row's tokens see which: those before them, as far back as the window goes."""
     place = torch.arange(length, device=device)
     back = place[:, None] - place
     return (back >= 0) & (back < window)
-
-
-def _slides(length: int, window: int | None) -> bool:
-    return window is not None and length > window
 
 
 AttentionInterface.register(WITHIN_ROWS, attend_within_rows)

@@ -8,9 +8,9 @@ from safetensors import SafetensorError, safe_open
 from local_azureml.engine.processes import UserError
 from local_azureml.paths import is_plain
 
-ARCHITECTURE = "Phi3ForCausalLM"
+CAUSAL = "ForCausalLM"  # how the names of architectures end that write one word after the other
 TOKENIZER = "tokenizer_config.json"
-SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "vocab_size")
+TEMPLATES = ("chat_template.jinja", "chat_template.json")  # where a chat template lies, or in TOKENIZER
 PLACES = ("", "model", "data/model", "data/config", "components/model")  # where an MLflow folder keeps it
 
 
@@ -25,34 +25,43 @@ def find(given: Path) -> Path:
     raise UserError(f"the base model {given.name} is no checkpoint: it has no config.json, only {there}")
 
 
-def check(given: Path) -> tuple[Path, Path, dict]:
-    """Return where a whole Phi-3 checkpoint in safetensors and its tokenizer lie, and its config.
+def check(given: Path) -> tuple[Path, Path]:
+    """Return where a whole checkpoint in safetensors and its tokenizer lie.
 
-    Raise for anything else.
+    Raise for anything else, and for weights that were made smaller than 16 bits.
     """
     folder = find(given)
-    return folder, _tokenizer_beside(folder, given), _config(folder)
+    if quantised := read_config(folder).get("quantization_config"):
+        method = quantised.get("quant_method", "less than 16")
+        raise UserError(
+            f"the base model's weights are quantised ({method}) and can't be trained;"
+            " give the model in 16 or 32 bits"
+        )
+    shapes(folder)
+    return folder, _tokenizer_beside(folder, given)
 
 
-def _config(folder: Path) -> dict:
+def is_chat_model(given: Path) -> bool:
+    """Return whether a folder holds a causal language model with a chat template."""
+    try:
+        folder = find(given)
+        tokenizer = _tokenizer_beside(folder, given)
+        architectures = read_config(folder).get("architectures") or [""]
+        settings = json.loads((tokenizer / TOKENIZER).read_text(encoding="utf-8"))
+    except (UserError, ValueError):
+        return False
+    has_template = "chat_template" in settings or any((tokenizer / name).exists() for name in TEMPLATES)
+    return has_template and str(architectures[0]).endswith(CAUSAL)
+
+
+def read_config(folder: Path) -> dict:
+    """Return the config of a checkpoint as it is written."""
     try:
         config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     except ValueError as error:
         raise UserError(f"config.json of the base model is not JSON: {error}") from error
-    architectures = config.get("architectures") or ["none"]
-    if architectures[0] != ARCHITECTURE:
-        raise UserError(
-            f"the base model's architecture is {architectures[0]}; the emulator trains {ARCHITECTURE}"
-        )
-    if lacking := [name for name in SIZES if not isinstance(config.get(name), int)]:
-        raise UserError(f"the base model's config.json says no {', '.join(lacking)}")
-    tensors = shapes(folder)
-    layers = {name.split(".")[2] for name in tensors if name.startswith("model.layers.")}
-    if len(layers) != config["num_hidden_layers"]:
-        raise UserError(
-            f"the base model's config.json says {config['num_hidden_layers']} layers;"
-            f" its weights hold {len(layers)}"
-        )
+    if not isinstance(config, dict):
+        raise UserError("config.json of the base model is no JSON object")
     return config
 
 

@@ -9,10 +9,11 @@ import mlflow.transformers
 import torch
 from mlflow.models import Model
 from peft import PeftModel
-from transformers import AutoTokenizer, Phi3ForCausalLM, TextGenerationPipeline
+from transformers import PreTrainedModel, TextGenerationPipeline
 
 from local_azureml.engine.chat_completion.finetune import ADAPTER
 from local_azureml.engine.chat_completion.inputs import typed
+from local_azureml.engine.chat_completion.loading import load_model, load_tokenizer
 from local_azureml.engine.processes import UserError
 
 PACKAGES = ("mlflow", "transformers", "torch", "accelerate", "safetensors")  # what loading the folder takes
@@ -25,14 +26,14 @@ def run(specification: dict) -> None:
     typed(specification["inputs"])
     source = Path(specification["outputs"]["pytorch_model_folder"])
     target = Path(specification["outputs"]["mlflow_model_folder"])
-    save_mlflow_model(load(source), AutoTokenizer.from_pretrained(source), target)
+    save_mlflow_model(load(source), load_tokenizer(source), target)
     size = sum(path.stat().st_size for path in target.rglob("*") if path.is_file())
     print(f"wrote an MLflow model of {size / 1e6:.1f} MB", flush=True)
 
 
-def load(folder: Path) -> Phi3ForCausalLM:
+def load(folder: Path) -> PreTrainedModel:
     """Return the checkpoint's model, with its LoRA adapter merged if it has one."""
-    model = Phi3ForCausalLM.from_pretrained(folder, dtype="auto", use_safetensors=True)
+    model = load_model(folder, dtype="auto")
     if not (folder / ADAPTER).exists():
         return model
     print(
@@ -42,13 +43,13 @@ def load(folder: Path) -> Phi3ForCausalLM:
     return PeftModel.from_pretrained(model, str(folder / ADAPTER)).merge_and_unload()
 
 
-def save_mlflow_model(model: Phi3ForCausalLM, tokenizer, folder: Path) -> None:
+def save_mlflow_model(model: PreTrainedModel, tokenizer, folder: Path) -> None:
     """Write an MLflow model with the transformers flavor to `folder`, without a signature as Azure's is."""
     logging.getLogger("mlflow").setLevel(
         logging.ERROR
     )  # it looks for a model card on a hub that is not there
     shutil.rmtree(folder, ignore_errors=True)
-    model.name_or_path = "Phi-3"  # else the folder names this machine's paths
+    model.name_or_path = model.config.model_type  # else the folder names this machine's paths
     model.config.use_cache = True
     mlflow.transformers.save_model(
         TextGenerationPipeline(

@@ -8,15 +8,18 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from transformers import AutoTokenizer, Phi3ForCausalLM, set_seed
+from peft.helpers import disable_input_dtype_casting
+from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion.attention import WITHIN_ROWS
 from local_azureml.engine.chat_completion.inputs import typed
+from local_azureml.engine.chat_completion.loading import load_model, load_tokenizer, outline
 from local_azureml.engine.chat_completion.machine import GIB, Layout, Machine, layout, plan
 from local_azureml.engine.chat_completion.model_import import link_files
 from local_azureml.engine.chat_completion.trainer import Trainer, training_arguments
+from local_azureml.engine.chat_completion.turns import end_tokens
 from local_azureml.engine.processes import UserError
 
 ADAPTER = "adapter"  # the folder of LoRA weights that are not merged
@@ -119,7 +122,8 @@ def train(task: Task, running: Layout, deepspeed: dict | None) -> None:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else the Trainer would split batches over all
     try:
         trainer = build(task, running, deepspeed)
-        trainer.train(resume_from_checkpoint=_checkpoint(task))
+        with disable_input_dtype_casting(trainer.model):  # autocast does that, once
+            trainer.train(resume_from_checkpoint=_checkpoint(task))
         if trainer.is_world_process_zero():
             save(trainer, task)
         trainer.tracker.close()
@@ -141,8 +145,7 @@ def build(task: Task, running: Layout, deepspeed: dict | None) -> Trainer:
     """Return the trainer, its model loaded and its rows at hand."""
     values = task.values
     rows = _rows(task, "train")
-    config = json.loads((task.base / "config.json").read_text())
-    need = plan(config, task.base, values, max(rows["length"]))
+    need = plan(outline(task.base), values, max(rows["length"]))
     if os.environ.get("RANK", "0") == "0":
         free = Machine.here().free / GIB
         print(f"{need}, {free:.2f} GiB free; computing in {need.kind}{need.why}", flush=True)
@@ -151,10 +154,9 @@ def build(task: Task, running: Layout, deepspeed: dict | None) -> Trainer:
     return Trainer(
         _model(task, torch.bfloat16 if values["apply_lora"] and need.kind == "bf16" else torch.float32),
         arguments,
-        running,
         rows,
         None if values["evaluation_strategy"] == "disable" else _rows(task, "validation"),
-        AutoTokenizer.from_pretrained(task.base, trust_remote_code=False),
+        load_tokenizer(task.base),
         values,
         task.faults,
     )
@@ -164,15 +166,11 @@ def _rows(task: Task, split: str) -> Dataset:
     return Dataset.from_file(str(task.tokens / f"{split}.arrow"))
 
 
-def _model(task: Task, dtype: torch.dtype) -> Phi3ForCausalLM:
+def _model(task: Task, dtype: torch.dtype) -> PreTrainedModel:
     mismatched = task.values["ignore_mismatched_sizes"]
     try:
-        return Phi3ForCausalLM.from_pretrained(
-            task.base,
-            dtype=dtype,
-            attn_implementation=WITHIN_ROWS,
-            ignore_mismatched_sizes=mismatched,
-            use_safetensors=True,
+        return load_model(
+            task.base, dtype=dtype, attn_implementation=WITHIN_ROWS, ignore_mismatched_sizes=mismatched
         )
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
@@ -209,9 +207,7 @@ def save(trainer: Trainer, task: Task) -> None:
     print(f"saved the model in {output.name}", flush=True)
 
 
-def stop_at_turn_end(model, tokenizer) -> None:
+def stop_at_turn_end(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     """Let generation stop at the end of the assistant's turn, not only at the end of the text."""
-    known = model.generation_config.eos_token_id
-    ends = set(known if isinstance(known, list) else [known])
-    turn_end = tokenizer.convert_tokens_to_ids("<|end|>")
-    model.generation_config.eos_token_id = sorted((ends | {tokenizer.eos_token_id, turn_end}) - {None})
+    ends = end_tokens(model.generation_config, tokenizer)
+    model.generation_config.eos_token_id = sorted(ends) or None

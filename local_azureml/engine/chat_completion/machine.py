@@ -3,13 +3,12 @@
 import json
 import os
 from dataclasses import dataclass, replace
-from math import prod
 from pathlib import Path
 
 import psutil
 import torch
+from transformers import PreTrainedModel
 
-from local_azureml.engine.chat_completion.checkpoint import shapes
 from local_azureml.engine.processes import UserError
 
 GIB = 1 << 30
@@ -125,15 +124,15 @@ class Need:
         )
 
 
-def plan(config: dict, folder: Path, values: dict, longest: int = 0) -> Need:
-    """Return what training on rows of up to `longest` tokens takes; raise if it does not fit.
+def plan(model: PreTrainedModel, values: dict, longest: int = 0) -> Need:
+    """Return what training a model on rows of up to `longest` tokens takes; raise if it does not fit.
 
     Activations are recomputed in the backward pass only where they do not fit otherwise.
     """
     running, free = layout(values), Machine.here().free
     room = free if running.gpus else free // running.processes
     for checkpointing in (False, True):
-        need = _need(config, folder, values, longest, checkpointing)
+        need = _need(model, values, longest, checkpointing)
         if need.total <= room:
             return need
     raise UserError(
@@ -142,11 +141,11 @@ def plan(config: dict, folder: Path, values: dict, longest: int = 0) -> Need:
     )
 
 
-def _need(config: dict, folder: Path, values: dict, longest: int, checkpointing: bool) -> Need:
-    tensors = shapes(folder)
-    parameters = sum(prod(shape) for shape, _ in tensors.values())
-    lora = values["apply_lora"]
-    trained = _adapter_parameters(tensors, values["lora_r"]) if lora else parameters
+def _need(model: PreTrainedModel, values: dict, longest: int, checkpointing: bool) -> Need:
+    linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
+    widths = [sum(part.weight.shape) for part in linear if part is not model.get_output_embeddings()]
+    parameters, lora = model.num_parameters(), values["apply_lora"]
+    trained = values["lora_r"] * sum(widths) if lora else parameters
     kind, why = precision(values, parameters)
     half = lora and kind == "bf16"  # adapters, and weights that are trained, stay in 32 bits
     return Need(
@@ -155,21 +154,18 @@ def _need(config: dict, folder: Path, values: dict, longest: int, checkpointing:
         why,
         weights=parameters * (2 if half else 4) + (trained * 4 if lora else 0),
         training=trained * (4 + OPTIMIZER_BYTES[values["optim"]]),
-        activations=_activations(config, values, longest, checkpointing, 4 if kind == "fp32" else 2),
+        activations=values["per_device_train_batch_size"]
+        * longest
+        * _activations(model, sum(widths), checkpointing, 4 if kind == "fp32" else 2),
         checkpointing=checkpointing,
     )
 
 
-def _adapter_parameters(tensors: dict, rank: int) -> int:
-    """Count the weights of rank-`rank` adapters on every linear layer but the head."""
-    linear = [shape for name, (shape, _) in tensors.items() if "proj" in name and len(shape) == 2]
-    return sum(rank * (rows + columns) for rows, columns in linear)
-
-
-def _activations(config: dict, values: dict, longest: int, checkpointing: bool, width: int) -> int:
-    tokens = values["per_device_train_batch_size"] * longest
-    hidden, inner, layers = (config[key] for key in ("hidden_size", "intermediate_size", "num_hidden_layers"))
-    layer = 10 * hidden + 5 * inner  # numbers that one layer keeps of one token for the backward pass
-    kept = layers * hidden + layer if checkpointing else layers * layer
-    logits = 3 * config["vocab_size"]  # with their softmax and its gradient, in 32 bits
-    return tokens * (kept * width + logits * 4)
+def _activations(model: PreTrainedModel, widths: int, checkpointing: bool, width: int) -> int:
+    """Return the bytes that the backward pass needs of one token."""
+    config = model.config.get_text_config()
+    layers = 1.5 * widths  # what linear parts take in and give out, and half as much for the rest
+    if checkpointing:
+        layers = layers / config.num_hidden_layers + config.num_hidden_layers * config.hidden_size
+    logits = 3 * config.vocab_size  # with their softmax and its gradient, in 32 bits
+    return round(layers * width + logits * 4)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from local_azureml.engine.chat_completion.checkpoint import check
 from local_azureml.engine.chat_completion.inputs import typed
+from local_azureml.engine.chat_completion.loading import examine, load_config
 from local_azureml.engine.chat_completion.machine import plan
 
 
@@ -14,14 +15,17 @@ def run(specification: dict) -> None:
     """Lay the base model's checkpoint into the output folder, if it is one and fits the machine."""
     values = typed(specification["inputs"])
     given = values.get("pytorch_model_path", values.get("mlflow_model_path"))
-    folder, tokenizer, config = check(given)
-    need = plan(config, folder, values)
+    folder, tokenizer = check(given)
+    model = examine(folder, tokenizer)
+    need = plan(model, values)
     output = Path(specification["output"])
+    output.mkdir(parents=True, exist_ok=True)
+    (output / "config.json").write_text(load_config(folder).to_json_string(), encoding="utf-8")
     link_files(folder, output)
     if tokenizer != folder:
         link_files(tokenizer, output)
     _keep_checkpoints(given, output)
-    print(f"imported {config['architectures'][0]} with {need.parameters:,} parameters; {need}", flush=True)
+    print(f"imported {type(model).__name__} with {need.parameters:,} parameters; {need}", flush=True)
 
 
 def link_files(source: Path, target: Path, weights: bool = True) -> None:

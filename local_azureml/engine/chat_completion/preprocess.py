@@ -1,17 +1,17 @@
 """chat_completion_datapreprocess: turns conversations into tokens, once, so that training need not."""
 
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
 import pyarrow
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
-from trl.chat_template_utils import get_training_chat_template
+from transformers import PreTrainedTokenizerBase
 
 from local_azureml.engine.chat_completion.inputs import typed
+from local_azureml.engine.chat_completion.loading import load_config, load_tokenizer
 from local_azureml.engine.chat_completion.rows import read
+from local_azureml.engine.chat_completion.turns import Turns
 from local_azureml.engine.processes import UserError
 
 LEAST_ROWS = 10  # the component refuses fewer training rows
@@ -78,9 +78,10 @@ class TokenWriter:
     """Applies the model's chat template and its tokenizer to rows, batch after batch."""
 
     def __init__(self, folder: Path, values: dict):
-        self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-        self.template = marked_template(self.tokenizer)
-        self.length = row_length(folder, self.tokenizer, values["max_seq_length"])
+        tokenizer = load_tokenizer(folder)
+        self.turns = Turns(tokenizer)
+        self.filler = tokenizer.pad_token_id or 0
+        self.length = row_length(folder, tokenizer, values["max_seq_length"])
         self.padded = values["pad_to_max_length"]
         self.batch_size = values["batch_size"]
         self.tokens = 0
@@ -89,11 +90,11 @@ class TokenWriter:
         """Write the tokens of `rows` to `path` and return how many rows were kept."""
         kept = cut = 0
         with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, SCHEMA) as stream:
-            for ids, answers in self._encoded(rows):
-                good = [row for row in range(len(ids)) if 1 in answers[row][: self.length]]
-                cut += sum(len(row) > self.length for row in ids)
+            for batch in self._encoded(rows):
+                good = [row for row in batch if row[1][: self.length].any()]
+                cut += sum(len(ids) > self.length for ids, _ in batch)
                 kept += len(good)
-                stream.write_batch(self._batch([ids[row] for row in good], [answers[row] for row in good]))
+                stream.write_batch(self._batch(good))
         print(
             f"{path.stem}: {kept} rows; {cut} longer than {self.length} tokens were cut,"
             f" {len(rows) - kept} without a token to learn from were dropped",
@@ -101,51 +102,31 @@ class TokenWriter:
         )
         return kept
 
-    def _encoded(self, rows: pyarrow.Table) -> Iterator[tuple[list, list]]:
+    def _encoded(self, rows: pyarrow.Table) -> Iterator[list[tuple]]:
         for first in range(0, len(rows), self.batch_size):
             batch = rows[first : first + self.batch_size]["messages"].to_pylist()
             check_turns(batch, first)
             try:
-                encoded = self.tokenizer.apply_chat_template(
-                    batch, chat_template=self.template, return_dict=True, return_assistant_tokens_mask=True
-                )
+                yield list(self.turns.encode(batch))
             except Exception as error:  # whatever a model's template raises
                 raise UserError(f"{TEMPLATE_FAILED}: {error}") from error
-            yield encoded["input_ids"], encoded["assistant_masks"]
 
-    def _batch(self, ids: list[list[int]], answers: list[list[int]]) -> pyarrow.RecordBatch:
-        ids = [numpy.array(row[: self.length], numpy.int32) for row in ids]
-        labels = [
-            numpy.where(numpy.array(answer[: self.length], bool), row, -100)
-            for row, answer in zip(ids, answers, strict=True)
-        ]
+    def _batch(self, rows: list[tuple[numpy.ndarray, numpy.ndarray]]) -> pyarrow.RecordBatch:
+        ids = [row[: self.length] for row, _ in rows]
+        labels = [numpy.where(spoken, row, -100)[: self.length] for row, spoken in rows]
         lengths = [len(row) for row in ids]
         self.tokens += sum(lengths)
         if self.padded:
-            ids = [_pad(row, self.length, self.tokenizer.pad_token_id) for row in ids]
+            ids = [_pad(row, self.length, self.filler) for row in ids]
             labels = [_pad(row, self.length, -100) for row in labels]
         return pyarrow.record_batch(
             [_lists(ids), _lists(labels), pyarrow.array(lengths, pyarrow.int32())], schema=SCHEMA
         )
 
 
-def marked_template(tokenizer: PreTrainedTokenizerBase) -> str:
-    """Return the model's chat template with the assistant's words marked, where the loss is taken."""
-    if not tokenizer.chat_template:
-        raise UserError("the base model's tokenizer has no chat template; a chat model has one")
-    try:
-        return get_training_chat_template(tokenizer) or tokenizer.chat_template
-    except ValueError:
-        raise UserError(
-            "the base model's chat template does not mark the assistant's words with {% generation %},"
-            " and trl knows no marked form of it; add the marks to chat_template.jinja"
-        ) from None
-
-
 def row_length(folder: Path, tokenizer: PreTrainedTokenizerBase, asked: int) -> int:
     """Return how many tokens a row may have: what was asked, or all that the model can take."""
-    longest = json.loads((folder / "config.json").read_text())["max_position_embeddings"]
-    longest = min(longest, tokenizer.model_max_length)
+    longest = min(load_config(folder).get_text_config().max_position_embeddings, tokenizer.model_max_length)
     if asked > longest:
         raise UserError(f"max_seq_length is {asked}; the base model takes at most {longest} tokens")
     return longest if asked == -1 else asked

@@ -91,10 +91,7 @@ class EveryShare(TrainerCallback):
 class Trainer(SFTTrainer):
     """trl's trainer on rows that are tokens already, laid end to end."""
 
-    def __init__(
-        self, model, arguments, running: Layout, train, validation, tokenizer, values: dict, faults: dict
-    ):
-        self.running = running
+    def __init__(self, model, arguments, train, validation, tokenizer, values: dict, faults: dict):
         self.tracker = MlflowCallback()
         callbacks = [
             NaNCallback(),
@@ -107,7 +104,7 @@ class Trainer(SFTTrainer):
         super().__init__(
             model,
             arguments,
-            FlatteningCollator(tokenizer.pad_token_id),
+            FlatteningCollator(tokenizer.pad_token_id or 0),
             train,
             validation,
             tokenizer,
@@ -140,19 +137,13 @@ class Trainer(SFTTrainer):
         )
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
-        """Return the loss; on a CPU the head is applied to no token but those that carry loss."""
-        if self.running.gpus:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
-        labels = inputs.pop("labels")[:, 1:]
-        carry = labels != -100
-        outputs = model(**inputs, output_hidden_states=True, logits_to_keep=1, use_cache=False)
-        head = self.accelerator.unwrap_model(model).get_output_embeddings()
-        with self.accelerator.autocast():
-            logits = head(outputs.hidden_states[-1][:, :-1][carry]).float()
+        """Return the loss; the head is applied to no token but those that carry loss."""
+        labels = inputs.pop("labels")[0, 1:]
+        carry = (labels != -100).nonzero()[:, 0]
+        logits = model(**inputs, logits_to_keep=carry, use_cache=False).logits[0].float()
         loss = torch.nn.functional.cross_entropy(logits, labels[carry], reduction="sum")
-        return (
-            loss / (carry.sum() if num_items_in_batch is None else num_items_in_batch) * self.args.world_size
-        )
+        tokens = len(carry) if num_items_in_batch is None else num_items_in_batch
+        return loss / tokens * self.args.world_size
 
     def prediction_step(self, model, inputs, prediction_loss_only, ignore_keys=None):
         """Return a loss whose mean over the batches is the mean over all tokens of the validation set."""

@@ -8,9 +8,11 @@ from pathlib import Path
 
 import torch
 from torch.nn.functional import pad
-from transformers import AutoModelForCausalLM, DynamicCache, GenerationConfig, PreTrainedModel
+from transformers import DynamicCache, PreTrainedModel
 
+from local_azureml.engine.chat_completion import loading
 from local_azureml.engine.chat_completion.checkpoint import find, weight_files
+from local_azureml.engine.chat_completion.turns import end_tokens
 from local_azureml.engine.serving.prompts import Prompts, load_tokenizer
 
 SMALL = 50_000_000  # parameters; below, waking a second thread for each product costs more than it saves
@@ -64,7 +66,7 @@ class Generator:
         self.tokenizer, self.model = load_tokenizer(folder), load_model(folder)
         if self.model.num_parameters() < SMALL:
             torch.set_num_threads(1)
-        self.context = self.model.config.max_position_embeddings
+        self.context = self.model.config.get_text_config().max_position_embeddings
         self.ends = end_tokens(self.model.generation_config, self.tokenizer)
         self.most = most
         self.waiting: queue.SimpleQueue[GenerationRequest] = queue.SimpleQueue()
@@ -83,7 +85,7 @@ class Generator:
 
     @torch.inference_mode()
     def _work(self) -> None:
-        batch = Batch(self.model, self.tokenizer.pad_token_id)
+        batch = Batch(self.model)
         while True:
             asked = self._take(self.most - len(batch.tickets), wait=not batch.tickets)
             try:
@@ -93,7 +95,7 @@ class Generator:
                 for ticket in {id(ticket): ticket for ticket in (*asked, *batch.tickets)}.values():
                     if not ticket.answer.done():
                         ticket.answer.set_exception(error)
-                batch = Batch(self.model, self.tokenizer.pad_token_id)
+                batch = Batch(self.model)
 
     def _take(self, room: int, wait: bool) -> list[GenerationRequest]:
         """Return up to `room` of the tickets that wait, at least one of them if `wait`."""
@@ -117,24 +119,15 @@ def load_model(folder: Path) -> PreTrainedModel:
     """Return the model of a folder, from safetensors and without any code that lies in it."""
     checkpoint = find(folder)
     weight_files(checkpoint)  # safetensors or nothing: a pickle can run code
-    model = AutoModelForCausalLM.from_pretrained(
-        checkpoint, dtype="auto", use_safetensors=True, trust_remote_code=False
-    )
+    model = loading.load_model(checkpoint, dtype="auto")
     return model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
-
-
-def end_tokens(config: GenerationConfig, tokenizer) -> set[int]:
-    """Return the tokens at which an answer ends: the model's own and the end of a turn."""
-    known = config.eos_token_id
-    ends = set(known if isinstance(known, list) else [known])
-    return (ends | {tokenizer.eos_token_id, tokenizer.get_vocab().get("<|end|>")}) - {None}
 
 
 class Batch:
     """The conversations that are being answered, padded on the left to one length, and their cache."""
 
-    def __init__(self, model, filler: int):
-        self.model, self.filler = model, filler
+    def __init__(self, model: PreTrainedModel):
+        self.model = model
         self.tickets: list[GenerationRequest] = []
         self.cache = DynamicCache()
         self.seen = torch.zeros(0, 0, dtype=torch.long, device=model.device)  # rows by tokens: 0 is padding
@@ -167,7 +160,7 @@ class Batch:
         """Read the prompts of `asked`, choose their first tokens, and put their caches under the others'."""
         longest = max(len(ticket.prompt) for ticket in asked)
         short = [longest - len(ticket.prompt) for ticket in asked]
-        rows = [[self.filler] * gap + ticket.prompt for gap, ticket in zip(short, asked, strict=True)]
+        rows = [[0] * gap + ticket.prompt for gap, ticket in zip(short, asked, strict=True)]
         seen = [[0] * gap + [1] * (longest - gap) for gap in short]
         ids = torch.tensor(rows, device=self.model.device)
         cache, seen = DynamicCache(), torch.tensor(seen, device=self.model.device)

@@ -7,9 +7,10 @@ import queue
 import time
 from pathlib import Path
 
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from local_azureml.engine import child, processes
+from local_azureml.engine.chat_completion import loading
 
 SOON = 0.25  # seconds to wait for a child that is busy, before another is started
 
@@ -59,7 +60,7 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     beside = next(folder.rglob("tokenizer_config.json"), None)
     if beside is None:
         raise processes.UserError(f"the model folder {folder.name} has no tokenizer_config.json")
-    return AutoTokenizer.from_pretrained(beside.parent, trust_remote_code=False)
+    return loading.load_tokenizer(beside.parent)
 
 
 def work(specification: dict) -> None:

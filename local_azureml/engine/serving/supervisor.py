@@ -1,6 +1,5 @@
 """The processes behind the deployments: started, watched until healthy, billed, stopped."""
 
-import json
 import math
 import secrets
 import threading
@@ -17,7 +16,6 @@ from local_azureml.control_plane import addresses, deployments, endpoints, opera
 from local_azureml.control_plane import environments as control_plane
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import checkpoint
-from local_azureml.engine.processes import UserError
 from local_azureml.errors import AzureError, user_error
 
 HASTY = {  # what a deployment runs with so that it really refuses, as the fault scoring-status asks
@@ -127,7 +125,9 @@ class Deployments:
         variables = process_environment.of_child(
             self._context, **document["properties"]["environmentVariables"]
         )
-        own = specification["script"] or _is_any_model(specification["model"])
+        model = Path(specification["model"] or "")
+        any_model = (model / "MLmodel").is_file() and not checkpoint.is_chat_model(model)
+        own = specification["script"] or any_model
         entry = "local_azureml.engine.serving.script:run" if own else "local_azureml.engine.serving.chat:run"
         return Container(processes.start(entry, specification, log.parent, log, variables), socket)
 
@@ -179,18 +179,6 @@ class Deployments:
             for name in names
         }
         return [f"endpoint {name} ({deployed[name]})" for name in names]
-
-
-def _is_any_model(model: str) -> bool:
-    """Return whether a folder holds an MLflow model that is none of the chat models."""
-    folder = Path(model)
-    if not (folder / "MLmodel").is_file():
-        return False
-    try:
-        config = json.loads((checkpoint.find(folder) / "config.json").read_text(encoding="utf-8"))
-    except (UserError, ValueError):
-        return True
-    return not isinstance(config, dict) or checkpoint.ARCHITECTURE not in (config.get("architectures") or [])
 
 
 def _wait_for_health(container: Container, document: dict) -> None:

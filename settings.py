@@ -113,6 +113,11 @@ INPUTS = {  # of the component: what it leaves out
 OF_THE_NOTEBOOK = re.compile(
     "compute_|mlflow_model_path|train_|test_|pytorch_model_path|huggingface_id|task_name"
 )
+CONFLICTS = [  # what an input has to be where another has a value
+    ("auto_find_batch_size", {"enum": ["false"]}, "apply_deepspeed", "true"),
+    ("apply_early_stopping", {"enum": ["false"]}, "evaluation_strategy", "disable"),
+    ("learning_rate", {"type": "number", "exclusiveMinimum": 1e-7}, "lr_scheduler_type", "polynomial"),
+]
 ANSWERS = {  # the parameters of an answer
     "temperature": {"type": "number", "minimum": 0, "maximum": 10},
     "top_p": {"type": "number", "exclusiveMinimum": 0, "maximum": 1},
@@ -261,13 +266,10 @@ def check_inputs(component, settings: dict, given: dict, answering: dict) -> lis
             else:
                 checks.append(Check(name, repr(value), words, False, f"mend {where}{nearest(name, known)}"))
     final = {name: known.default for name, known in component.inputs.items()} | settings
-    for name, other, value in [
-        ("auto_find_batch_size", "apply_deepspeed", "true"),
-        ("apply_early_stopping", "evaluation_strategy", "disable"),
-    ]:
-        if final[name] == "true" and final[other] == value:
-            wanted = f"'false' where {other} is {value!r}"
-            checks.append(Check(name, "'true'", wanted, False, "mend finetune_parameters"))
+    for name, schema, other, value in CONFLICTS:
+        one = check(name, final[name], schema, "finetune_parameters")
+        if final[other] == value and not one.fine:
+            checks.append(one._replace(needed=f"{one.needed} where {other} is {value!r}"))
     if given.get("max_steps", -1) != -1 and "num_train_epochs" in given:
         checks.append(
             Check("max_steps", given["max_steps"], "-1 beside num_train_epochs", False, "give one of them")

@@ -295,7 +295,7 @@ def rows(tmp_path_factory) -> Path:
     return file
 
 
-def fine_tune(client, registry_client, rows: Path) -> tuple:
+def fine_tune(client, registry_client, rows: Path, **inputs) -> tuple:
     """Return the fine-tuning pipeline's job when it has ended, two steps of training, and its stream."""
     from azure.ai.ml import Input, dsl
     from azure.ai.ml.entities import AmlCompute
@@ -318,6 +318,7 @@ def fine_tune(client, registry_client, rows: Path) -> tuple:
             logging_steps=1,
             apply_lora="true",
             number_of_gpu_to_use_finetuning=1,
+            **inputs,
         )
         return {"trained_model": tuned.outputs.mlflow_model_folder}
 

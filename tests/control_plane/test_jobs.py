@@ -261,6 +261,20 @@ def test_an_input_that_the_component_does_not_have_is_refused(http, arm):
     )
 
 
+def test_a_training_input_that_the_emulator_cannot_honour_is_refused_before_a_job_is_billed(
+    client, registry_client, tmp_path
+):
+    from azure.core.exceptions import HttpResponseError
+
+    rows = tmp_path / "train.jsonl"
+    rows.write_text('{"messages": []}\n')
+    with pytest.raises(
+        HttpResponseError, match="trust_remote_code is 'true'; the emulator runs no code"
+    ) as refused:
+        fine_tune(client, registry_client, rows, trust_remote_code="true")
+    assert refused.value.status_code == 501
+
+
 def test_a_fine_tuning_job_that_fails_names_the_step_and_the_reason(client, registry_client, tmp_path):
     from azure.ai.ml.exceptions import JobException
 

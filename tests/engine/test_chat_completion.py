@@ -93,8 +93,8 @@ def test_every_input_of_the_component_has_a_described_use():
         ("validation_mltable_path", "table", "validation_file_path"),
         ("test_mltable_path", "table", "test_file_path"),
         ("apply_ort", "true", "ONNX Runtime"),
-        ("metric_for_best_model", "f1", "the loss and nothing else"),
-        ("metric_for_best_model", "exact", "the loss and nothing else"),
+        ("metric_for_best_model", "f1", "measures the loss alone"),
+        ("metric_for_best_model", "exact", "measures the loss alone"),
     ],
 )
 def test_what_the_emulator_cannot_do_is_refused_by_name(tmp_path, base, rows, name, value, why):
@@ -111,12 +111,15 @@ def test_what_the_emulator_cannot_do_is_refused_by_name(tmp_path, base, rows, na
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; it has to be a number"),
         ({"optim": "sgd"}, "optim is 'sgd'; it may be adamw_torch or adafactor"),
         ({"task_name": "Chat"}, "task_name is 'Chat'; it may be ChatCompletion"),
-        ({"adam_beta1": 1.5}, "adam_beta1 is 1.5; it has to lie between 0 and 1"),
+        ({"adam_beta1": 1.5}, "adam_beta1 is 1.5; it has to be at least 0 and below 1"),
         ({"learning_rate_min": 1}, "no input named 'learning_rate_min'"),
         ({"max_seq_length": 0}, "max_seq_length is 0"),
         ({"evaluation_steps_interval": 2}, "evaluation_steps_interval is 2.0"),
         ({"apply_deepspeed": "true", "auto_find_batch_size": "true"}, "can't be true together"),
-        ({"apply_early_stopping": "true", "evaluation_strategy": "disable"}, "needs an evaluation_strategy"),
+        (
+            {"apply_early_stopping": "true", "evaluation_strategy": "disable"},
+            "early stopping needs evaluations",
+        ),
         ({"train_file_path": "gone.jsonl"}, "train_file_path: there is no file gone.jsonl"),
         ({"train_file_path": __file__}, "test_chat_completion.py is none of the formats .jsonl, .json, .csv"),
     ],

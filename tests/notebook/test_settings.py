@@ -20,6 +20,43 @@ def test_each_parameter_has_a_rule_and_each_rule_is_of_a_parameter():
     assert settings.PARAMETERS.keys() == GIVEN.keys()
 
 
+def reached() -> set[str]:
+    """Return the names that what is given to `fingerprint` in step 5 is made of, over all cells."""
+    tree = ast.parse("\n".join(CELLS.values()))
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    [call] = [node for node in calls if ast.unparse(node.func).endswith("fingerprint")]
+    made_of, names, waiting = {}, set(), loaded(call)
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Assign, ast.AugAssign)):
+            for target in getattr(node, "targets", None) or [node.target]:
+                made_of.setdefault(ast.unparse(target), set()).update(loaded(node.value))
+    while waiting - names:
+        names |= waiting
+        waiting = set().union(*(made_of.get(name, set()) for name in names))
+    return names
+
+
+def loaded(tree: ast.AST) -> set[str]:
+    return {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+
+
+SAME_JOB = {  # parameters that make no other job, and why
+    "subscription_id resource_group workspace_name": "a job is looked for in its workspace",
+    "resume_job_name": "it names the job",
+    "job_limit_minutes": "it says how long the job is waited for",
+    "download_dir": "where the rows lie, not which they are",
+    "endpoint_name instance_type instance_count keep_endpoint": "of the endpoint, made after the job",
+    "score_samples score_seed score_parameters compare_with_base": "of the questions, asked after the job",
+    "delete_cluster": "after the job",
+}
+
+
+def test_each_parameter_is_in_the_fingerprint_of_the_job_or_has_a_reason_not_to_be():
+    excused = {name for names in SAME_JOB for name in names.split()}
+    assert [name for name in GIVEN if name not in reached() | excused] == []
+    assert {"dataset_name", "model_name", "finetune_parameters"} <= reached()
+
+
 def test_each_rule_says_type_and_meaning_in_valid_json_schema():
     for schema in (settings.PARAMETERS | settings.ANSWERS | settings.INPUTS).values():
         settings.Validator.check_schema(schema)

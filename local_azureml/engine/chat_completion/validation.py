@@ -3,44 +3,24 @@
 import json
 from pathlib import Path
 
-from local_azureml.engine.chat_completion.inputs import USES, interface, refuse_what_is_not_played, typed
+from local_azureml.engine.chat_completion.inputs import USES, broken, interface, typed
 from local_azureml.engine.chat_completion.rows import FORMATS, read_head
 from local_azureml.engine.processes import UserError
 
 
 def run(specification: dict) -> None:
-    """Check the inputs against one another and the head of each file; write `validation_info.json`."""
+    """Check the inputs by the rules, and the head of each file; write `validation_info.json`."""
     if "validation-failed" in specification["faults"]:
         raise UserError("the fault validation-failed is switched on")
     values = typed(specification["inputs"])
-    refuse_what_is_not_played(values)
-    check_combinations(values)
+    if sentence := broken(values):
+        raise UserError(sentence)
     check_files(values)
     _say_what_is_unused(specification["inputs"])
     output = Path(specification["output"])
     output.mkdir(parents=True, exist_ok=True)
     (output / "validation_info.json").write_text(json.dumps(values, default=str, indent=1))
     print(f"validated {len(values)} inputs", flush=True)
-
-
-def check_combinations(values: dict) -> None:
-    """Raise for inputs that contradict one another."""
-    if values["apply_deepspeed"] and values["auto_find_batch_size"]:
-        raise UserError("apply_deepspeed and auto_find_batch_size can't be true together; switch one off")
-    if values["apply_early_stopping"] and values["evaluation_strategy"] == "disable":
-        raise UserError("apply_early_stopping needs an evaluation_strategy; use epoch or steps, not disable")
-    if values["max_seq_length"] != -1 and values["max_seq_length"] < 1:
-        raise UserError(
-            f"max_seq_length is {values['max_seq_length']}; it has to be positive, or -1 for the model's own"
-        )
-    if values["evaluation_steps_interval"] > 1:
-        raise UserError(
-            f"evaluation_steps_interval is {values['evaluation_steps_interval']};"
-            " it is a fraction of an epoch, at most 1"
-        )
-    for name in ("adam_beta1", "adam_beta2", "lora_dropout"):
-        if not 0 <= values[name] < 1:
-            raise UserError(f"{name} is {values[name]}; it has to lie between 0 and 1")
 
 
 def check_files(values: dict) -> None:

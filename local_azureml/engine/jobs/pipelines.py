@@ -6,6 +6,7 @@ import secrets
 from local_azureml.context import Context
 from local_azureml.control_plane import addresses, assets, datastores, outputs, registry
 from local_azureml.engine.chat_completion import STEPS
+from local_azureml.engine.chat_completion.inputs import not_played
 from local_azureml.engine.jobs import command_steps, records
 from local_azureml.engine.jobs.journal import Journal
 from local_azureml.engine.jobs.steps import PIPELINE_LOG, REASON, STEP_LOG, TRAINING, Step, StepError, Steps
@@ -176,6 +177,8 @@ def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ())
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
+        if spec["name"] == FINE_TUNING and (sentence := not_played(_literals(node))):
+            raise AzureError(501, "NotImplemented", sentence)
         if spec["name"] != FINE_TUNING and spec.get("type") == "pipeline":
             if spec in within:
                 raise user_error(f"the component {spec['name']} lies within itself, as the node {key!r}")
@@ -203,6 +206,16 @@ def _in_order(needs: dict[str, set[str]]) -> list[str]:
             raise StepError("UserError", f"the nodes {sorted(set(needs) - set(ordered))} wait for each other")
         ordered += ready
     return ordered
+
+
+def _literals(node: dict) -> dict:
+    """Return the inputs of a node that are neither a pipeline's nor another node's."""
+    asked = (node.get("inputs") or {}).items()
+    values = {
+        key: given.get("value", given.get("uri")) if isinstance(given, dict) else given
+        for key, given in asked
+    }
+    return {key: value for key, value in values.items() if value is not None and "${{" not in str(value)}
 
 
 def _value(context: Context, given: dict | str, values: dict, made: dict[str, dict]):

@@ -6,8 +6,6 @@ from collections.abc import Callable
 from pathlib import Path
 from urllib.parse import unquote, urlparse
 
-import httpx
-
 from local_azureml import paths, storage
 from local_azureml.context import Context
 from local_azureml.control_plane import assets, datastores, outputs, registry
@@ -15,11 +13,14 @@ from local_azureml.errors import AzureError, user_error
 
 
 def resolve(context: Context, address: str) -> Path:
-    """Return the file or folder behind an address: in a datastore, output, asset, registry, on the web."""
+    """Return the file or folder behind an address: in a datastore, output, asset or registry.
+
+    What is on the web gets the place where a child is to put it, by `to_fetch`.
+    """
     address = address.strip()
     read, names = _reader(address)
     place = read(context, *names)
-    if not place.exists():
+    if not place.exists() and not _on_web(context, address):
         raise user_error(f"{address} points at nothing: {place.name!r} is not there", "DataNotFound")
     return place
 
@@ -29,6 +30,21 @@ def check(context: Context, address: str) -> None:
     read, names = _reader(address.strip())
     if read is _in_asset:
         _reader(_of_asset(context, *names))
+
+
+def to_fetch(context: Context, *given: str) -> dict[str, str]:
+    """Return the address on the web, and the file that is to be made of it, for those that lead there."""
+    found = filter(None, (_on_web(context, address.strip()) for address in given))
+    return {address: str(_in_web(context, address)) for address in found}
+
+
+def _on_web(context: Context, address: str) -> str | None:
+    """Return the address of the web that an address leads to; None for all others."""
+    read, names = _reader(address)
+    if read is _in_asset:
+        address = _of_asset(context, *names)
+        read, _ = _reader(address)
+    return address if read is _in_web else None
 
 
 def model_type(context: Context, address: str) -> str | None:
@@ -88,23 +104,10 @@ def _in_blob(context: Context, address: str) -> Path:
     return storage.place(context, container, unquote(name).rstrip("/"))
 
 
-def _on_web(context: Context, address: str) -> Path:
-    """Return a new copy of what the web has at an address, in place of the one that there was."""
+def _in_web(context: Context, address: str) -> Path:
     name = unquote(urlparse(address).path).rpartition("/")[2]
     folder = context.folder / "web" / hashlib.sha256(address.encode()).hexdigest()[:16]
-    file = folder / (name if paths.is_plain(name) else "index")
-    asked = {"follow_redirects": True, "timeout": 60, "headers": {"accept-encoding": "identity"}}
-    try:
-        with storage.part_of(context, file) as stream, httpx.stream("GET", address, **asked) as answer:
-            answer.raise_for_status()
-            for piece in answer.iter_raw():
-                stream.write(piece)
-    except httpx.HTTPStatusError as error:
-        raise user_error(f"{address} is answered with {error.response.status_code}", "DataNotFound") from None
-    except (httpx.HTTPError, httpx.InvalidURL) as error:
-        why = str(error) or type(error).__name__
-        raise user_error(f"{address} can't be downloaded: {why}", "DataNotFound") from None
-    return file
+    return folder / (name if paths.is_plain(name) else "index")
 
 
 ELSEWHERE = re.compile(r"(wasbs?|abfss?|adl)://", re.IGNORECASE)
@@ -116,5 +119,5 @@ READERS = (
     (rf"(?:azureml:/)?/subscriptions/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
     (rf"azureml://locations/.*/{KIND_PATTERN}/([^/]+)/versions/([^/]+)", _in_asset),
     (r"(https://localhost:\d+/.*)", _in_blob),
-    (r"(https?://.+)", _on_web),
+    (r"(https?://.+)", _in_web),
 )

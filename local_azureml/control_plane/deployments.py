@@ -53,10 +53,13 @@ def create(
 ) -> JSONResponse:
     """Start a deployment, or replace the one with that name."""
     context, running = current(request), request.app.state.deployments
+    endpoints.find(context, endpoint)
+    asked = _asked(context, body)  # before the lock: it reads what others made
     with context.state.locked():
         parent = endpoints.find(context, endpoint)["name"]
         before = context.state.get(f"{endpoints.BASE}/{parent}/deployments/{deployment}")
-        document = _deployment(context, parent, before["name"] if before else deployment, body, before)
+        name = before["name"] if before else deployment
+        document = _deployment(context, parent, name, body, asked, before)
         context.state.put(document["id"], document)
     return operations.start(context, 200 if before else 201, document, lambda: running.begin(document))
 
@@ -93,11 +96,9 @@ def _not_played(what: str) -> AzureError:
     return AzureError(501, "NotImplemented", f"{what} is not part of the emulator")
 
 
-def _deployment(context: Context, endpoint: str, name: str, body: dict, before: dict | None) -> dict:
-    endpoints.check_name("deployment", name)
+def _asked(context: Context, body: dict) -> dict:
+    """Return the properties that a deployment asks for, whose model, code and environment are there."""
     asked = {key: value for key, value in (body.get("properties") or {}).items() if value is not None}
-    if before is None and len(endpoints.deployments_of(context, endpoint)) >= LIMIT:
-        raise user_error(f"the endpoint {endpoint!r} has {LIMIT} deployments already: delete one")
     code = asked.get("codeConfiguration") or {}
     script = code.get("scoringScript")
     if code and not (script and code.get("codeId") and asked.get("environmentId")):
@@ -107,6 +108,17 @@ def _deployment(context: Context, endpoint: str, name: str, body: dict, before: 
     if asked.get("environmentId"):
         environments.check(context, asked["environmentId"])
     _check_server(context, asked)
+    if asked.get("model") or not script:
+        addresses.resolve(context, asked.get("model") or "")
+    return asked
+
+
+def _deployment(
+    context: Context, endpoint: str, name: str, body: dict, asked: dict, before: dict | None
+) -> dict:
+    endpoints.check_name("deployment", name)
+    if before is None and len(endpoints.deployments_of(context, endpoint)) >= LIMIT:
+        raise user_error(f"the endpoint {endpoint!r} has {LIMIT} deployments already: delete one")
     size = quota.size_named(context, asked.get("instanceType") or SIZE)
     instances = int((body.get("sku") or {}).get("capacity") or 1)
     quota.check_quota(context, f"deployment {endpoint}/{name}", size, instances, reserve(size["name"]))
@@ -116,8 +128,6 @@ def _deployment(context: Context, endpoint: str, name: str, body: dict, before: 
     }
     if shapes.seconds(settings["requestTimeout"]) > LONGEST_TIMEOUT:
         raise user_error(f"the request timeout is at most {LONGEST_TIMEOUT * 1000:.0f} ms")
-    if asked.get("model") or not script:
-        addresses.resolve(context, asked.get("model") or "")
     return {
         "id": f"{endpoints.BASE}/{endpoint}/deployments/{name}",
         "name": name,

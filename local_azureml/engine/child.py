@@ -10,6 +10,7 @@ import socket
 import threading
 import traceback
 from contextlib import suppress
+from pathlib import Path
 
 from local_azureml.engine import descendants, processes
 from local_azureml.engine.channel import Channel
@@ -46,6 +47,11 @@ def say(message: object) -> None:
 def _outcome(task: dict) -> dict:
     module, function = task["entry"].split(":")
     try:
+        if on_web := task["specification"].pop("web", None):
+            from local_azureml.engine.web import fetch  # httpx, which few need
+
+            for address, file in on_web.items():
+                fetch(address, Path(file))
         getattr(importlib.import_module(module), function)(task["specification"])
     except processes.UserError as error:
         return _failure("UserError", str(error))

@@ -5,10 +5,7 @@ from pathlib import Path
 
 import pytest
 from clients import SHORT, ended, log_of, make_command, reason
-from conftest import client_of, served
-from starlette.applications import Starlette
-from starlette.routing import Mount
-from starlette.staticfiles import StaticFiles
+from conftest import client_of
 
 
 def folder(**options):
@@ -115,30 +112,6 @@ def test_quotes_in_a_comment_or_in_an_inner_command_are_told_from_those_of_the_c
     """
     said = log_of(client, ended(client, make_command(text, inputs=given)), tmp_path / "logs")
     assert said.splitlines()[-2].startswith('"read )') and said.endswith("a $ b\nread ")
-
-
-@pytest.fixture
-def web(tmp_path):
-    """The address of a server of a folder with one file."""
-    (tmp_path / "two words.csv").write_text("a,b")
-    with served(Starlette(routes=[Mount("/", StaticFiles(directory=tmp_path))])) as port:
-        yield f"http://127.0.0.1:{port}"
-
-
-def test_an_input_at_a_web_address_is_downloaded_for_the_job(client, tmp_path, web):
-    from azure.ai.ml import Input
-
-    given = {"rows": Input(type="uri_file", path=f"{web}/two%20words.csv")}
-    job = ended(client, make_command("cat '${{inputs.rows}}'; basename '${{inputs.rows}}'", inputs=given))
-    assert log_of(client, job, tmp_path / "logs").endswith("a,btwo words.csv\n")
-
-
-def test_a_web_address_that_has_nothing_is_named(client, web):
-    from azure.ai.ml import Input
-
-    for address, words in ((f"{web}/x.csv", "is answered with 404"), ("http://127.0.0.1:9/x", "downloaded:")):
-        job = make_command("cat ${{inputs.rows}}", inputs={"rows": Input(type="uri_file", path=address)})
-        assert (said := reason(client, job)) and f"{address} " in said and words in said
 
 
 def test_a_value_that_a_node_writes_is_another_nodes_input(client, tmp_path):

@@ -36,6 +36,7 @@ def of_node(
         else:
             literals[name] = value
     code = str(spec.get("code") or node.get("codeId") or "").removeprefix("azureml:")
+    read = [str(inputs[name]) for name in paths] + ([code] if code else [])
     default = (job.get("settings") or {}).get("default_compute") or job.get("computeId")
     compute = str(node.get("computeId") or default or jobs.SERVERLESS)
     resources = asked(spec, node, "resources")
@@ -48,6 +49,7 @@ def of_node(
             "command": spec["command"],
             "code": str(addresses.resolve(context, code)) if code else None,
             "paths": paths,
+            "web": addresses.to_fetch(context, *read),
             "literals": literals,
             "outputs": {
                 name: str(datastores.folder_at(context, output["uri"])) for name, output in outputs.items()

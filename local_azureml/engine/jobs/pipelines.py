@@ -110,10 +110,11 @@ class Pipelines:
         self, root: str, parent: str, given: dict, spec: dict, made: dict[str, dict], journal: Journal
     ) -> None:
         """Run the component's five steps, one after another."""
-        values = _defaults(spec) | given
+        values, web = _defaults(spec) | given, {}
         for key, kind in ((key, value["type"]) for key, value in spec["inputs"].items()):
             if key in given and kind in ("uri_file", "mlflow_model", "custom_model", "mltable", "uri_folder"):
                 values[key] = str(addresses.resolve(self._context, str(given[key])))
+                web |= addresses.to_fetch(self._context, str(given[key]))
         places = {
             name: str(datastores.folder_at(self._context, output["uri"])) for name, output in made.items()
         }
@@ -129,6 +130,7 @@ class Pipelines:
             resources = job.get("resources") or {}
             specification = {
                 "inputs": values,
+                "web": {} if len(upstream) > 1 else web,  # the first fetches it for all
                 "upstream": {k: v for k, v in upstream.items() if k != key},
                 "output": str(folder / "output"),
                 "outputs": places,

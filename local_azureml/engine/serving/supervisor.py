@@ -71,19 +71,20 @@ class Deployments:
     def begin(self, document: dict) -> None:
         """Start the process of a deployment and return when it is healthy; it is billed from now on."""
         try:
-            _wait_for_health(self._launch(document), document)
+            specification = self._specification(document)  # before the lock: it reads what others made
+            _wait_for_health(self._launch(document, specification), document)
         except AzureError:
             self._settle(document, "Failed")
             raise
         self._settle(document, "Succeeded")
 
-    def _launch(self, document: dict) -> Container:
+    def _launch(self, document: dict, specification: dict) -> Container:
         """Return a new process for a deployment, in place of the one that it has."""
         with self._lock:
             self._check(document)
             self._kill(document["id"])
             self._bill(document)
-            container = self._containers[document["id"]] = self._start(document)
+            container = self._containers[document["id"]] = self._start(document, specification)
         return container
 
     def _settle(self, document: dict, state: str) -> None:
@@ -108,28 +109,29 @@ class Deployments:
             _interval(document), f"deployment {endpoints.label(document)}", size, instances, held=held
         )
 
-    def _start(self, document: dict) -> Container:
+    def _start(self, document: dict, specification: dict) -> Container:
+        log, socket = deployments.log_of(self._context, document), Path(specification["socket"])
+        variables = process_environment.of_child(
+            self._context, **document["properties"]["environmentVariables"]
+        )
+        entry = f"local_azureml.engine.serving.{specification['server']}:run"
+        return Container(processes.start(entry, specification, log.parent, log, variables), socket)
+
+    def _specification(self, document: dict) -> dict:
         settings = document["properties"]["requestSettings"]
         per_instance = settings["maxConcurrentRequestsPerInstance"]
-        log = deployments.log_of(self._context, document)
-        socket = self._context.temporary / secrets.token_hex(4)
         specification = {
             **self._asked(document["properties"]),
-            "socket": str(socket),
+            "socket": str(self._context.temporary / secrets.token_hex(4)),
             "max_concurrent_requests": per_instance * document["sku"]["capacity"],
             "request_timeout": shapes.seconds(settings["requestTimeout"]),
             "shape": self._context.faults.value("answer-shape") or "mlflow",
             "faults": self._context.faults.active(),
         }
-        specification |= HASTY.get(self._context.faults.value("scoring-status"), {})
-        variables = process_environment.of_child(
-            self._context, **document["properties"]["environmentVariables"]
-        )
         model = Path(specification["model"] or "")
         any_model = (model / "MLmodel").is_file() and not checkpoint.is_chat_model(model)
-        own = specification["script"] or any_model
-        entry = "local_azureml.engine.serving.script:run" if own else "local_azureml.engine.serving.chat:run"
-        return Container(processes.start(entry, specification, log.parent, log, variables), socket)
+        specification["server"] = "script" if specification["script"] or any_model else "chat"
+        return specification | HASTY.get(self._context.faults.value("scoring-status"), {})
 
     def _asked(self, properties: dict) -> dict:
         """Return what a deployment's process needs of its model, its scoring script and its environment."""
@@ -140,6 +142,7 @@ class Deployments:
             "model": str(addresses.resolve(self._context, model)) if model else None,
             "script": configuration.get("scoringScript"),
             "code": str(addresses.resolve(self._context, code)) if code else None,
+            "web": addresses.to_fetch(self._context, *filter(None, (model, code))),
             "environment": control_plane.check(self._context, identifier) if is_made else None,
             "environments": str(self._context.folder / "environments"),
             "one_python": self._context.one_python,

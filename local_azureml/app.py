@@ -26,6 +26,7 @@ from local_azureml.control_plane import (
     workspace,
 )
 from local_azureml.data_plane import artifacts, blobs, history, hub, identity, scoring, tracking, uploads
+from local_azureml.data_plane.mlflow_compatibility import CompatibilityMiddleware
 from local_azureml.engine.jobs.supervisor import Jobs
 from local_azureml.engine.serving.supervisor import Deployments
 from local_azureml.identifiers import SEEDS
@@ -66,7 +67,7 @@ def create_app(context: Context) -> FastAPI:
     for service in OWN_KEYS:
         app.include_router(service.router)
     served = artifacts.Addresses(tracking.Page(app.state.tracking), context, tracking.PREFIX)
-    app.mount(tracking.PREFIX, served)
+    app.mount(tracking.PREFIX, CompatibilityMiddleware(served, context, tracking.PREFIX))
     app.add_exception_handler(errors.AzureError, errors.on_azure_error)
     for storing in (OSError, sqlite3.Error):
         app.add_exception_handler(storing, errors.on_any_error)

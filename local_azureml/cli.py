@@ -64,6 +64,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     add("--poll", type=float, default=1.0, help="seconds that Retry-After asks clients to wait")
     alone = "make no environments: run all jobs in the emulator's own Python"
     add("--one-python", action="store_true", help=alone)
+    whole = "let programs have all of MLflow's server: logged models, traces and what else Azure has not"
+    add("--full-mlflow", action="store_true", help=whole)
 
 
 def run(options: argparse.Namespace, folder: Path) -> int:

@@ -33,6 +33,7 @@ class Context:
     polling_seconds: float = 1.0  # what Retry-After says
     faults: Faults = field(default_factory=Faults)
     one_python: bool = False  # jobs and deployments run in the stand-in's own, whatever environment they name
+    full_mlflow: bool = False  # programs find MLflow's whole server, not what Azure's has of it
 
     def __post_init__(self):
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

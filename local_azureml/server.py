@@ -100,7 +100,8 @@ class Server:
         self._lock = claimed(folder)
         self._listener = bind(options.port)
         port = self._listener.getsockname()[1]
-        self.context = Context(folder, port, model, options.poll, faults, options.one_python)
+        settings = (options.poll, faults, options.one_python, options.full_mlflow)
+        self.context = Context(folder, port, model, *settings)
         from local_azureml.app import create_app
         from local_azureml.timeouts import TimeoutProtocol
 

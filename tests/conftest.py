@@ -63,8 +63,8 @@ class Emulator:
         self.answers = folder.with_name(f"{folder.name}.answers")  # what its clients were answered
         WITNESS.files.setdefault(self.answers, 0)
         command = [*recorded.EMULATOR, "serve", "--poll", "0.1", "--data-dir", folder]
-        self._log = folder.with_name(f"{folder.name}.log")
-        with self._log.open("a") as log:
+        self.log = folder.with_name(f"{folder.name}.log")
+        with self.log.open("a") as log:
             self.process = subprocess.Popen(
                 [*command, *options],
                 cwd=ROOT,
@@ -77,7 +77,7 @@ class Emulator:
         self.lines = "".join(said)  # for a shell
         self.environment = dict(self._exports()) | QUICK
         if "HF_ENDPOINT" not in self.environment:
-            raise RuntimeError(self._log.read_text())
+            raise RuntimeError(self.log.read_text())
 
     def _exports(self) -> Iterator[tuple[str, str]]:
         for line in self.lines.splitlines():
@@ -88,7 +88,7 @@ class Emulator:
     def end(self, number: signal.Signals = signal.SIGTERM) -> str:
         """Send a signal and return what the emulator wrote to stderr by its end."""
         try:
-            return stop(self.process, self._log, number)
+            return stop(self.process, self.log, number)
         finally:
             self.process.stdout.close()
 

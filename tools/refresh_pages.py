@@ -16,6 +16,7 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from local_azureml import app, identifiers  # noqa: E402
+from local_azureml.data_plane import mlflow_compatibility  # noqa: E402
 from local_azureml.engine.chat_completion.inputs import USES  # noqa: E402
 from local_azureml.faults import FAULTS  # noqa: E402
 
@@ -99,12 +100,24 @@ def operation_table(marked: set[tuple[str, str]]) -> str:
     return table("| | method | path | does |", rows)
 
 
+def mlflow_table() -> str:
+    def linked(source: str) -> str:
+        return re.sub(r"((?:learn|github)\.[\w./-]+/([\w-]+))", r"[\2](https://\1)", source)
+
+    rows = []
+    for line in mlflow_compatibility.TABLE:
+        there = "yes" if line.status == 200 else str(line.status)
+        rows.append(f"| {line.what} | {there} | {line.instead} | {linked(line.source)} |")
+    return table("| MLflow's calls | on Azure | works on both | source |", rows)
+
+
 def pages() -> dict[Path, str]:
     """Return the pages as they should be."""
     readme, parameters, emulator = (page.read_text("utf-8") for page in (README, PARAMETERS, EMULATOR))
     inputs = (f"| `{name}` | {use} |" for name, use in USES.items())
     faults = (f"| `{name}` | {meaning} |" for name, (meaning, _) in FAULTS.items())
     emulator = with_table(emulator, operation_table(used(emulator)))
+    emulator = with_table(emulator, mlflow_table())
     emulator = with_table(emulator, table("| input | here |", inputs))
     emulator = with_table(emulator, table("| fault | what happens |", faults))
     return {

@@ -38,6 +38,10 @@ def _in_mlflows_words() -> Iterator[None]:
     except AzureError as error:
         code = CODES.get(error.status, codes.INVALID_PARAMETER_VALUE)
         raise MlflowException(error.message, error_code=code) from None
+    except MlflowException as error:
+        if error.error_code == "INTERNAL_ERROR":  # which MLflow calls an address that it can't read
+            raise MlflowException.invalid_parameter_value(error.message) from None
+        raise
 
 
 def _milliseconds(document: dict, key: str) -> int:
@@ -151,7 +155,8 @@ class Models(AbstractStore):
         model_id=None,
     ):
         if source.startswith("models:/"):
-            named = get_model_name_and_version(self, source)  # or the id of a logged model, alone
+            with _in_mlflows_words():
+                named = get_model_name_and_version(self, source)  # or the id of a logged model, alone
             logged = len(named) == 1 and self._runs.get_logged_model(*named)
             source = logged.artifact_location if logged else self.get_model_version_download_uri(*named)
         known = {RUN: run_id, LOGGED_MODEL: model_id, RUN_LINK: run_link}

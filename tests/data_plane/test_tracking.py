@@ -274,7 +274,7 @@ def test_artifacts_lie_in_mlflows_own_place_only(http, prefix, tmp_path, scheme)
     assert (answer.status_code, answer.json()["error_code"]) == (400, "INVALID_PARAMETER_VALUE")
 
 
-def test_a_model_version_leads_to_no_file_outside(http, prefix, tmp_path):
+def test_a_model_version_leads_to_no_file_outside(http, visitor, prefix, tmp_path):
     (tmp_path / "canary").write_text("alive")
     api = f"{prefix}/api/2.0/mlflow"
     http.post(f"{api}/registered-models/create", json={"name": "curious"})
@@ -282,5 +282,14 @@ def test_a_model_version_leads_to_no_file_outside(http, prefix, tmp_path):
     version = (
         http.post(f"{api}/model-versions/create", json=body).json().get("model_version", {}).get("version", 1)
     )
-    answer = http.get(f"{prefix}/model-versions/get-artifact?name=curious&version={version}&path=canary")
+    answer = visitor.get(f"{prefix}/model-versions/get-artifact?name=curious&version={version}&path=canary")
     assert not answer.is_success and "alive" not in answer.text
+
+
+def test_the_page_reads_no_model_that_lies_elsewhere(http, visitor, arm, prefix, tmp_path):
+    (tmp_path / "canary.txt").write_text("sings")
+    asked = {"properties": {"modelUri": tmp_path.as_uri(), "modelType": "custom_model"}}
+    assert http.put(f"{arm.workspace}/models/outside/versions/1", json=asked).status_code == 201
+    named = {"name": "outside", "version": "1", "path": "canary.txt"}
+    answer = visitor.get(f"{prefix}/model-versions/get-artifact", params=named)
+    assert answer.status_code == 400 and "sings" not in answer.text

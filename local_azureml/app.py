@@ -52,21 +52,21 @@ PUBLIC = (workspace, history)  # services of the control plane that answer some 
 
 def create_app(context: Context) -> FastAPI:
     """Return the application that plays `local`."""
+    checked = [Depends(workspace.check)]
     app = FastAPI(title="local_azureml", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.context = context
     operations.recover(context)
     app.state.hub = hub.Hub(SEEDS / "hub")
-    app.state.tracking = tracking.Tracking(context)
-    app.state.jobs = Jobs(context, app.state.tracking)
-    app.state.deployments = Deployments(context)
-    app.state.warm = lambda: None  # called when a compute is made
+    context.runs = tracking.Tracking(context)
+    context.jobs = Jobs(context, context.runs)
+    context.deployments = Deployments(context)
     for service in CONTROL_PLANE:
-        app.include_router(service.router, dependencies=[Depends(api_versions.check)])
+        app.include_router(service.router, dependencies=[Depends(api_versions.check), *checked])
     for service in PUBLIC:
         app.include_router(service.public)
     for service in OWN_KEYS:
-        app.include_router(service.router)
-    served = artifacts.Addresses(tracking.Page(app.state.tracking), context, tracking.PREFIX)
+        app.include_router(service.router, dependencies=checked)
+    served = artifacts.Addresses(tracking.Page(context.runs), context, tracking.PREFIX)
     app.mount(tracking.PREFIX, CompatibilityMiddleware(served, context, tracking.PREFIX))
     app.add_exception_handler(errors.AzureError, errors.on_azure_error)
     for storing in (OSError, sqlite3.Error):

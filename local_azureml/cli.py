@@ -84,7 +84,7 @@ def run(options: argparse.Namespace, folder: Path) -> int:
         }
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
         signal.signal(signal.SIGUSR1, lambda *_: server.context.faults.clear())
-        failures.kill_later(server.context, server.app.state.jobs, child.pid)
+        failures.kill_later(server.context, server.context.jobs, child.pid)
         while psutil.wait_procs([child], timeout=WAKE)[1]:
             pass
         status = child.wait()
@@ -122,7 +122,7 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
         signal.signal(signal.SIGUSR1, lambda *_: server.context.faults.clear())
         print(process_environment.lines(server.context))
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)
-        failures.kill_later(server.context, server.app.state.jobs, 0)
+        failures.kill_later(server.context, server.context.jobs, 0)
         while not stop.wait(WAKE):
             pass
     print(server.summary, file=sys.stderr)

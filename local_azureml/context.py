@@ -6,13 +6,14 @@ import os
 import secrets
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 from starlette.requests import Request  # FastAPI's own, whose import takes each child a third of a second
 
-from local_azureml import identifiers
+from local_azureml import identifiers, ports
 from local_azureml.certificates import Certificates, write_private
 from local_azureml.errors import AzureError
 from local_azureml.faults import Faults
@@ -25,15 +26,19 @@ LONGEST = 62  # bytes of a folder, for the path of a socket two folders below, w
 
 @dataclass
 class Context:
-    """Everything that a service needs besides its request; one for each running stand-in."""
+    """Everything that a service needs besides its request; one for each running emulator."""
 
     folder: Path  # the data folder: state, blobs, runs, certificates, secrets
     port: int
     base_model: Path
     polling_seconds: float = 1.0  # what Retry-After says
     faults: Faults = field(default_factory=Faults)
-    one_python: bool = False  # jobs and deployments run in the stand-in's own, whatever environment they name
+    one_python: bool = False  # jobs and deployments run in the emulator's own, whatever environment they name
     full_mlflow: bool = False  # programs find MLflow's whole server, not what Azure's has of it
+    runs: ports.Runs = field(init=False)
+    jobs: ports.Jobs = field(init=False)
+    deployments: ports.Deployments = field(init=False)
+    preload: Callable[[], None] = lambda: None  # called when a compute is made: jobs follow
 
     def __post_init__(self):
         self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)

@@ -44,10 +44,10 @@ def user_error(message: str, detail: str = "BadArgument") -> AzureError:
     return AzureError(400, "UserError", message, detail)
 
 
-def not_played(request: Request) -> AzureError:
-    """Return the 501 for an operation that exists on Azure and not here."""
-    message = f"{request.method} {request.url.path} is not part of the emulator"
-    return AzureError(501, "NotImplemented", message)
+def not_played(what: str, instead: str = "") -> AzureError:
+    """Return the 501 for what exists on Azure and not here; `instead` names what there is."""
+    there = instead and f"; {instead}"
+    return AzureError(501, "NotImplemented", f"{what} is not part of the emulator{there}")
 
 
 def answer(error: AzureError) -> JSONResponse:
@@ -83,5 +83,5 @@ def on_any_error(request: Request, error: Exception) -> JSONResponse:
 def on_http_exception(request: Request, error: HTTPException) -> JSONResponse:
     """Turn a route that is not there, or not with that method, into a 501."""
     if error.status_code in (404, 405):
-        return answer(not_played(request))
+        return answer(not_played(f"{request.method} {request.url.path}"))
     return answer(AzureError(error.status_code, "RequestFailed", str(error.detail)))

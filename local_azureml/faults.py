@@ -69,12 +69,18 @@ class Faults:
         assert name in FAULTS, name
         return self._values.get(name)
 
-    def count(self, name: str) -> int:
-        """Return how often this fault was asked for, this time included; 0 while it is off."""
-        if name not in self:
-            return 0
-        self._taken[name] = self._taken.get(name, 0) + 1
-        return self._taken[name]
+    def first(self, name: str) -> bool:
+        """Say whether this is one of the first VALUE times that it is asked while the fault is on."""
+        return 0 < self._count(name) <= self.value(name)
+
+    def every(self, name: str) -> bool:
+        """Say whether this is one of every VALUE times that it is asked while the fault is on."""
+        count = self._count(name)
+        return count > 0 and count % self.value(name) == 0
+
+    def _count(self, name: str) -> int:
+        self._taken[name] = self._taken.get(name, 0) + (name in self)
+        return self._taken[name] if name in self else 0
 
     def clear(self) -> None:
         """Switch all faults off."""

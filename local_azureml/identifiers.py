@@ -18,3 +18,4 @@ SMALL_MODEL = SEEDS / "base_model"  # what stands in for the registry's models u
 GROUP_PATH = "/subscriptions/{subscription}/resourceGroups/{group}"
 WORKSPACE_PATH = f"{GROUP_PATH}/providers/{PROVIDER}/workspaces/{{workspace}}"
 WORKSPACE_ID = WORKSPACE_PATH.format(subscription=SUBSCRIPTION, group=GROUP, workspace=WORKSPACE)
+JOBS = f"{WORKSPACE_ID}/jobs"  # below it, the documents of all jobs

@@ -2,15 +2,18 @@
 
 import asyncio
 import logging
+import re
 import socket
 import struct
 import uuid
+from typing import NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from local_azureml import errors, storage
 from local_azureml.context import Context
+from local_azureml.faults import Faults
 from local_azureml.identifiers import PROVIDER
 
 log = logging.getLogger(__name__)
@@ -73,8 +76,92 @@ class CaseInsensitivePaths:
         await self.app(scope, receive, send)
 
 
+class Refusal(NamedTuple):
+    """What a fault answers in place of a service."""
+
+    fault: str  # with =VALUE where it is one of several values
+    requests: str  # a pattern of method and path
+    status: int
+    code: str
+    message: str  # with the names that the pattern finds
+    times: bool = False  # as often as the fault's VALUE says, else always
+
+    def of(self, request: str, faults: Faults) -> errors.AzureError | None:
+        """Return the error that a request is answered with, None where the fault leaves it alone."""
+        name, _, value = self.fault.partition("=")
+        if name not in faults or (value and str(faults.value(name)) != value):
+            return None
+        found = re.fullmatch(self.requests, request)
+        if found is None or (self.times and not faults.first(name)):
+            return None
+        code, _, detail = self.code.partition("/")
+        return errors.AzureError(self.status, code, self.message.format(**found.groupdict()), detail)
+
+
+IN_WORKSPACE = rf".*/{PROVIDER}/workspaces"
+REFUSALS = (
+    Refusal(
+        "no-credential",
+        "GET /identity/token",
+        400,
+        "invalid_request",
+        "no managed identity matches this X-IDENTITY-HEADER",
+    ),
+    Refusal(
+        "workspace-missing",
+        rf"\w+ {IN_WORKSPACE}/(?P<name>[^/]+).*",
+        404,
+        "ResourceNotFound",
+        "The workspace {name!r} could not be found; there is: none",
+    ),
+    Refusal(
+        "registry-forbidden",
+        r"GET /(registrymanagement|mferp)/.*/registries/(?P<name>[^/]+)/.*",
+        403,
+        "Forbidden",
+        "you may not read the registry {name!r}: ask for the role AzureML Registry User",
+    ),
+    Refusal(
+        "model-missing",
+        r"GET /mferp/.*/registries/(?P<registry>[^/]+)/models/(?P<name>[^/]+).*",
+        404,
+        "UserError/ModelNotFound",
+        "no model named {name!r} in the registry {registry!r}; there is: none",
+    ),
+    Refusal(
+        "quota-forbidden",
+        rf"GET /subscriptions/[^/]+/providers/{PROVIDER}/locations/[^/]+/(vmSizes|usages)",
+        403,
+        "AuthorizationFailed",
+        "a role on the workspace does not reach the subscription's locations",
+    ),
+    Refusal(
+        "register-refused",
+        rf"PUT {IN_WORKSPACE}/[^/]+/models/.*",
+        403,
+        "Forbidden",
+        "you may not register models in this workspace: ask for the role AzureML Data Scientist",
+    ),
+    Refusal(
+        "delete-failed",
+        rf"DELETE {IN_WORKSPACE}/[^/]+/onlineEndpoints/(?P<name>[^/]+)",
+        409,
+        "Conflict",
+        "the endpoint {name!r} is busy: try again",
+        times=True,
+    ),
+    Refusal(
+        "scoring-status=500",
+        r"POST /endpoints/[^/]+/score",
+        500,
+        "InternalServerError",
+        "the service failed (the fault scoring-status is on)",
+    ),
+)
+
+
 class FaultMiddleware:
-    """The network's faults: slow answers, throttling, connections that break."""
+    """Answers that a fault asks for; slow answers, throttling, connections that break."""
 
     def __init__(self, app: ASGIApp, context: Context):
         self.app, self.faults = app, context.faults
@@ -84,11 +171,14 @@ class FaultMiddleware:
             return await self.app(scope, receive, send)
         if "slow" in self.faults:
             await asyncio.sleep(self.faults.value("slow"))
-        if (count := self.faults.count("throttled")) and count % self.faults.value("throttled") == 0:
+        if self.faults.every("throttled"):
             of_blobs = scope["path"].startswith(BLOBS)
             status, code = (503, "ServerBusy") if of_blobs else (429, "TooManyRequests")
             error = errors.AzureError(status, code, "too many requests", headers={"Retry-After": "1"})
             return await errors.answer(error)(scope, receive, send)
+        for refusal in REFUSALS:
+            if error := refusal.of(f"{scope['method']} {scope['path']}", self.faults):
+                return await errors.answer(error)(scope, receive, send)
         if self._breaks(scope):
             await receive()  # a part of the body, where there is one
             return await _reset(receive)
@@ -98,9 +188,8 @@ class FaultMiddleware:
         if "hub-unreachable" in self.faults and scope["path"].startswith(HUB):
             return True
         if scope["method"] == "PUT" and scope["path"].startswith(BLOBS) and "upload-broken" in self.faults:
-            return self.faults.count("upload-broken") <= self.faults.value("upload-broken")
-        count = self.faults.count("reset")
-        return bool(count) and count % self.faults.value("reset") == 0
+            return self.faults.first("upload-broken")
+        return self.faults.every("reset")
 
 
 async def _reset(receive: Receive) -> None:

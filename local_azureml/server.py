@@ -124,18 +124,18 @@ class Server:
         """Import what jobs need behind the scenes, from the first compute on, and return this server."""
 
         def begin() -> None:
-            self.app.state.warm = idle
+            self.context.preload = idle
             processes.warm()
-            self.app.state.tracking.warm()
+            self.context.runs.warm()
 
-        idle, self.app.state.warm = self.app.state.warm, begin
+        idle, self.context.preload = self.context.preload, begin
         return self
 
     def __exit__(self, *_) -> None:
-        self.summary = summary(self.app)
-        self.app.state.jobs.stop()
-        self.app.state.deployments.stop()
-        self.app.state.tracking.close()
+        self.summary = summary(self.context)
+        self.context.jobs.stop()
+        self.context.deployments.stop()
+        self.context.runs.close()
         for connection in list(self._server.server_state.connections):  # which clients keep open, idle
             connection.loop.call_soon_threadsafe(connection.transport.abort)
         self._server.should_exit = self._server.force_exit = True
@@ -145,10 +145,10 @@ class Server:
         self._lock.release()
 
 
-def summary(app) -> str:
+def summary(context: Context) -> str:
     """Return a line for each thing that Azure would have billed, and for each that was left running."""
-    bills = app.state.context.meter.bills()
-    left = app.state.jobs.running() + app.state.deployments.running()
+    bills = context.meter.bills()
+    left = context.jobs.running() + context.deployments.running()
     lines = [f"Azure would have billed: {bill}" for bill in bills] or ["Azure would have billed: nothing"]
     lines += [f"left running, stopped now: {name}" for name in left] or ["still running: nothing"]
     return "\n".join(lines)

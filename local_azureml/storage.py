@@ -18,7 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from local_azureml import identifiers
 from local_azureml.context import Context, current
-from local_azureml.errors import AzureError
+from local_azureml.errors import AzureError, not_played
 from local_azureml.paths import OutsideError, inside
 
 ACCOUNT = "store"
@@ -145,7 +145,7 @@ def join(context: Context, container: str, name: str, block_list: bytes) -> None
     except ElementTree.ParseError as error:
         raise AzureError(400, "InvalidXmlDocument", f"the block list is not XML: {error}") from None
     if len(set(wanted)) < len(wanted):
-        raise AzureError(501, "NotImplemented", "a block that is listed twice is not part of the emulator")
+        raise not_played("a block that is listed twice")
     blocks = [block_file(context, container, name, block) for block in wanted]
     if missing := [name for name, block in zip(wanted, blocks, strict=True) if not block.exists()]:
         raise AzureError(400, "InvalidBlockList", f"the block {missing[0]!r} was not sent")

@@ -65,11 +65,11 @@ def operations() -> Iterator[tuple[str, str, str]]:
 
 def pattern(path: str) -> str:
     """Return the regular expression of the paths that a route takes."""
-    return re.sub(r"\\{\w+(:path)?\\}", lambda found: ".*" if found[1] else "[^/]+", re.escape(path))
+    return re.sub(r"\\{\w+(:\w+)?\\}", lambda found: ".*" if found[1] == ":path" else "[^/]+", re.escape(path))
 
 
 def short(path: str) -> str:
-    path = path.replace(identifiers.WORKSPACE_PATH, "WORKSPACE")
+    path = path.replace(identifiers.WORKSPACE_PATH, "WORKSPACE").replace(":asset", "")
     return path.replace(f"/providers/{identifiers.PROVIDER}", "/…")
 
 

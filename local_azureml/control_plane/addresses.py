@@ -9,7 +9,7 @@ from urllib.parse import unquote, urlparse
 from local_azureml import paths, storage
 from local_azureml.context import Context
 from local_azureml.control_plane import assets, datastores, outputs, registry
-from local_azureml.errors import AzureError, user_error
+from local_azureml.errors import not_played, user_error
 
 
 def resolve(context: Context, address: str) -> Path:
@@ -61,8 +61,7 @@ def _reader(address: str) -> tuple[Callable[..., Path], tuple]:
         if named := re.fullmatch(pattern, address, re.IGNORECASE):
             return read, named.groups()
     if ELSEWHERE.match(address):
-        message = f"reading {address!r} is not part of the emulator: name a local file or folder in its place"
-        raise AzureError(501, "NotImplemented", message)
+        raise not_played(f"reading {address!r}", "name a local file or folder in its place")
     raise user_error(f"{address!r} is not an address that the emulator can read", "InvalidUri")
 
 

@@ -2,17 +2,16 @@
 
 import re
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
+from starlette.convertors import StringConvertor, register_url_convertor
 
 from local_azureml import identifiers, resource, storage
 from local_azureml.context import Context, current
 from local_azureml.control_plane import datastores, outputs, queries, shapes
-from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.errors import AzureError, there_is, user_error
 from local_azureml.state import Query
 
-router = APIRouter()
 KINDS = {
     "models": "Model",
     "data": "Data",
@@ -20,20 +19,22 @@ KINDS = {
     "codes": "Code",
     "components": "Component",
 }
+
+
+class AssetKind(StringConvertor):
+    """Lets a path's `{kind:asset}` be one of these, so that it takes no other service's addresses."""
+
+    regex = "|".join(KINDS)
+
+
+register_url_convertor("asset", AssetKind())
+router = APIRouter()
 CURATED = "an image of Azure's own"
 PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
 SHARED = ("description", "isArchived", "tags", "properties")  # by all versions of an asset
-PATH = f"{identifiers.WORKSPACE_PATH}/{{kind}}"
+PATH = f"{identifiers.WORKSPACE_PATH}/{{kind:asset}}"
 NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,254}")
 NAME_RULE = "letters, digits, dashes, dots, underscores; at most 255"
-
-
-def _kind(kind: str, request: Request) -> str:
-    if kind not in KINDS:
-        raise AzureError(
-            501, "NotImplemented", f"{request.method} {request.url.path} is not part of the emulator"
-        )
-    return kind
 
 
 def _base(kind: str, name: str = "") -> str:
@@ -41,18 +42,14 @@ def _base(kind: str, name: str = "") -> str:
 
 
 @router.get(PATH)
-def list_containers(
-    request: Request, kind: str = Depends(_kind), identifier: str = Depends(workspace_id)
-) -> JSONResponse:
+def list_containers(request: Request, kind: str) -> JSONResponse:
     """Return the assets of a kind, without their versions."""
     context = current(request)
     return queries.answer(request, kind, _base(kind), lambda found: _counted(context, kind, found))
 
 
 @router.get(f"{PATH}/{{name}}")
-def container(
-    request: Request, name: str, kind: str = Depends(_kind), identifier: str = Depends(workspace_id)
-) -> dict:
+def container(request: Request, kind: str, name: str) -> dict:
     """Return what all versions of an asset share."""
     return find_container(current(request), kind, name)
 
@@ -88,13 +85,7 @@ def _counted(context: Context, kind: str, document: dict) -> dict:
 
 
 @router.put(f"{PATH}/{{name}}")
-def change_container(
-    request: Request,
-    name: str,
-    body: shapes.Asset,
-    kind: str = Depends(_kind),
-    identifier: str = Depends(workspace_id),
-) -> dict:
+def change_container(request: Request, kind: str, name: str, body: shapes.Asset) -> dict:
     """Archive or restore an asset with all its versions, or change its tags and description."""
     context = current(request)
     with context.state.locked():
@@ -106,12 +97,7 @@ def change_container(
 
 
 @router.get(f"{PATH}/{{name}}/versions")
-def versions(
-    request: Request,
-    name: str,
-    kind: str = Depends(_kind),
-    identifier: str = Depends(workspace_id),
-) -> JSONResponse:
+def versions(request: Request, kind: str, name: str) -> JSONResponse:
     """Return the versions of an asset, newest first; none where there is no asset."""
     context = current(request)
     if kind == "models" and context.state.get(_base(kind, name)) is None:
@@ -120,13 +106,7 @@ def versions(
 
 
 @router.get(f"{PATH}/{{name}}/versions/{{version}}")
-def show(
-    request: Request,
-    name: str,
-    version: str,
-    kind: str = Depends(_kind),
-    identifier: str = Depends(workspace_id),
-) -> dict:
+def show(request: Request, kind: str, name: str, version: str) -> dict:
     """Return one version."""
     return find(current(request), kind, name, version)
 
@@ -145,14 +125,7 @@ def find(context: Context, kind: str, name: str, version: str) -> dict:
 
 
 @router.put(f"{PATH}/{{name}}/versions/{{version}}")
-def create(
-    request: Request,
-    name: str,
-    version: str,
-    body: shapes.Asset,
-    kind: str = Depends(_kind),
-    identifier: str = Depends(workspace_id),
-) -> JSONResponse:
+def create(request: Request, kind: str, name: str, version: str, body: shapes.Asset) -> JSONResponse:
     """Register a version; its files are fixed from then on, its tags are not."""
     document, is_new = register(current(request), kind, name, version, body["properties"])
     return JSONResponse(document, 201 if is_new else 200)
@@ -164,12 +137,6 @@ def register(context: Context, kind: str, name: str, version: str, properties: d
         raise user_error(f"{KINDS[kind]} name {name!r}: {NAME_RULE}")
     if not NAME.fullmatch(version):
         raise user_error(f"{KINDS[kind]} version {version!r}: {NAME_RULE}")
-    if kind == "models" and "register-refused" in context.faults:
-        raise AzureError(
-            403,
-            "Forbidden",
-            "you may not register models in this workspace: ask for the role AzureML Data Scientist",
-        )
     properties |= {
         key: outputs.lasting_uri(context, properties[key]) for key in PLACES if properties.get(key)
     }
@@ -231,13 +198,7 @@ def _document(kind: str, name: str, version: str, properties: dict, before: dict
 
 
 @router.delete(f"{PATH}/{{name}}/versions/{{version}}")
-def delete(
-    request: Request,
-    name: str,
-    version: str,
-    kind: str = Depends(_kind),
-    identifier: str = Depends(workspace_id),
-) -> Response:
+def delete(request: Request, kind: str, name: str, version: str) -> Response:
     """Forget a version, and the asset with its last one; its files stay, and one not there is no error."""
     context = current(request)
     with context.state.locked():
@@ -249,13 +210,7 @@ def delete(
 
 
 @router.post(f"{PATH}/{{name}}/versions/{{version}}/startPendingUpload")
-def start_upload(
-    request: Request,
-    name: str,
-    version: str,
-    kind: str = Depends(_kind),
-    identifier: str = Depends(workspace_id),
-) -> dict:
+def start_upload(request: Request, kind: str, name: str, version: str) -> dict:
     """Return where the files of a version that is being made may be written."""
     context = current(request)
     container = datastores.CONTAINERS[datastores.DEFAULT]

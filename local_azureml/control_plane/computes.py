@@ -2,25 +2,25 @@
 
 import re
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import identifiers, resource
 from local_azureml.context import Context, current
 from local_azureml.control_plane import operations, queries, quota, shapes
-from local_azureml.control_plane.workspace import workspace_id
-from local_azureml.errors import AzureError, not_found, user_error
+from local_azureml.errors import AzureError, not_found, not_played, user_error
 
 router = APIRouter()
 PATH = f"{identifiers.WORKSPACE_PATH}/computes"
+BASE = f"{identifiers.WORKSPACE_ID}/computes"
 NAME = re.compile(r"[a-zA-Z](?!.*--)[a-zA-Z0-9-]{0,30}[a-zA-Z0-9]")  # 2 to 32 characters
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(workspace_id)) -> JSONResponse:
+def list_all(request: Request) -> JSONResponse:
     """Return the workspace's clusters."""
     context = current(request)
-    return queries.answer(request, "computes", f"{identifier}/computes", lambda found: _shown(context, found))
+    return queries.answer(request, "computes", BASE, lambda found: _shown(context, found))
 
 
 def _shown(context: Context, document: dict) -> dict:
@@ -40,7 +40,7 @@ def _shown(context: Context, document: dict) -> dict:
 
 
 @router.get(f"{PATH}/{{name}}")
-def show(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
+def show(request: Request, name: str) -> dict:
     """Return one cluster."""
     context = current(request)
     return _shown(context, find(context, name))
@@ -48,14 +48,14 @@ def show(request: Request, name: str, identifier: str = Depends(workspace_id)) -
 
 def find(context: Context, name: str) -> dict:
     """Return the cluster's document, or refuse with the names that there are."""
-    found = context.state.get(f"{identifiers.WORKSPACE_ID}/computes/{name}")
+    found = context.state.get(f"{BASE}/{name}")
     if found is None:
-        raise not_found("compute", name, context.state.names(f"{identifiers.WORKSPACE_ID}/computes"))
+        raise not_found("compute", name, context.state.names(BASE))
     return found
 
 
 @router.post(f"{PATH}/{{name}}/listNodes")
-def list_nodes(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
+def list_nodes(request: Request, name: str) -> dict:
     """Return the nodes that work now; idle ones are billed to their end and not shown."""
     context = current(request)
     resource = f"cluster {find(context, name)['name']}"
@@ -66,21 +66,19 @@ def list_nodes(request: Request, name: str, identifier: str = Depends(workspace_
 
 @router.put(f"{PATH}/{{name}}")
 @router.patch(f"{PATH}/{{name}}")
-def create(
-    request: Request, name: str, body: shapes.Compute, identifier: str = Depends(workspace_id)
-) -> JSONResponse:
+def create(request: Request, name: str, body: shapes.Compute) -> JSONResponse:
     """Create or change a cluster; a size that is not here or quota that is short ends it as Failed."""
     context = current(request)
     with context.state.locked():
-        before = context.state.get(f"{identifier}/computes/{name}")
+        before = context.state.get(f"{BASE}/{name}")
         if before is None and request.method == "PATCH":
             find(context, name)
         name = before["name"] if before else name
         if request.method == "PATCH":
             body = shapes.merged(before, body)
-        document = _document(context, f"{identifier}/computes/{name}", name, body, before)
+        document = _document(context, f"{BASE}/{name}", name, body, before)
         context.state.put(document["id"], document)
-    request.app.state.warm()  # jobs follow a compute
+    context.preload()
     answer = _shown(context, document)
     return operations.start(context, 200 if before else 201, answer, lambda: _provision(context, document))
 
@@ -90,9 +88,7 @@ def _document(context: Context, identifier: str, name: str, body: dict, before: 
     if not NAME.fullmatch(name):
         raise user_error(f"compute name {name!r}: 2 to 32 letters, digits and single dashes, a letter first")
     if asked.get("computeType", "AmlCompute") != "AmlCompute":
-        raise AzureError(
-            501, "NotImplemented", f"computeType {asked['computeType']} is not part of the emulator"
-        )
+        raise not_played(f"computeType {asked['computeType']}")
     properties = asked.get("properties") or {}
     if before:
         properties = {**before["properties"]["properties"], **properties}
@@ -170,10 +166,10 @@ def _finish(context: Context, document: dict, state: str, errors: list | None) -
 
 
 @router.delete(f"{PATH}/{{name}}")
-def delete(request: Request, name: str, identifier: str = Depends(workspace_id)) -> Response:
+def delete(request: Request, name: str) -> Response:
     """Delete a cluster, whose nodes are no longer billed; one that is not there is no error."""
     context = current(request)
-    document = context.state.get(f"{identifier}/computes/{name}")
+    document = context.state.get(f"{BASE}/{name}")
     if document is None:
         return Response(status_code=204)
     properties = {**document["properties"], "provisioningState": "Deleting"}

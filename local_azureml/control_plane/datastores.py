@@ -4,14 +4,13 @@ import re
 from pathlib import Path
 from urllib.parse import unquote
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import identifiers, resource, storage
 from local_azureml.context import Context, current
 from local_azureml.control_plane import queries, shapes
-from local_azureml.control_plane.workspace import workspace_id
-from local_azureml.errors import AzureError, not_found, user_error
+from local_azureml.errors import not_found, not_played, user_error
 
 router = APIRouter()
 PATH = f"{identifiers.WORKSPACE_PATH}/datastores"
@@ -36,8 +35,7 @@ def _container(context: Context, name: str) -> str:
     properties = find(context, name)["properties"]
     if name not in CONTAINERS:
         account = properties.get("accountName")
-        message = f"the storage account {account!r} of the datastore {name!r} is not part of the emulator"
-        raise AzureError(501, "NotImplemented", message)
+        raise not_played(f"the storage account {account!r} of the datastore {name!r}")
     return CONTAINERS[name]
 
 
@@ -69,7 +67,7 @@ def _own(context: Context, name: str) -> dict:
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(workspace_id)) -> JSONResponse:
+def list_all(request: Request) -> JSONResponse:
     """Return the datastores."""
     context = current(request)
     there = [*(_own(context, name) for name in CONTAINERS), *context.state.children(OTHERS)]
@@ -77,15 +75,13 @@ def list_all(request: Request, identifier: str = Depends(workspace_id)) -> JSONR
 
 
 @router.get(f"{PATH}/{{name}}")
-def show(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
+def show(request: Request, name: str) -> dict:
     """Return one datastore."""
     return _shown(find(current(request), name))
 
 
 @router.put(f"{PATH}/{{name}}")
-def create(
-    request: Request, name: str, body: shapes.Datastore, identifier: str = Depends(workspace_id)
-) -> JSONResponse:
+def create(request: Request, name: str, body: shapes.Datastore) -> JSONResponse:
     """Keep a datastore of another storage account, of which nothing is read here."""
     context = current(request)
     _refuse_own(request, name)
@@ -108,7 +104,7 @@ def create(
 
 
 @router.delete(f"{PATH}/{{name}}")
-def delete(request: Request, name: str, identifier: str = Depends(workspace_id)) -> Response:
+def delete(request: Request, name: str) -> Response:
     """Forget a datastore of another storage account; one that is not there is no error."""
     _refuse_own(request, name)
     there = current(request).state.delete(f"{OTHERS}/{name}")
@@ -117,12 +113,11 @@ def delete(request: Request, name: str, identifier: str = Depends(workspace_id))
 
 def _refuse_own(request: Request, name: str) -> None:
     if name in CONTAINERS:
-        message = f"{request.method} of the workspace's own datastore {name} is not part of the emulator"
-        raise AzureError(501, "NotImplemented", message)
+        raise not_played(f"{request.method} of the workspace's own datastore {name}")
 
 
 @router.post(f"{PATH}/{{name}}/listSecrets")
-def list_secrets(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
+def list_secrets(request: Request, name: str) -> dict:
     """Return the signature that opens the datastore's container, or the secrets of another account's."""
     context = current(request)
     if name not in CONTAINERS:
@@ -131,7 +126,7 @@ def list_secrets(request: Request, name: str, identifier: str = Depends(workspac
 
 
 @router.get(f"/datastore/v1.0{PATH}/{{name}}")
-def show_to_readers(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
+def show_to_readers(request: Request, name: str) -> dict:
     """Return one datastore in the words of azureml-fsspec and mltable, with the signature that opens it."""
     context = current(request)
     signature = storage.signature(context, _container(context, name))

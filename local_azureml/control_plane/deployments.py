@@ -4,14 +4,13 @@ import posixpath
 import re
 from pathlib import Path
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import identifiers, resource
 from local_azureml.context import Context, current
 from local_azureml.control_plane import addresses, endpoints, environments, operations, queries, quota, shapes
-from local_azureml.control_plane.workspace import workspace_id
-from local_azureml.errors import AzureError, user_error
+from local_azureml.errors import not_played, user_error
 from local_azureml.paths import OutsideError, inside
 
 router = APIRouter()
@@ -31,28 +30,22 @@ PROBE = {
 
 
 @router.get(PATH)
-def list_all(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> JSONResponse:
+def list_all(request: Request, endpoint: str) -> JSONResponse:
     """Return an endpoint's deployments."""
     parent = endpoints.find(current(request), endpoint)
     return queries.answer(request, "deployments", f"{parent['id']}/deployments")
 
 
 @router.get(f"{PATH}/{{deployment}}")
-def show(request: Request, endpoint: str, deployment: str, identifier: str = Depends(workspace_id)) -> dict:
+def show(request: Request, endpoint: str, deployment: str) -> dict:
     """Return one deployment."""
     return endpoints.find(current(request), endpoint, deployment)
 
 
 @router.put(f"{PATH}/{{deployment}}")
-def create(
-    request: Request,
-    endpoint: str,
-    deployment: str,
-    body: shapes.Deployment,
-    identifier: str = Depends(workspace_id),
-) -> JSONResponse:
+def create(request: Request, endpoint: str, deployment: str, body: shapes.Deployment) -> JSONResponse:
     """Start a deployment, or replace the one with that name."""
-    context, running = current(request), request.app.state.deployments
+    context = current(request)
     endpoints.find(context, endpoint)
     asked = _asked(context, body)  # before the lock: it reads what others made
     with context.state.locked():
@@ -61,7 +54,9 @@ def create(
         name = before["name"] if before else deployment
         document = _deployment(context, parent, name, body, asked, before)
         context.state.put(document["id"], document)
-    return operations.start(context, 200 if before else 201, document, lambda: running.begin(document))
+    return operations.start(
+        context, 200 if before else 201, document, lambda: context.deployments.begin(document)
+    )
 
 
 def reserve(size: str) -> float:
@@ -80,20 +75,16 @@ def _is_there(code: Path, script: str) -> bool:
 def _check_server(context: Context, asked: dict) -> None:
     """Refuse by name what Azure serves by another server than MLflow's or the one of scoring scripts."""
     if (compute := asked.get("endpointComputeType", "Managed")) != "Managed":
-        raise _not_played(f"the endpointComputeType {compute} of a deployment")
+        raise not_played(f"the endpointComputeType {compute} of a deployment")
     if asked.get("codeConfiguration"):
         return
     if asked.get("environmentId"):
-        raise _not_played("a deployment of a custom container: of an environment without a scoring script,")
+        raise not_played("a deployment of a custom container: of an environment without a scoring script,")
     kind = addresses.model_type(context, asked.get("model") or "")
     if kind == "triton_model":
-        raise _not_played("a deployment of a model of the type triton_model")
+        raise not_played("a deployment of a model of the type triton_model")
     if kind == "custom_model":
         raise user_error("a model of the type custom_model needs a scoring script and an environment")
-
-
-def _not_played(what: str) -> AzureError:
-    return AzureError(501, "NotImplemented", f"{what} is not part of the emulator")
 
 
 def _asked(context: Context, body: dict) -> dict:
@@ -155,11 +146,9 @@ def _deployment(
 
 
 @router.delete(f"{PATH}/{{deployment}}")
-def delete(
-    request: Request, endpoint: str, deployment: str, identifier: str = Depends(workspace_id)
-) -> Response:
+def delete(request: Request, endpoint: str, deployment: str) -> Response:
     """Delete a deployment that gets no traffic; one that is not there is no error."""
-    context, running = current(request), request.app.state.deployments
+    context = current(request)
     document = context.state.get(f"{endpoints.BASE}/{endpoint}/deployments/{deployment}")
     if document is None:
         return Response(status_code=204)
@@ -171,19 +160,13 @@ def delete(
 
     def work():
         context.state.delete(document["id"])  # first, so that it is not started after its end
-        running.end(document)
+        context.deployments.end(document)
 
     return operations.start(context, 202, None, work)
 
 
 @router.post(f"{PATH}/{{deployment}}/getLogs")
-def logs(
-    request: Request,
-    endpoint: str,
-    deployment: str,
-    body: shapes.LogRequest,
-    identifier: str = Depends(workspace_id),
-) -> dict:
+def logs(request: Request, endpoint: str, deployment: str, body: shapes.LogRequest) -> dict:
     """Return the last lines of a deployment's log."""
     context = current(request)
     document = endpoints.find(context, endpoint, deployment)

@@ -3,14 +3,13 @@
 import re
 import secrets
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import identifiers, resource
 from local_azureml.context import Context, current
 from local_azureml.control_plane import operations, queries, shapes
-from local_azureml.control_plane.workspace import workspace_id
-from local_azureml.errors import AzureError, not_found, user_error
+from local_azureml.errors import not_found, not_played, user_error
 
 router = APIRouter()
 PATH = f"{identifiers.WORKSPACE_PATH}/onlineEndpoints"
@@ -64,7 +63,7 @@ def set_properties(context: Context, document: dict, **changes) -> None:
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(workspace_id)) -> JSONResponse:
+def list_all(request: Request) -> JSONResponse:
     """Return the endpoints."""
     context = current(request)
     others = _of_others(context)
@@ -80,7 +79,7 @@ def _of_others(context: Context) -> list[dict]:
 
 
 @router.get(f"{PATH}/{{endpoint}}")
-def show(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> dict:
+def show(request: Request, endpoint: str) -> dict:
     """Return one endpoint."""
     return _shown(find(current(request), endpoint))
 
@@ -90,9 +89,7 @@ def _shown(document: dict) -> dict:
 
 
 @router.put(f"{PATH}/{{endpoint}}")
-def create(
-    request: Request, endpoint: str, body: shapes.Endpoint, identifier: str = Depends(workspace_id)
-) -> JSONResponse:
+def create(request: Request, endpoint: str, body: shapes.Endpoint) -> JSONResponse:
     """Create an endpoint, or change its traffic, tags and description."""
     context = current(request)
     with context.state.locked():
@@ -101,12 +98,7 @@ def create(
 
 
 @router.patch(f"{PATH}/{{endpoint}}")
-def change(
-    request: Request,
-    endpoint: str,
-    body: shapes.EndpointChange,
-    identifier: str = Depends(workspace_id),
-) -> JSONResponse:
+def change(request: Request, endpoint: str, body: shapes.EndpointChange) -> JSONResponse:
     """Change the traffic, tags or description of an endpoint; what is not named stays."""
     context = current(request)
     with context.state.locked():
@@ -136,9 +128,7 @@ def _addresses(context: Context, document: dict) -> dict[str, str]:
 def _endpoint(context: Context, name: str, body: dict, before: dict | None) -> dict:
     asked = body.get("properties") or {}
     if asked.get("compute"):
-        raise AzureError(
-            501, "NotImplemented", "an online endpoint on Kubernetes is not part of the emulator"
-        )
+        raise not_played("an online endpoint on Kubernetes")
     stored = {known.lower(): known for known in deployments_of(context, name)}
     traffic, mirrored = (  # the SDK writes the names in small letters
         {stored.get(key.lower(), key): share for key, share in (asked.get(kind) or {}).items()}
@@ -205,14 +195,12 @@ def _check_traffic(context: Context, endpoint: str, traffic: dict, mirrored: dic
 
 
 @router.delete(f"{PATH}/{{endpoint}}")
-def delete(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> Response:
+def delete(request: Request, endpoint: str) -> Response:
     """Delete an endpoint with its deployments; one that is not there is no error."""
-    context, running = current(request), request.app.state.deployments
+    context = current(request)
     document = context.state.get(f"{BASE}/{endpoint}")
     if document is None:
         return Response(status_code=204)
-    if 0 < context.faults.count("delete-failed") <= context.faults.value("delete-failed"):
-        raise AzureError(409, "Conflict", f"the endpoint {endpoint!r} is busy: try again")
     set_properties(context, document, provisioningState="Deleting")
 
     def work():
@@ -220,13 +208,13 @@ def delete(request: Request, endpoint: str, identifier: str = Depends(workspace_
             deployments = deployments_of(context, endpoint)
             context.state.delete(document["id"])  # first, so that none is started after its end
         for deployment in deployments.values():
-            running.end(deployment)
+            context.deployments.end(deployment)
 
     return operations.start(context, 202, None, work)
 
 
 @router.post(f"{PATH}/{{endpoint}}/listKeys")
-def list_keys(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> dict:
+def list_keys(request: Request, endpoint: str) -> dict:
     """Return the two keys of an endpoint with key authentication."""
     context = current(request)
     document = find(context, endpoint)
@@ -238,9 +226,7 @@ def list_keys(request: Request, endpoint: str, identifier: str = Depends(workspa
 
 
 @router.post(f"{PATH}/{{endpoint}}/regenerateKeys")
-def regenerate_keys(
-    request: Request, endpoint: str, body: shapes.NewKey, identifier: str = Depends(workspace_id)
-) -> JSONResponse:
+def regenerate_keys(request: Request, endpoint: str, body: shapes.NewKey) -> JSONResponse:
     """Replace one key of an endpoint by a new or a given one."""
     context = current(request)
     document = find(context, endpoint)

@@ -2,14 +2,13 @@
 
 import re
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
 
 from local_azureml import identifiers
 from local_azureml.context import Context, current
 from local_azureml.control_plane import environments, operations, queries, shapes
-from local_azureml.control_plane.workspace import workspace_id
-from local_azureml.errors import AzureError, not_found, there_is, user_error
+from local_azureml.errors import AzureError, not_found, not_played, there_is, user_error
 from local_azureml.state import equal
 
 router = APIRouter()
@@ -19,15 +18,16 @@ SERVICES = ("Tracking", "Studio")  # that every job has
 FINAL = ("Completed", "Failed", "Canceled")
 SUBMITTED = equal("run.parent", None)  # not started by another job
 PATH = f"{identifiers.WORKSPACE_PATH}/jobs"
+BASE = identifiers.JOBS
 NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_-]{0,254}")
 LONGEST = 255 - len("dcid.") - 2 * len("_01234567")  # a folder is named after it, and after its children
 
 
 def find(context: Context, name: str) -> dict:
     """Return a job's document, or refuse with the names that there are."""
-    found = context.state.get(f"{identifiers.WORKSPACE_ID}/jobs/{name}")
+    found = context.state.get(f"{BASE}/{name}")
     if found is None:
-        raise not_found("job", name, context.state.names(f"{identifiers.WORKSPACE_ID}/jobs", SUBMITTED))
+        raise not_found("job", name, context.state.names(BASE, SUBMITTED))
     return found
 
 
@@ -36,23 +36,20 @@ def _shown(document: dict) -> dict:
 
 
 @router.put(f"{PATH}/{{name}}")
-def submit(
-    request: Request, name: str, body: shapes.Job, identifier: str = Depends(workspace_id)
-) -> JSONResponse:
+def submit(request: Request, name: str, body: shapes.Job) -> JSONResponse:
     """Submit a job; a job that is there already keeps running, and only its tags and names change."""
-    context, jobs = current(request), request.app.state.jobs
+    context = current(request)
     if not NAME.fullmatch(name):
         raise user_error(f"job name {name!r}: letters, digits, dashes and underscores, at most 255")
     if len(name) > LONGEST:
-        message = f"a job name of more than {LONGEST} characters is not part of the emulator"
-        raise AzureError(501, "NotImplemented", message)
+        raise not_played(f"a job name of more than {LONGEST} characters")
     properties = body["properties"]
     with context.state.locked():
-        before = context.state.get(f"{identifier}/jobs/{name}")
+        before = context.state.get(f"{BASE}/{name}")
         if before:
             return JSONResponse(_shown(_rename(context, before, properties)), 200)
         _check(context, properties)
-        document = jobs.submit(name, properties)
+        document = context.jobs.submit(name, properties)
     return JSONResponse(_shown(document), 201)
 
 
@@ -72,8 +69,7 @@ def _check(context: Context, properties: dict) -> None:
 def check_services(properties: dict) -> None:
     """Refuse a job, or a node of one, that asks for a service which is not played."""
     if asked := sorted(set(properties.get("services") or {}) - set(SERVICES)):
-        message = f"the job service {asked[0]} is not part of the emulator; there is: {', '.join(SERVICES)}"
-        raise AzureError(501, "NotImplemented", message)
+        raise not_played(f"the job service {asked[0]}", f"there is: {', '.join(SERVICES)}")
 
 
 def _rename(context: Context, document: dict, properties: dict) -> dict:
@@ -82,34 +78,34 @@ def _rename(context: Context, document: dict, properties: dict) -> dict:
 
 
 @router.get(PATH)
-def list_all(request: Request, identifier: str = Depends(workspace_id)) -> JSONResponse:
+def list_all(request: Request) -> JSONResponse:
     """Return the jobs that were submitted, newest first, without their children."""
-    return queries.answer(request, "jobs", f"{identifier}/jobs", _shown, (SUBMITTED,))
+    return queries.answer(request, "jobs", BASE, _shown, (SUBMITTED,))
 
 
 @router.get(f"{PATH}/{{name}}")
-def show(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
+def show(request: Request, name: str) -> dict:
     """Return one job."""
     return _shown(find(current(request), name))
 
 
 @router.post(f"{PATH}/{{name}}/cancel")
-def cancel(request: Request, name: str, identifier: str = Depends(workspace_id)) -> Response:
+def cancel(request: Request, name: str) -> Response:
     """Ask a job to stop; its processes are killed."""
-    context, jobs = current(request), request.app.state.jobs
+    context = current(request)
     document = find(context, name)
     if document["properties"]["status"] in FINAL:
         return Response(status_code=200)
     root = document["run"]["root"] or document["name"]
-    jobs.cancel(root)
-    return operations.start(context, 202, None, lambda: jobs.wait(root))
+    context.jobs.cancel(root)
+    return operations.start(context, 202, None, lambda: context.jobs.wait(root))
 
 
 @router.delete(f"{PATH}/{{name}}")
-def delete(request: Request, name: str, identifier: str = Depends(workspace_id)) -> Response:
+def delete(request: Request, name: str) -> Response:
     """Forget a job that has ended; its outputs stay in the datastore."""
     context = current(request)
-    document = context.state.get(f"{identifier}/jobs/{name}")
+    document = context.state.get(f"{BASE}/{name}")
     if document is None:
         return Response(status_code=204)
     if document["properties"]["status"] not in FINAL:

@@ -5,7 +5,7 @@ import re
 from local_azureml import identifiers
 from local_azureml.context import Context
 from local_azureml.control_plane import datastores
-from local_azureml.errors import AzureError, not_found, user_error
+from local_azureml.errors import not_found, not_played, user_error
 
 PLACEHOLDER = re.compile(r"\$\{\{\s*(\w+)\s*\}\}")
 ARTIFACTS = ("artifacts", "default")  # the outputs by which every job's logs, outputs and artifacts are named
@@ -30,8 +30,7 @@ def placed(context: Context, job: str, asked: dict[str, dict], submitted: dict) 
         words = {"name": job, "output_name": name, "default_datastore": datastore}
         output["uri"] = PLACEHOLDER.sub(lambda word: words.get(word[1], word[0]), output["uri"])  # noqa: B023
         if not datastores.ADDRESS.fullmatch(output["uri"]):
-            message = f"the output {name!r} to {output['uri']!r}, no datastore's, is not part of the emulator"
-            raise AzureError(501, "NotImplemented", message)
+            raise not_played(f"the output {name!r} to {output['uri']!r}, no datastore's,")
         datastores.folder_at(context, output["uri"])
     return found
 
@@ -58,9 +57,9 @@ def lasting_uri(context: Context, uri: str) -> str:
 
 def address(context: Context, job: str, output: str) -> str:
     """Return the datastore address of what a job wrote under `output`."""
-    document = context.state.get(f"{identifiers.WORKSPACE_ID}/jobs/{job}")
+    document = context.state.get(f"{identifiers.JOBS}/{job}")
     if document is None:
-        raise not_found("job", job, context.state.names(f"{identifiers.WORKSPACE_ID}/jobs"))
+        raise not_found("job", job, context.state.names(identifiers.JOBS))
     known = document["properties"].get("outputs") or {}
     if output in ARTIFACTS and output not in known:
         known = {

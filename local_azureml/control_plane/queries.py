@@ -9,7 +9,7 @@ from fastapi.responses import JSONResponse
 
 from local_azureml.context import current
 from local_azureml.control_plane import shapes
-from local_azureml.errors import AzureError, user_error
+from local_azureml.errors import not_played, user_error
 from local_azureml.state import Query, Where, archived, equal, has, holds, one_of
 
 LONGEST = 100  # documents on a page; Azure doesn't tell how many it sends
@@ -198,8 +198,7 @@ def _query(request: Request, kind: str, view: str = "ActiveOnly", descending: bo
     for name, value in asked:
         if name not in takes:
             there = ", ".join(sorted(takes))
-            message = f"{name!r} of a list of {kind} is not part of the emulator; there is: {there}"
-            raise AzureError(501, "NotImplemented", message)
+            raise not_played(f"{name!r} of a list of {kind}", f"there is: {there}")
         takes[name](query, value)
     if len(query.where) > MOST_CONDITIONS:
         raise user_error(

@@ -27,7 +27,7 @@ MACHINERY = re.compile(r"^azureml-|-(ubuntu|py|cuda)\d.*", re.IGNORECASE)  # in 
 @router.get("/registrymanagement/v1.0/registries/{registry}/discovery")
 def discovery(request: Request, registry: str) -> dict:
     """Return where a registry's services are."""
-    _check(request, registry)
+    _check(registry)
     origin = current(request).origin
     return {
         "registryName": NAME,
@@ -39,20 +39,14 @@ def discovery(request: Request, registry: str) -> dict:
     }
 
 
-def _check(request: Request, registry: str) -> None:
+def _check(registry: str) -> None:
     if registry.lower() != NAME:
         raise not_found("registry", registry, [NAME])
-    if "registry-forbidden" in current(request).faults:
-        raise AzureError(
-            403,
-            "Forbidden",
-            f"you may not read the registry {registry!r}: ask for the role AzureML Registry User",
-        )
 
 
 def entries(context: Context, kind: str, name: str) -> list[dict]:
     """Return the versions of a registry asset, newest first, or refuse with the names that there are."""
-    known = _names(context, kind)
+    known = _names(kind)
     if name not in known:
         message = f"no {kind.rstrip('s')} named {name!r} in the registry {NAME!r}; there is: "
         raise AzureError(
@@ -66,8 +60,8 @@ def entries(context: Context, kind: str, name: str) -> list[dict]:
     return sorted(found, key=lambda entry: entry["systemData"]["createdAt"], reverse=True)
 
 
-def _names(context: Context, kind: str) -> list[str]:
-    if kind not in KINDS or (kind == "models" and "model-missing" in context.faults):
+def _names(kind: str) -> list[str]:
+    if kind not in KINDS:
         return []
     if kind == "environments":
         return sorted(ENVIRONMENTS)
@@ -128,7 +122,7 @@ def entry(context: Context, kind: str, name: str, version: str) -> dict:
 @router.get(f"{PATH}/versions")
 def versions(request: Request, registry: str, kind: str, name: str) -> JSONResponse:
     """Return the versions, newest first."""
-    _check(request, registry)
+    _check(registry)
     context = current(request)
     view = "All" if "model-archived" in context.faults else "ActiveOnly"
     return queries.answer(request, f"registries/{kind}/versions", entries(context, kind, name), view=view)
@@ -137,22 +131,22 @@ def versions(request: Request, registry: str, kind: str, name: str) -> JSONRespo
 @router.get(f"{PATH}/versions/{{version}}")
 def version(request: Request, registry: str, kind: str, name: str, version: str) -> dict:
     """Return one version."""
-    _check(request, registry)
+    _check(registry)
     return entry(current(request), kind, name, version)
 
 
 @router.get(LISTS)
 def list_all(request: Request, registry: str, kind: str) -> JSONResponse:
     """Return the assets of a kind, without their versions."""
-    _check(request, registry)
+    _check(registry)
     context = current(request)
-    return queries.answer(request, kind, [_container(context, kind, name) for name in _names(context, kind)])
+    return queries.answer(request, kind, [_container(context, kind, name) for name in _names(kind)])
 
 
 @router.get(PATH)
 def show(request: Request, registry: str, kind: str, name: str) -> dict:
     """Return what all versions share, and which is the newest."""
-    _check(request, registry)
+    _check(registry)
     return _container(current(request), kind, name)
 
 

@@ -1,40 +1,29 @@
 """The workspace: one, with its resource group and the addresses of its services."""
 
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from local_azureml import identifiers, resource
 from local_azureml.context import current
 from local_azureml.control_plane import queries
-from local_azureml.errors import AzureError, not_found
+from local_azureml.errors import AzureError
+
+KNOWN = (  # what a path may name, the code that says that it is another, and the words
+    ("subscription", identifiers.SUBSCRIPTION, "SubscriptionNotFound", "The subscription {!r}"),
+    ("group", identifiers.GROUP, "ResourceGroupNotFound", "Resource group {!r}"),
+    ("workspace", identifiers.WORKSPACE, "ResourceNotFound", "The workspace {!r}"),
+)
 
 
-def check_group(request: Request) -> None:
-    """Refuse a path that names another subscription or resource group than the one there is."""
-    subscription = request.path_params.get("subscription", identifiers.SUBSCRIPTION)
-    group = request.path_params.get("group", identifiers.GROUP)
-    if subscription.lower() != identifiers.SUBSCRIPTION:
-        message = (
-            f"The subscription {subscription!r} could not be found; there is: {identifiers.SUBSCRIPTION}"
-        )
-        raise AzureError(404, "SubscriptionNotFound", message)
-    if group.lower() != identifiers.GROUP:
-        message = f"Resource group {group!r} could not be found; there is: {identifiers.GROUP}"
-        raise AzureError(404, "ResourceGroupNotFound", message)
+def check(request: Request) -> None:
+    """Refuse a path that names another subscription, resource group or workspace than the one there is."""
+    for name, there, code, words in KNOWN:
+        asked = request.path_params.get(name, there)
+        if asked.lower() != there:
+            raise AzureError(404, code, f"{words.format(asked)} could not be found; there is: {there}")
 
 
-def workspace_id(request: Request, subscription: str, group: str, workspace: str) -> str:
-    """Return the id of the workspace that the request's path names, which must be there."""
-    check_group(request)
-    asked = identifiers.WORKSPACE_PATH.format(subscription=subscription, group=group, workspace=workspace)
-    missing = "workspace-missing" in current(request).faults
-    if missing or asked.lower() != identifiers.WORKSPACE_ID.lower():
-        known = [] if missing else [f"{identifiers.GROUP}/{identifiers.WORKSPACE}"]
-        raise not_found("workspace", f"{group}/{workspace}", known)
-    return identifiers.WORKSPACE_ID
-
-
-router = APIRouter(dependencies=[Depends(check_group)])
+router = APIRouter()
 public = APIRouter()  # read without a token
 DEPENDENCIES = {  # what a workspace leans on, named and not played
     "storageAccount": "Microsoft.Storage/storageAccounts",
@@ -53,13 +42,13 @@ def group(subscription: str, group: str) -> dict:
 
 
 @router.get(identifiers.WORKSPACE_PATH)
-def show(request: Request, identifier: str = Depends(workspace_id)) -> dict:
+def show(request: Request) -> dict:
     """Return the workspace, with the address of its tracking server and of its other services."""
     context = current(request)
     host = context.origin.removeprefix("https://")
-    group = identifier.partition("/providers/")[0]
+    group = identifiers.WORKSPACE_ID.partition("/providers/")[0]
     return {
-        "id": identifier,
+        "id": identifiers.WORKSPACE_ID,
         "name": identifiers.WORKSPACE,
         "type": f"{identifiers.PROVIDER}/workspaces",
         "location": identifiers.LOCATION,
@@ -67,13 +56,13 @@ def show(request: Request, identifier: str = Depends(workspace_id)) -> dict:
         "sku": {"name": "Basic", "tier": "Basic"},
         "identity": resource.identity({"type": "SystemAssigned"}),
         "tags": {},
-        "systemData": context.state.get(identifier)["systemData"],
+        "systemData": context.state.get(identifiers.WORKSPACE_ID)["systemData"],
         "properties": {
             "friendlyName": identifiers.WORKSPACE,
             "description": "A local emulator for an Azure Machine Learning workspace.",
             "workspaceId": "00000000-0000-0000-0000-000000000003",
             "discoveryUrl": f"{context.origin}/discovery/workspaces/{identifiers.WORKSPACE}",
-            "mlFlowTrackingUri": f"azureml://{host}/mlflow/v1.0{identifier}",
+            "mlFlowTrackingUri": f"azureml://{host}/mlflow/v1.0{identifiers.WORKSPACE_ID}",
             "provisioningState": "Succeeded",
             "publicNetworkAccess": "Enabled",
             "hbiWorkspace": False,
@@ -98,4 +87,4 @@ def discovery(request: Request, workspace: str) -> dict:
 @router.get(f"/subscriptions/{{subscription}}/providers/{identifiers.PROVIDER}/workspaces")
 def list_all(request: Request) -> JSONResponse:
     """Return the one workspace there is."""
-    return queries.answer(request, "workspaces", [show(request, identifiers.WORKSPACE_ID)])
+    return queries.answer(request, "workspaces", [show(request)])

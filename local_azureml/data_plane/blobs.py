@@ -16,7 +16,7 @@ from starlette.datastructures import Headers
 
 from local_azureml import identifiers, storage
 from local_azureml.context import Context, body, current
-from local_azureml.errors import AzureError
+from local_azureml.errors import AzureError, not_played
 
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 READ_SIZE = 1024 * 1024  # bytes
@@ -43,8 +43,7 @@ def _check_played(request: Request) -> None:
     given = {**request.headers, **request.query_params}
     for name in sorted(played.keys() & given.keys()):
         if given[name] not in played[name]:
-            message = f"{request.method} of a blob or container with {name}={given[name]!r}"
-            raise AzureError(501, "NotImplemented", f"{message} is not part of the emulator")
+            raise not_played(f"{request.method} of a blob or container with {name}={given[name]!r}")
 
 
 router = APIRouter(prefix=f"/{storage.ACCOUNT}.blob.{identifiers.STORAGE_SUFFIX}")

@@ -75,7 +75,7 @@ def check_reader(request: Request) -> None:
 
 
 def _id(request: Request) -> str:
-    return f"{identifiers.WORKSPACE_ID}/jobs/{request.path_params['name']}"
+    return f"{identifiers.JOBS}/{request.path_params['name']}"
 
 
 def _studio(job: dict) -> dict:

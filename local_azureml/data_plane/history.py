@@ -3,15 +3,14 @@
 import re
 from pathlib import Path
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from local_azureml import identifiers, storage
 from local_azureml.context import Context, current
 from local_azureml.control_plane import datastores, jobs, outputs, queries, shapes
-from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.data_plane import browser_sessions, tracking
-from local_azureml.errors import AzureError
+from local_azureml.errors import not_played
 from local_azureml.state import equal
 
 router = APIRouter()
@@ -72,14 +71,14 @@ def _logs(context: Context, name: str) -> dict[str, str]:
 
 
 @router.get(f"{PATH}/runs/{{name}}")
-def show(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
+def show(request: Request, name: str) -> dict:
     """Return a run."""
     context = current(request)
     return _run(context, jobs.find(context, name))
 
 
 @router.get(f"{PATH}/runs/{{name}}/details")
-def details(request: Request, name: str, identifier: str = Depends(workspace_id)) -> dict:
+def details(request: Request, name: str) -> dict:
     """Return a run with its logs."""
     context = current(request)
     run = _run(context, jobs.find(context, name))
@@ -91,25 +90,20 @@ def details(request: Request, name: str, identifier: str = Depends(workspace_id)
 @router.patch(f"{PATH}/runs/{{name}}")
 @router.patch(f"{PATH}/experiments/{{experiment}}/runs/{{name}}")
 @router.patch(f"{PATH}/experimentids/{{experiment}}/runs/{{name}}")
-def change(request: Request, name: str, body: shapes.Run, identifier: str = Depends(workspace_id)) -> dict:
+def change(request: Request, name: str, body: shapes.Run) -> dict:
     """Change a run's names and description, add to its tags and properties, archive or restore it."""
     context = current(request)
     with context.state.locked():
         document = jobs.find(context, name)
         if unknown := sorted(body.keys() - CHANGEABLE - {"runId"}):
-            message = f"a change of a run's {', '.join(unknown)} is not part of the emulator"
-            raise AzureError(501, "NotImplemented", message)
+            raise not_played(f"a change of a run's {', '.join(unknown)}")
         asked = {"isArchived" if key == "hidden" else key: body[key] for key in body.keys() & CHANGEABLE}
         properties = shapes.merged(document["properties"], asked)
         return _run(context, context.state.merge(document["id"], properties=properties))
 
 
 @router.post(f"{PATH}/rundata")
-def data(
-    request: Request,
-    name: str = Body(alias="runId", embed=True),
-    identifier: str = Depends(workspace_id),
-) -> dict:
+def data(request: Request, name: str = Body(alias="runId", embed=True)) -> dict:
     """Return a run that is named in the body, with what it wrote."""
     context = current(request)
     job = jobs.find(context, name)
@@ -124,16 +118,13 @@ def data(
 
 @router.post(f"/data/v1.0{identifiers.WORKSPACE_PATH}/dataversion/batchGetResolvedUris")
 def addresses(
-    request: Request,
-    assets: list[str] = Body(alias="values", embed=True, max_length=1000),
-    identifier: str = Depends(workspace_id),
+    request: Request, assets: list[str] = Body(alias="values", embed=True, max_length=1000)
 ) -> dict:
     """Return where the data assets lie that runs wrote, by their ids."""
     context, found = current(request), {}
     for asset in assets:
         if not (named := OUTPUT.fullmatch(asset)):
-            message = f"the address of {asset!r} is not part of the emulator; that of a run's output is"
-            raise AzureError(501, "NotImplemented", message)
+            raise not_played(f"the address of {asset!r}", "that of a run's output is")
         found[asset] = {"uri": outputs.address(context, *named.groups()), "type": "UriFolder"}
     return {"values": found}
 
@@ -145,11 +136,11 @@ def _data_type(output: dict) -> str:
 
 
 @router.get(f"{PATH}/runs/{{name}}/children")
-def children(request: Request, name: str, identifier: str = Depends(workspace_id)) -> JSONResponse:
+def children(request: Request, name: str) -> JSONResponse:
     """Return the runs that a run started, oldest first."""
     context = current(request)
     children = equal("run.parent", jobs.find(context, name)["name"])
-    below = f"{identifier}/jobs"
+    below = identifiers.JOBS
     return queries.answer(
         request, "runs/children", below, lambda job: _run(context, job), (children,), descending=False
     )
@@ -159,7 +150,7 @@ def children(request: Request, name: str, identifier: str = Depends(workspace_id
 def open_page(request: Request, name: str) -> RedirectResponse:
     """Lead a browser to a job's page in MLflow, with a cookie that reads it."""
     job = jobs.find(current(request), name)
-    experiment = request.app.state.tracking.experiment(job["properties"]["experimentName"])
+    experiment = current(request).runs.experiment(job["properties"]["experimentName"])
     answer = RedirectResponse(f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}")
     browser_sessions.exchange(request, answer)
     return answer

@@ -8,16 +8,15 @@ from collections.abc import Mapping
 from contextlib import suppress
 
 import httpx
-from fastapi import APIRouter, Depends, Request
+from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.background import BackgroundTask
 
 from local_azureml import identifiers
 from local_azureml.context import Context, current
 from local_azureml.control_plane import deployments, endpoints
-from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.data_plane import identity
-from local_azureml.errors import AzureError, user_error
+from local_azureml.errors import AzureError, not_played, user_error
 
 router = APIRouter()
 OURS = ("host", "authorization", "connection", "content-length", "content-encoding", "transfer-encoding")
@@ -29,8 +28,6 @@ async def score(request: Request, endpoint: str) -> Response:
     """Return the deployment's answer, with the headers that say which one it was and how long it took."""
     context = current(request)
     document = endpoints.find(context, endpoint)
-    if context.faults.value("scoring-status") == 500:
-        raise AzureError(500, "InternalServerError", "the service failed (the fault scoring-status is on)")
     deployment = _pick(context, document, request.headers.get("azureml-model-deployment"))
     started = time.perf_counter()
     answer = await _ask(request, deployment, "/score")
@@ -60,7 +57,7 @@ def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
 
 async def _ask(request: Request, deployment: dict, path: str) -> httpx.Response:
     """Return what a deployment's process answers to a request."""
-    socket = request.app.state.deployments.socket(deployment)
+    socket = current(request).deployments.socket(deployment)
     if socket is None:
         message = f"the container of {endpoints.label(deployment)} does not run"
         raise AzureError(424, "ModelFailed", message)
@@ -85,14 +82,14 @@ async def describe(request: Request, endpoint: str) -> Response:
     deployment = _pick(context, endpoints.find(context, endpoint), asked)
     version = request.query_params.get("version", "2")
     if not deployment["properties"].get("codeConfiguration") or version not in ("2", "2.0"):
-        message = f"no OpenAPI description of {endpoints.label(deployment)} in version {version} is part of "
-        raise AzureError(501, "NotImplemented", f"{message}the emulator: scripts are described, in version 2")
+        asked = f"an OpenAPI description of {endpoints.label(deployment)} in version {version}"
+        raise not_played(asked, "scripts are described, in version 2")
     answer = await _ask(request, deployment, "/swagger.json")
     return Response(answer.content, answer.status_code, _passed_on(answer.headers))
 
 
 @router.post(f"{endpoints.PATH}/{{endpoint}}/token")
-def token(request: Request, endpoint: str, identifier: str = Depends(workspace_id)) -> dict:
+def token(request: Request, endpoint: str) -> dict:
     """Return a token for an endpoint whose auth mode is AMLToken."""
     context = current(request)
     document = endpoints.find(context, endpoint)

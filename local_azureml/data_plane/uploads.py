@@ -1,12 +1,11 @@
 """Files that no run wrote: where Azure's plugin of MLflow puts a folder that it is to register."""
 
-from fastapi import APIRouter, Body, Depends, Request
+from fastapi import APIRouter, Body, Request
 from typing_extensions import Required
 
 from local_azureml import identifiers, storage
 from local_azureml.context import current
 from local_azureml.control_plane import shapes
-from local_azureml.control_plane.workspace import workspace_id
 from local_azureml.data_plane import artifacts
 
 router = APIRouter()
@@ -20,10 +19,7 @@ class File(shapes.Shape, total=False):
 
 @router.post(f"{PATH}/batch/metadata")
 def begin(
-    request: Request,
-    container: str,
-    files: list[File] = Body(alias="paths", embed=True, max_length=1000),
-    identifier: str = Depends(workspace_id),
+    request: Request, container: str, files: list[File] = Body(alias="paths", embed=True, max_length=1000)
 ) -> dict:
     """Return the addresses to which files are to be written, by their paths."""
     context, store = current(request), storage.CONTAINERS[artifacts.DATASTORE]

@@ -158,7 +158,7 @@ def test_other_kinds_of_jobs_are_not_played(http, arm):
     answer = http.put(f"{arm.workspace}/jobs/swept", json={"properties": {"jobType": "Sweep"}})
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         501,
-        "jobs of the type Sweep are not part of the emulator",
+        "a job of the type Sweep is not part of the emulator",
     )
 
 

@@ -22,7 +22,7 @@ CONTAINER = "/store.blob.storage.local/azureml-blobstore"
 ROUTERS = [service.router for service in (*app.CONTROL_PLANE, *app.OWN_KEYS)]
 ROUTERS += [service.public for service in app.PUBLIC]
 ROUTES = [  # each with something in the places of its parameters
-    (method, re.sub(r"\{\w+(:path)?\}", "x", route.path))
+    (method, re.sub(r"\{\w+(:path)?\}", "x", route.path.replace("{kind:asset}", "models")))
     for router in ROUTERS
     for route in router.routes
     for method in sorted(route.methods)

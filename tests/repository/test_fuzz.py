@@ -119,7 +119,7 @@ def address(draw, path: str) -> str:
         names = KNOWN.get(found[1], NAMES) if draw(some.integers(0, 9)) else NAMES
         return quote(draw(names), safe="")
 
-    return re.sub(r"\{(\w+)(?::path)?\}", name, path)
+    return re.sub(r"\{(\w+)(?::\w+)?\}", name, path)
 
 
 def check(sender, method: str, path: str, **options) -> None:

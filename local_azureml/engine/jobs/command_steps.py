@@ -4,7 +4,7 @@ from local_azureml.context import Context
 from local_azureml.control_plane import addresses, datastores, environments, jobs, shapes
 from local_azureml.control_plane.outputs import FILES
 from local_azureml.engine.jobs.steps import Step
-from local_azureml.errors import AzureError
+from local_azureml.errors import not_played
 
 
 def of_job(context: Context, name: str, properties: dict) -> Step:
@@ -96,8 +96,7 @@ def _processes(distribution: dict) -> int | None:
     """Return how many processes of PyTorch's a node gets; None where no distribution is asked for."""
     kind = str(asked_in(distribution, "distribution_type") or distribution.get("type") or "")
     if kind.lower() not in ("", "pytorch"):
-        message = f"the distribution {kind} is not part of the emulator; PyTorch is"
-        raise AzureError(501, "NotImplemented", message)
+        raise not_played(f"the distribution {kind}", "PyTorch is")
     return int(asked_in(distribution, "process_count_per_instance") or 1) if kind else None
 
 

@@ -10,7 +10,7 @@ from local_azureml.engine.chat_completion.inputs import not_played
 from local_azureml.engine.jobs import command_steps, records
 from local_azureml.engine.jobs.journal import Journal
 from local_azureml.engine.jobs.steps import PIPELINE_LOG, REASON, STEP_LOG, TRAINING, Step, StepError, Steps
-from local_azureml.errors import AzureError, user_error
+from local_azureml.errors import not_played, user_error
 
 PLAYED = ("command", "pipeline")  # the types of nodes that may be
 FINE_TUNING = "chat_completion_pipeline"
@@ -173,8 +173,7 @@ def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ())
         kind = str(node.get("type") or "command")
         spec = component(context, node) if kind in PLAYED else {"name": "", "type": kind}
         if spec["name"] != FINE_TUNING and "command" not in spec and spec.get("type") != "pipeline":
-            message = f"the node {key!r} of the type {spec.get('type')} is not part of the emulator"
-            raise AzureError(501, "NotImplemented", message)
+            raise not_played(f"the node {key!r} of the type {spec.get('type')}")
         command_steps.check_inputs(context, node.get("inputs"))
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:

@@ -87,7 +87,7 @@ class Records:
 
 def job_id(name: str) -> str:
     """Return a job's resource id."""
-    return f"{identifiers.WORKSPACE_ID}/jobs/{name}"
+    return f"{identifiers.JOBS}/{name}"
 
 
 def error(code: str, message: str) -> dict:

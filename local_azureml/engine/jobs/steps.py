@@ -147,7 +147,7 @@ class Steps:
 
     def _preempts(self) -> bool:
         """Say whether the nodes that are about to train will be taken away."""
-        return 0 < self._context.faults.count("preempted") <= self._context.faults.value("preempted")
+        return self._context.faults.first("preempted")
 
     def _environment(self, root: str, child: str) -> dict[str, str]:
         return process_environment.of_child(

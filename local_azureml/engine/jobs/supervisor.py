@@ -14,7 +14,7 @@ from local_azureml.engine.jobs import command_steps, records
 from local_azureml.engine.jobs.journal import Journal
 from local_azureml.engine.jobs.pipelines import Pipelines, check_pipeline
 from local_azureml.engine.jobs.steps import STEP_LOG, CancelledError, StepError, Steps
-from local_azureml.errors import AzureError, full_disk
+from local_azureml.errors import AzureError, full_disk, not_played
 
 log = logging.getLogger(__name__)
 
@@ -33,7 +33,7 @@ class Jobs:
     def _recover(self) -> None:
         """End the jobs that ran when the emulator was killed."""
         error = records.error("SystemError", "the emulator stopped while the job ran")
-        for document in self._context.state.children(f"{identifiers.WORKSPACE_ID}/jobs"):
+        for document in self._context.state.children(identifiers.JOBS):
             if document["properties"]["status"] not in FINAL:
                 self._records.end(document["name"], "Failed", error)
 
@@ -43,8 +43,7 @@ class Jobs:
             properties.get("jobType", "").lower()
         )
         if run is None:
-            kind = properties.get("jobType")
-            raise AzureError(501, "NotImplemented", f"jobs of the type {kind} are not part of the emulator")
+            raise not_played(f"a job of the type {properties.get('jobType')}")
         command_steps.check_inputs(self._context, properties.get("inputs"))
         if properties["jobType"].lower() == "pipeline":
             check_pipeline(self._context, properties.get("jobs") or {})

@@ -11,7 +11,7 @@ LAB_OPTIONS ?=
 
 python := .venv/bin/python
 notebook := finetune_phi3_ultrachat.ipynb
-requirements := requirements.txt requirements-local.txt
+requirements := requirements.txt requirements-local.txt requirements-train.txt requirements-dev.txt
 # one more than there are cores, since tests wait for a fifth of their time
 workers := $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 4))")
 schema := .venv/bin/check-jsonschema --builtin-schema
@@ -86,6 +86,16 @@ faults: .venv/installed ## Run the notebook with every fault and every interrupt
 .PHONY: elsewhere
 elsewhere: .venv/installed ## Do what make run does in other surroundings: processors, proxies, users, a full disk
 	$(python) -m scenarios.elsewhere
+
+.PHONY: package
+package: ## Build the emulator's wheel and use it in an empty environment: a job with a conda file, then the notebook
+	@set -e; there=$$(mktemp -d); trap "rm -rf $$there build" EXIT; rm -rf build; \
+	$(PYTHON) -m pip wheel --quiet --no-deps --wheel-dir $$there .; wheel=$$(echo $$there/*.whl); \
+	cp $(notebook) $(beside_notebook) scenarios/conda_job.py $$there/; $(PYTHON) -m venv $$there/empty; \
+	install="$$there/empty/bin/python local_azureml/engine/install.py --quiet -c $(CONSTRAINTS)"; \
+	$$install $$wheel -r requirements.txt; (cd $$there; empty/bin/local-azureml run -- empty/bin/python conda_job.py six); \
+	$$install "$$wheel[train]"; cd $$there; export PATH=$$there/empty/bin:$$PATH; \
+	local-azureml run -- papermill --no-progress-bar $(notebook) out.ipynb $(PARAMETERS)
 
 .PHONY: clean-azure
 clean-azure: .venv/installed ## List and remove what runs older than a day left in your workspace; RUN=id for one run

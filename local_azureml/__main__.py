@@ -1,9 +1,6 @@
 """`python -m local_azureml`."""
 
-import sys
-
-from local_azureml.cli import in_utf8, main
+from local_azureml.cli import program
 
 if __name__ == "__main__":
-    in_utf8()
-    sys.exit(main())
+    program()

@@ -22,19 +22,20 @@ from local_azureml.server import Server, UsageError
 
 log = logging.getLogger("local_azureml")
 WAKE = 0.5  # seconds; a signal that reaches another thread is handled when the main one next wakes
-EXAMPLES = """\
+PROGRAM = "python -m local_azureml" if sys.argv[0].endswith("__main__.py") else "local-azureml"
+EXAMPLES = f"""\
 examples:
-  python -m local_azureml run -- papermill finetune_phi3_ultrachat.ipynb out.ipynb
-  python -m local_azureml run --base-model ~/Phi-3-mini-4k-instruct -- jupyter lab
-  python -m local_azureml serve --port 8443 --data-dir .local_azureml
+  {PROGRAM} run -- papermill finetune_phi3_ultrachat.ipynb out.ipynb
+  {PROGRAM} run --base-model ~/Phi-3-mini-4k-instruct -- jupyter lab
+  {PROGRAM} serve --port 8443 --data-dir .local_azureml
 """
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
     """Return the parsed command line; ends the program with status 2 where it can't be."""
     parser = argparse.ArgumentParser(
-        "python -m local_azureml",
-        description="A private Azure Machine Learning on localhost, for the unmodified Azure ML SDK.",
+        PROGRAM,
+        description="An emulator of Azure Machine Learning on localhost, for the unmodified Azure ML SDK.",
         epilog=EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -72,9 +73,9 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     """Return the exit status of the command, run against an emulator of its own."""
     command = options.command[1:] if options.command[:1] == ["--"] else options.command
     if not command:
-        raise UsageError("run needs a command: python -m local_azureml run -- COMMAND")
+        raise UsageError(f"run needs a command: {PROGRAM} run -- COMMAND")
     if shutil.which(command[0]) is None:
-        raise UsageError(f"{command[0]!r} is no program that can be started")
+        raise UsageError(f"no such program: {command[0]!r}")
     with Server(options, folder).warm() as server:
         child = failures.adopted() or psutil.Popen(
             command, env=process_environment.of_command(server.context)
@@ -159,7 +160,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 1
 
 
-def in_utf8() -> None:
-    """Start this program again where names of files are not in UTF-8, which Python decides once."""
+def program() -> None:
+    """Run the command line; again where names of files are not in UTF-8, which Python decides once."""
     if sys.getfilesystemencoding() != "utf-8":
         os.execv(sys.executable, [sys.executable, "-X", "utf8", *sys.orig_argv[1:]])
+    sys.exit(main())

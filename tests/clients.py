@@ -1,6 +1,7 @@
 """What the tests of several rooms ask the SDK for."""
 
 import time
+import zipfile
 
 import pytest
 
@@ -87,3 +88,15 @@ def deployment(endpoint_name: str, name: str, **options):
 
     given = {"model": MODEL, "instance_type": SIZE, "instance_count": 1, **options}
     return ManagedOnlineDeployment(name=name, endpoint_name=endpoint_name, **given)
+
+
+def wheel(folder, name: str, version: str) -> None:
+    """Write a package of one module, which says its version."""
+    information = f"{name}-{version}.dist-info"
+    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
+        file.writestr(f"{name}.py", f"VERSION = {version!r}\n")
+        file.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
+        file.writestr(
+            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
+        )
+        file.writestr(f"{information}/RECORD", "")

@@ -5,9 +5,11 @@ import io
 import json
 import os
 import shlex
+import shutil
 import signal
 import ssl
 import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -140,6 +142,19 @@ def emulator(tmp_path_factory) -> Iterator[Emulator]:
     served = Emulator(tmp_path_factory.mktemp("it's $(touch run) emulator"))
     yield served
     assert "Traceback" not in served.end()
+
+
+@pytest.fixture(scope="session")
+def installed(tmp_path_factory) -> Path:
+    """A folder with the emulator as its wheel brings it, to be found by PYTHONPATH; nothing of the clone."""
+    source, place = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    shutil.copytree(ROOT / "local_azureml", source / "local_azureml")
+    for file in (ROOT / "pyproject.toml", ROOT / "LICENSE", *ROOT.glob("requirements-*.txt")):
+        shutil.copy(file, source)
+    alone = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", *alone, "--target", place, source]
+    subprocess.run(pip, check=True)
+    return place
 
 
 @contextlib.contextmanager

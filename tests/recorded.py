@@ -72,6 +72,5 @@ if __name__ == "__main__":
     from local_azureml import app
     from local_azureml import cli as command_line
 
-    command_line.in_utf8()
     app.create_app = recording(app.create_app, Path(os.environ[FILE]))
-    sys.exit(command_line.main())
+    command_line.program()

@@ -65,7 +65,9 @@ def operations() -> Iterator[tuple[str, str, str]]:
 
 def pattern(path: str) -> str:
     """Return the regular expression of the paths that a route takes."""
-    return re.sub(r"\\{\w+(:\w+)?\\}", lambda found: ".*" if found[1] == ":path" else "[^/]+", re.escape(path))
+    return re.sub(
+        r"\\{\w+(:\w+)?\\}", lambda found: ".*" if found[1] == ":path" else "[^/]+", re.escape(path)
+    )
 
 
 def short(path: str) -> str:

@@ -2,12 +2,11 @@
 
 import subprocess
 import sys
-import zipfile
 from collections.abc import Iterator
 
 import pytest
 import yaml
-from clients import ended, log_of, make_command, reason
+from clients import ended, log_of, make_command, reason, wheel
 from conftest import Emulator, client_of, point
 from packaging.requirements import Requirement
 
@@ -16,18 +15,6 @@ from local_azureml.control_plane import registry
 from local_azureml.engine.install import find_uv
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
-
-
-def wheel(folder, name: str, version: str) -> None:
-    """Write a package of one module, which says its version."""
-    information = f"{name}-{version}.dist-info"
-    with zipfile.ZipFile(folder / f"{name}-{version}-py3-none-any.whl", "w") as file:
-        file.writestr(f"{name}.py", f"VERSION = {version!r}\n")
-        file.writestr(f"{information}/METADATA", f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n")
-        file.writestr(
-            f"{information}/WHEEL", "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n"
-        )
-        file.writestr(f"{information}/RECORD", "")
 
 
 @pytest.fixture(scope="module")

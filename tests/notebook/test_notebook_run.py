@@ -45,21 +45,22 @@ def folder(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def run(folder: Path) -> Run:
+def run(folder: Path, installed: Path) -> Run:
     places = [str(folder / NOTEBOOK), str(folder / "out.ipynb"), "--cwd", str(folder)]
     options = ["--fault", "answer-shape=openai"]
-    ended = on_the_emulator(folder / "answers", options, "papermill", *places, "-y", PARAMETERS)
+    ended = on_the_emulator(installed, folder / "answers", options, "papermill", *places, "-y", PARAMETERS)
     cells = nbformat.read(folder / "out.ipynb", as_version=4).cells
     answers = re.findall(r"local_azureml: ([A-Z]+) (\S+) (\d+)$", ended.stderr, re.M)
     requests = {(method, path) for method, path, status in answers if status != "501"}
     return Run(ended, [cell for cell in cells if cell.cell_type == "code"], requests)
 
 
-def on_the_emulator(answers: Path, options: list[str], *words: str) -> subprocess.CompletedProcess:
-    """Return how a Python program ended that ran on an emulator of its own, which logs each request."""
+def on_the_emulator(place: Path, answers: Path, options: list[str], *words: str):
+    """Return how a Python program ended on the emulator installed at `place`, which logs each request."""
     command = [*recorded.EMULATOR, "run", *options, "--", sys.executable, "-m", *words]
-    environment = {**os.environ, "LOCAL_AZUREML_LOG": "INFO", **recorded.variables(answers)}
-    return subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=280)
+    told = {"LOCAL_AZUREML_LOG": "INFO", **recorded.variables(answers), "PYTHONPATH": str(place)}
+    how = {"env": os.environ | told, "capture_output": True, "text": True, "timeout": 280}
+    return subprocess.run(command, cwd=answers.parent, **how)
 
 
 def printed(cell) -> str:
@@ -76,10 +77,11 @@ def test_every_step_of_the_published_notebook_shows_a_stored_output():
     assert [cell.id for cell in code if not cell.outputs] == ["parameters"]
 
 
-def test_nbval_passes_every_cell_of_the_published_notebook_with_vllms_form_of_answers(folder):
+def test_nbval_passes_every_cell_of_the_published_notebook_with_vllms_form_of_answers(folder, installed):
     sanitize = ["--nbval-sanitize-with", str(ROOT / "tests" / "nbval.cfg")]
     nbval = ["--nbval-lax", *sanitize, "-x", "-p", "no:cacheprovider", str(folder / NOTEBOOK)]
-    ended = on_the_emulator(folder / "answers of nbval", ["--fault", "answer-shape=vllm"], "pytest", *nbval)
+    options = ["--fault", "answer-shape=vllm"]
+    ended = on_the_emulator(installed, folder / "answers of nbval", options, "pytest", *nbval)
     cells = nbformat.read(ROOT / NOTEBOOK, as_version=4).cells
     code = [cell for cell in cells if cell.cell_type == "code"]
     assert f"{len(code)} passed" in ended.stdout, ended.stdout[-3000:]

@@ -168,7 +168,7 @@ def test_list_faults_names_every_fault(capsys):
         ([], "say what to do: run -- COMMAND, serve, or --list-faults"),
         (["dance"], "invalid choice: 'dance'"),
         (["run"], "run needs a command: python -m local_azureml run -- COMMAND"),
-        (["run", "--", "no-such-program"], "'no-such-program' is no program that can be started"),
+        (["run", "--", "no-such-program"], "no such program: 'no-such-program'"),
         (["serve", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["serve", "--port", "x"], "argument --port: invalid int value: 'x'"),
         (["serve", "--port", "70000"], "port 70000 cannot be used"),

@@ -89,10 +89,10 @@ def app(tmp_path_factory):
     waiting = Faults(["stuck-preparing"])  # no job begins to work
     context = Context(tmp_path_factory.mktemp("fuzz"), 443, identifiers.SEEDS / "base_model", faults=waiting)
     made = create_app(context)
-    made.state.tracking.load()  # takes seconds, once
+    context.runs.load()  # takes seconds, once
     yield made
-    made.state.jobs.stop()
-    made.state.deployments.stop()
+    context.jobs.stop()
+    context.deployments.stop()
 
 
 OPERATIONS = sorted(

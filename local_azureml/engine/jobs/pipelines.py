@@ -5,12 +5,12 @@ import secrets
 
 from local_azureml.context import Context
 from local_azureml.control_plane import addresses, assets, datastores, outputs, registry
-from local_azureml.engine.chat_completion import STEPS
-from local_azureml.engine.chat_completion.inputs import not_played
+from local_azureml.engine.chat_completion import STEPS, check_installed
+from local_azureml.engine.chat_completion import inputs as fine_tuning
 from local_azureml.engine.jobs import command_steps, records
 from local_azureml.engine.jobs.journal import Journal
 from local_azureml.engine.jobs.steps import PIPELINE_LOG, REASON, STEP_LOG, TRAINING, Step, StepError, Steps
-from local_azureml.errors import not_played, user_error
+from local_azureml.errors import AzureError, not_played, user_error
 
 PLAYED = ("command", "pipeline")  # the types of nodes that may be
 FINE_TUNING = "chat_completion_pipeline"
@@ -174,11 +174,13 @@ def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ())
         spec = component(context, node) if kind in PLAYED else {"name": "", "type": kind}
         if spec["name"] != FINE_TUNING and "command" not in spec and spec.get("type") != "pipeline":
             raise not_played(f"the node {key!r} of the type {spec.get('type')}")
+        if spec["name"] == FINE_TUNING:
+            check_installed()
         command_steps.check_inputs(context, node.get("inputs"))
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
-        if spec["name"] == FINE_TUNING and (sentence := not_played(_literals(node))):
+        if spec["name"] == FINE_TUNING and (sentence := fine_tuning.not_played(_literals(node))):
             raise AzureError(501, "NotImplemented", sentence)
         if spec["name"] != FINE_TUNING and spec.get("type") == "pipeline":
             if spec in within:

@@ -15,7 +15,7 @@ from local_azureml.context import Context
 from local_azureml.control_plane import addresses, deployments, endpoints, operations, shapes
 from local_azureml.control_plane import environments as control_plane
 from local_azureml.engine import processes
-from local_azureml.engine.chat_completion import checkpoint
+from local_azureml.engine.chat_completion import check_installed, checkpoint
 from local_azureml.errors import AzureError, user_error
 
 HASTY = {  # what a deployment runs with so that it really refuses, as the fault scoring-status asks
@@ -131,6 +131,8 @@ class Deployments:
         model = Path(specification["model"] or "")
         any_model = (model / "MLmodel").is_file() and not checkpoint.is_chat_model(model)
         specification["server"] = "script" if specification["script"] or any_model else "chat"
+        if specification["server"] == "chat":
+            check_installed()
         return specification | HASTY.get(self._context.faults.value("scoring-status"), {})
 
     def _asked(self, properties: dict) -> dict:

@@ -167,7 +167,7 @@ def test_list_faults_names_every_fault(capsys):
     [
         ([], "say what to do: run -- COMMAND, serve, or --list-faults"),
         (["dance"], "invalid choice: 'dance'"),
-        (["run"], "run needs a command: python -m local_azureml run -- COMMAND"),
+        (["run"], "run needs a command: local-azureml run -- COMMAND"),
         (["run", "--", "no-such-program"], "no such program: 'no-such-program'"),
         (["serve", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["serve", "--port", "x"], "argument --port: invalid int value: 'x'"),

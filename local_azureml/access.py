@@ -1,35 +1,36 @@
 """Who gets in: what is asked of a request before its body is read, and how much it may send."""
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
 
 from starlette.requests import ClientDisconnect, Request
-from starlette.routing import compile_path
+from starlette.routing import BaseRoute
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from local_azureml import identifiers, storage
-from local_azureml.data_plane import artifacts, blobs, browser_sessions, identity, scoring, tracking
 from local_azureml.errors import AzureError, answer
 
 KIB, MIB = 1024, 1024 * 1024
 
 
-@dataclass(frozen=True)
-class Door:
-    """A kind of routes: what they ask for, why it is not the token, and how many bytes they take."""
+class Rule(NamedTuple):
+    """What some requests are asked for in place of the token, why, and how many bytes they may send."""
 
-    methods: str
-    path: str
-    asks: Callable[[Request], None]
-    reason: str = ""  # of a door that opens without a token
+    check: Callable[[Request], None]
+    reason: str
     most: int = 4 * MIB  # what Azure Resource Manager takes
 
-    def __post_init__(self):
-        object.__setattr__(self, "_pattern", compile_path(self.path)[0])
+
+class Opened(NamedTuple):
+    """The requests that a rule is for."""
+
+    methods: set[str]
+    path: re.Pattern[str]
+    rule: Rule
 
     def match(self, method: str, path: str) -> dict[str, str] | None:
-        """Return the names in the path of a request that comes to this door; None for any other."""
-        found = self._pattern.match(path) if method in self.methods.split() else None
+        """Return the names in the path of a request that the rule is for; None for any other."""
+        found = self.path.fullmatch(path) if method in self.methods else None
         return found and found.groupdict()
 
 
@@ -37,56 +38,33 @@ def nothing(request: Request) -> None:
     """Let everybody in."""
 
 
-ACCOUNT = f"/{storage.ACCOUNT}.blob.{identifiers.STORAGE_SUFFIX}"
-BLOBS = f"{ACCOUNT}/{{container}}"
-READ, WRITE, ALL = "GET HEAD", "PUT POST PATCH DELETE", "GET HEAD OPTIONS PUT POST PATCH DELETE"
-ARTIFACTS = f"{tracking.PREFIX}/{{api}}/2.0/mlflow-artifacts/artifacts/{{path:path}}"
-ONLY_SEEDS = "what ships with the emulator, as public as on the hub"
-SIGNED = "the storage library sends a signature, which opens one container for a time"
-PAGE = "a browser has no token; it reads with the cookie that a job's link gave it"
-OPEN = (  # the first that matches counts
-    Door(READ, "/metadata/endpoints", nothing, "addresses, read to learn where tokens are given out"),
-    Door(READ, "/identity/token", identity.check_header, "gives the token, for the secret of the start"),
-    Door(READ, "/discovery/workspaces/{workspace}", nothing, "addresses; the SDK asks without a token"),
-    Door(
-        READ, "/runs/{name}", browser_sessions.check_link, "a browser has no token; a job's link has a ticket"
-    ),
-    Door(READ, "/api/datasets", nothing, ONLY_SEEDS),
-    Door(READ, "/api/datasets/{rest:path}", nothing, ONLY_SEEDS),
-    Door(READ, "/datasets/{rest:path}", nothing, ONLY_SEEDS),
-    Door("POST", "/api/datasets/{rest:path}", nothing, ONLY_SEEDS, most=MIB),
-    Door(READ, ACCOUNT, storage.check_signature, SIGNED),
-    Door(ALL, BLOBS, storage.check_signature, SIGNED),
-    Door(ALL, f"{BLOBS}/{{name:path}}", storage.check_signature, SIGNED, most=blobs.BLOCK_LIMIT),
-    Door(
-        "POST",
-        "/endpoints/{endpoint}/score",
-        scoring.check_key,
-        "a client of an endpoint has its key",
-        16 * MIB,
-    ),
-    Door(
-        READ, "/endpoints/{endpoint}/swagger.json", scoring.check_key, "a client of an endpoint has its key"
-    ),
-    Door("POST", f"{tracking.PREFIX}/graphql", browser_sessions.check_reader, PAGE, most=64 * KIB),
-    Door("PUT", f"{ARTIFACTS}/MLmodel", browser_sessions.check_reader, PAGE, most=artifacts.LONGEST_MODEL),
-    Door("PUT", ARTIFACTS, browser_sessions.check_reader, PAGE, most=5000 * MIB),
-    Door(ALL, f"{tracking.PREFIX}/{{path:path}}", browser_sessions.check_reader, PAGE, most=16 * MIB),
-)
-TOKEN = Door(ALL, "/{path:path}", identity.check_token)  # all that is not named above
+def opens(check: Callable[[Request], None], reason: str, most: int = Rule._field_defaults["most"]):
+    """Return the decorator of a route that asks for something else than the token."""
+
+    def marked(handler: Callable) -> Callable:
+        handler.access = Rule(check, reason, most)
+        return handler
+
+    return marked
+
+
+def opened(routes: Iterable[BaseRoute]) -> list[Opened]:
+    """Return the rules that stand at routes."""
+    marked = [route for route in routes if hasattr(getattr(route, "endpoint", None), "access")]
+    return [Opened(route.methods, route.path_regex, route.endpoint.access) for route in marked]
 
 
 class AccessMiddleware:
-    """Asks each request who it is before its body is read, and lets no more of the body in than the door."""
+    """Asks each request who it is before its body is read, and lets in no more of the body than its rule."""
 
-    def __init__(self, app: ASGIApp):
-        self.app = app
+    def __init__(self, app: ASGIApp, rules: list[Opened], token: Callable[[Request], None]):
+        self.app, self.rules, self.token = app, rules, Rule(token, "")
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return await self.app(scope, receive, send)
-        door, names = find(scope["method"], scope["path"])
-        body, started = Body(receive, door.most), False
+        rule, names = self.find(scope["method"], scope["path"])
+        body, started = Body(receive, rule.most), False
 
         async def passed_on(message: Message) -> None:
             nonlocal started
@@ -95,7 +73,7 @@ class AccessMiddleware:
                 await send(message)
 
         try:
-            door.asks(Request({**scope, "path_params": names}))
+            rule.check(Request({**scope, "path_params": names}))
             body.check_length(Request(scope).headers.get("content-length", ""))
         except AzureError as error:
             return await answer(error)(scope, receive, send)
@@ -107,12 +85,12 @@ class AccessMiddleware:
         if body.refused and not started:
             await answer(body.refused)(scope, receive, send)
 
-
-def find(method: str, path: str) -> tuple[Door, dict[str, str]]:
-    for door in OPEN:
-        if (names := door.match(method, path)) is not None:
-            return door, names
-    return TOKEN, {}
+    def find(self, method: str, path: str) -> tuple[Rule, dict[str, str]]:
+        """Return the first rule for a request, by default that of the token, and the names in its path."""
+        for opened in self.rules:
+            if (names := opened.match(method, path)) is not None:
+                return opened.rule, names
+        return self.token, {}
 
 
 class Body:

@@ -10,7 +10,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from local_azureml import errors
-from local_azureml.access import AccessMiddleware
+from local_azureml.access import AccessMiddleware, opened
 from local_azureml.context import Context
 from local_azureml.control_plane import (
     api_versions,
@@ -25,7 +25,17 @@ from local_azureml.control_plane import (
     registry,
     workspace,
 )
-from local_azureml.data_plane import artifacts, blobs, history, hub, identity, scoring, tracking, uploads
+from local_azureml.data_plane import (
+    artifacts,
+    blobs,
+    browser_sessions,
+    history,
+    hub,
+    identity,
+    scoring,
+    tracking,
+    uploads,
+)
 from local_azureml.data_plane.mlflow_compatibility import CompatibilityMiddleware
 from local_azureml.engine.jobs.supervisor import Jobs
 from local_azureml.engine.serving.supervisor import Deployments
@@ -73,7 +83,8 @@ def create_app(context: Context) -> FastAPI:
         app.add_exception_handler(storing, errors.on_any_error)
     app.add_exception_handler(RequestValidationError, on_bad_request)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
-    app.add_middleware(AccessMiddleware)
+    rules = [*opened(app.routes), *browser_sessions.RULES]
+    app.add_middleware(AccessMiddleware, rules=rules, token=identity.check_token)
     app.add_middleware(FaultMiddleware, context=context)
     app.add_middleware(CaseInsensitivePaths)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])

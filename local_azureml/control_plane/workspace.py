@@ -4,6 +4,7 @@ from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from local_azureml import identifiers, resource
+from local_azureml.access import nothing, opens
 from local_azureml.context import current
 from local_azureml.control_plane import queries
 from local_azureml.errors import AzureError
@@ -76,6 +77,7 @@ def show(request: Request) -> dict:
 
 
 @public.get("/discovery/workspaces/{workspace}")
+@opens(nothing, "addresses; the SDK asks without a token")
 def discovery(request: Request, workspace: str) -> dict:
     """Return the addresses of the workspace's services."""
     origin = current(request).origin

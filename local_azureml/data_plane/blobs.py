@@ -15,6 +15,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
 from local_azureml import identifiers, storage
+from local_azureml.access import opens
 from local_azureml.context import Context, body, current
 from local_azureml.errors import AzureError, not_played
 
@@ -47,6 +48,8 @@ def _check_played(request: Request) -> None:
 
 
 router = APIRouter(prefix=f"/{storage.ACCOUNT}.blob.{identifiers.STORAGE_SUFFIX}")
+SIGNED = "the storage library sends a signature, which opens one container for a time"
+signed = opens(storage.check_signature, SIGNED)
 CHECKED = {"dependencies": [Depends(storage.check_container), Depends(_check_played)]}
 
 
@@ -78,6 +81,7 @@ def _tag(file: Path) -> str:
 
 @router.head("/{container}", **CHECKED)
 @router.get("/{container}", **CHECKED)
+@signed
 def container(
     request: Request, container: str, comp: str = "", prefix: str = "", delimiter: str = ""
 ) -> Response:
@@ -89,6 +93,7 @@ def container(
 
 
 @router.get("", dependencies=[Depends(_check_played)])
+@signed
 def account(request: Request, comp: str, prefix: str, delimiter: str = "") -> Response:
     """Return the list of a container's blobs to azureml-fsspec, which takes the account for the container."""
     container, _, prefix = prefix.partition("/")
@@ -133,12 +138,14 @@ def _entry(blob: ElementTree.Element, headers: dict, file: Path) -> None:
 
 
 @router.put("/{container}", **CHECKED)
+@signed
 def make_container(container: str) -> Response:
     """Refuse: a workspace's containers are there from the start."""
     raise AzureError(409, "ContainerAlreadyExists", f"the container {container!r} is there already")
 
 
 @router.head("/{container}/{name:path}", **CHECKED)
+@signed
 def properties(request: Request, container: str, name: str) -> Response:
     """Return a blob's headers."""
     context = current(request)
@@ -148,6 +155,7 @@ def properties(request: Request, container: str, name: str) -> Response:
 
 
 @router.get("/{container}/{name:path}", **CHECKED)
+@signed
 def read(request: Request, container: str, name: str) -> Response:
     """Return a blob, or the range of it that is asked for."""
     context = current(request)
@@ -183,6 +191,7 @@ def _bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
 
 
 @router.put("/{container}/{name:path}", **CHECKED)
+@opens(storage.check_signature, SIGNED, BLOCK_LIMIT)
 async def write(request: Request, container: str, name: str, comp: str = "", blockid: str = "") -> Response:
     """Write a blob whole, one block of it, its list of blocks, or its metadata."""
     context = current(request)
@@ -224,6 +233,7 @@ def _check_conditions(request: Request, tag: str | None) -> None:
 
 
 @router.delete("/{container}/{name:path}", **CHECKED)
+@signed
 def delete(request: Request, container: str, name: str) -> Response:
     """Delete a blob."""
     context = current(request)

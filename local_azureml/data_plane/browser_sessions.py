@@ -2,6 +2,7 @@
 
 import hmac
 import posixpath
+import re
 import secrets
 import time
 from urllib.parse import parse_qs, urlparse
@@ -10,6 +11,7 @@ from fastapi import Request
 from fastapi.responses import Response
 
 from local_azureml import identifiers
+from local_azureml.access import KIB, MIB, Opened, Rule
 from local_azureml.context import Context, current
 from local_azureml.data_plane import artifacts, identity, tracking
 from local_azureml.errors import AzureError, user_error
@@ -72,6 +74,20 @@ def check_reader(request: Request) -> None:
     reads = request.method in ("GET", "HEAD") or below in READING
     if not (reads and not below.startswith(NOT_THE_PAGES) and _has_cookie(request) and _is_own_page(request)):
         raise _refused()
+
+
+ALL = {"GET", "HEAD", "OPTIONS", "PUT", "POST", "PATCH", "DELETE"}
+READER = "a browser has no token; it reads with the cookie that a job's link gave it"
+FILES = "/[^/]+/2.0/mlflow-artifacts/artifacts/.*"
+RULES = [  # of MLflow's server, which has routes of its own; the first that matches counts
+    Opened(methods, re.compile(re.escape(tracking.PREFIX) + below), Rule(check_reader, READER, most))
+    for methods, below, most in (
+        ({"POST"}, "/graphql", 64 * KIB),
+        ({"PUT"}, f"{FILES}/MLmodel", artifacts.LONGEST_MODEL),
+        ({"PUT"}, FILES, 5000 * MIB),
+        (ALL, "/.*", 16 * MIB),
+    )
+]
 
 
 def _id(request: Request) -> str:

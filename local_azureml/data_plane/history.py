@@ -7,6 +7,7 @@ from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
 from local_azureml import identifiers, storage
+from local_azureml.access import opens
 from local_azureml.context import Context, current
 from local_azureml.control_plane import datastores, jobs, outputs, queries, shapes
 from local_azureml.data_plane import browser_sessions, tracking
@@ -147,6 +148,7 @@ def children(request: Request, name: str) -> JSONResponse:
 
 
 @public.get("/runs/{name}")
+@opens(browser_sessions.check_link, "a browser has no token; a job's link has a ticket")
 def open_page(request: Request, name: str) -> RedirectResponse:
     """Lead a browser to a job's page in MLflow, with a cookie that reads it."""
     job = jobs.find(current(request), name)

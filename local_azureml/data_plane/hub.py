@@ -14,6 +14,7 @@ from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 
+from local_azureml.access import MIB, nothing, opens
 from local_azureml.data_plane.repositories import READ_SIZE, Hub, Snapshot, StoredFile
 
 PAGE = 1000  # entries in one answer of the tree listing
@@ -35,6 +36,8 @@ class HubRoute(APIRoute):
 
 
 router = APIRouter(route_class=HubRoute)
+PUBLIC = "what ships with the emulator, as public as on the hub"
+public = opens(nothing, PUBLIC)
 
 
 class RepositoryFile(FileResponse):
@@ -106,6 +109,7 @@ def page(entries: list[dict], request: Request, cursor: int, limit: int) -> JSON
 
 
 @router.get("/api/datasets")
+@public
 def list_datasets(request: Request):
     """Return the datasets with their descriptions."""
     hub = request.app.state.hub
@@ -113,18 +117,21 @@ def list_datasets(request: Request):
 
 
 @router.get("/api/datasets/{owner}/{name}")
+@public
 def show_dataset(request: Request, owner: str, name: str, blobs: bool = False):
     """Return a dataset's description and its files."""
     return description(find(request, f"{owner}/{name}"), blobs)
 
 
 @router.get("/api/datasets/{owner}/{name}/revision/{revision:path}")
+@public
 def show_revision(request: Request, owner: str, name: str, revision: str, blobs: bool = False):
     """Return the same at a branch or a commit."""
     return description(find(request, f"{owner}/{name}", revision), blobs)
 
 
 @router.get("/api/datasets/{owner}/{name}/refs")
+@public
 def list_branches(request: Request, owner: str, name: str):
     """Return the one branch, `main`, and its commit."""
     commit = find(request, f"{owner}/{name}").commit
@@ -133,6 +140,7 @@ def list_branches(request: Request, owner: str, name: str):
 
 
 @router.get("/api/datasets/{owner}/{name}/commits/{revision}")
+@public
 def list_commits(request: Request, owner: str, name: str, revision: str):
     """Return the newest commit of a revision, the only one that is kept."""
     commit = find(request, f"{owner}/{name}", revision).last_commit()
@@ -141,6 +149,7 @@ def list_commits(request: Request, owner: str, name: str, revision: str):
 
 @router.get("/api/datasets/{owner}/{name}/tree/{revision}")
 @router.get("/api/datasets/{owner}/{name}/tree/{revision}/{folder:path}")
+@public
 def list_tree(
     request: Request,
     owner: str,
@@ -161,6 +170,7 @@ def list_tree(
 
 
 @router.post("/api/datasets/{owner}/{name}/paths-info/{revision}")
+@opens(nothing, PUBLIC, MIB)
 async def show_paths(request: Request, owner: str, name: str, revision: str):
     """Return the sizes and checksums of the files that the body names."""
     form = parse_qs((await request.body()).decode(errors="replace"))
@@ -177,6 +187,7 @@ def with_commit(entries: list[dict], snapshot: Snapshot, expand: bool) -> list[d
 
 @router.api_route("/datasets/{owner}/{name}/resolve/{revision}/{path:path}", methods=["GET", "HEAD"])
 @router.api_route("/datasets/{owner}/{name}/raw/{revision}/{path:path}", methods=["GET", "HEAD"])
+@public
 def send_file(request: Request, owner: str, name: str, revision: str, path: str):
     """Return a file, or the range of it that is asked for."""
     snapshot = find(request, f"{owner}/{name}", revision)
@@ -189,6 +200,14 @@ def send_file(request: Request, owner: str, name: str, revision: str, path: str)
     headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(file.location.name)}"
     media_type = "application/octet-stream" if file.sha256 else "text/plain; charset=utf-8"
     return RepositoryFile(request.app.state.hub, file, headers=headers, media_type=media_type)
+
+
+@router.get("/api/datasets/{rest:path}")
+@router.get("/datasets/{rest:path}")
+@public
+def refuse_others(request: Request):
+    """Answer 501 to whatever else the hub has."""
+    raise HTTPException(501, f"{request.method} {request.url.path} is not part of the emulator")
 
 
 def create_app(root: Path, bytes_per_second: float | None = None) -> FastAPI:

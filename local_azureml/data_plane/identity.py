@@ -7,6 +7,7 @@ import jwt
 from fastapi import APIRouter, Request
 
 from local_azureml import identifiers
+from local_azureml.access import nothing, opens
 from local_azureml.context import Context, current
 from local_azureml.errors import AzureError
 
@@ -16,6 +17,7 @@ USER = "00000000-0000-0000-0000-000000000002"
 
 
 @router.get("/metadata/endpoints")
+@opens(nothing, "addresses, read to learn where tokens are given out")
 def metadata(request: Request) -> list[dict]:
     """Return the clouds that there are: this one."""
     origin = current(request).origin
@@ -43,7 +45,15 @@ def metadata(request: Request) -> list[dict]:
     ]
 
 
+def check_header(request: Request) -> None:
+    """Refuse a request for a token that does not know the secret of the start."""
+    context, given = current(request), request.headers.get("x-identity-header", "")
+    if not hmac.compare_digest(given.encode(), context.secret("identity_header").encode()):
+        raise AzureError(400, "invalid_request", "no managed identity matches this X-IDENTITY-HEADER")
+
+
 @router.get("/identity/token")
+@opens(check_header, "gives the token, for the secret of the start")
 def token(request: Request, resource: str) -> dict:
     """Return a token for `resource`, as App Service's managed identity does."""
     context = current(request)
@@ -54,13 +64,6 @@ def token(request: Request, resource: str) -> dict:
         "resource": resource,
         "token_type": "Bearer",
     }
-
-
-def check_header(request: Request) -> None:
-    """Refuse a request for a token that does not know the secret of the start."""
-    context, given = current(request), request.headers.get("x-identity-header", "")
-    if not hmac.compare_digest(given.encode(), context.secret("identity_header").encode()):
-        raise AzureError(400, "invalid_request", "no managed identity matches this X-IDENTITY-HEADER")
 
 
 def make_token(context: Context, resource: str, expires: int, key: str | None = None) -> str:

@@ -13,6 +13,7 @@ from fastapi.responses import Response
 from starlette.background import BackgroundTask
 
 from local_azureml import identifiers
+from local_azureml.access import MIB, opens
 from local_azureml.context import Context, current
 from local_azureml.control_plane import deployments, endpoints
 from local_azureml.data_plane import identity
@@ -23,7 +24,38 @@ OURS = ("host", "authorization", "connection", "content-length", "content-encodi
 OURS += ("date", "server")  # headers that each of the two requests, and of their answers, has of its own
 
 
+def check_key(request: Request) -> None:
+    """Refuse a request without its endpoint's key or a token; as without a key where there is no endpoint."""
+    endpoint = request.path_params["endpoint"]
+    document = current(request).state.get(f"{endpoints.BASE}/{endpoint}")
+    if document and document["properties"]["authMode"].lower() != "key":
+        same = [_has_token(request, document)]
+    else:
+        keys = document["keys"].values() if document else ()
+        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
+        same = [hmac.compare_digest(given, key.encode()) for key in keys]
+    if not any(same):
+        message = "the key or token is not one of this endpoint's: read it with get_keys"
+        raise AzureError(401, "Unauthorized", message)
+
+
+def _has_token(request: Request, document: dict) -> bool:
+    """Return whether a request has a token: one of the endpoint's own, which opens nothing else, or any."""
+    for key in (document["keys"]["primaryKey"], None):
+        try:
+            identity.check_token(request, key)
+            return True
+        except AzureError as error:
+            if error.code == "ExpiredAuthenticationToken":
+                raise
+    return False
+
+
+KEY = "a client of an endpoint has its key"
+
+
 @router.post("/endpoints/{endpoint}/score")
+@opens(check_key, KEY, 16 * MIB)
 async def score(request: Request, endpoint: str) -> Response:
     """Return the deployment's answer, with the headers that say which one it was and how long it took."""
     context = current(request)
@@ -75,6 +107,7 @@ async def _ask(request: Request, deployment: dict, path: str) -> httpx.Response:
 
 
 @router.get("/endpoints/{endpoint}/swagger.json")
+@opens(check_key, KEY)
 async def describe(request: Request, endpoint: str) -> Response:
     """Return the OpenAPI description of a deployment with a scoring script."""
     context = current(request)
@@ -105,33 +138,6 @@ def token(request: Request, endpoint: str) -> dict:
         "expiryTimeUtc": expires,
         "refreshAfterTimeUtc": expires - identifiers.LIFETIME // 2,
     }
-
-
-def check_key(request: Request) -> None:
-    """Refuse a request without its endpoint's key or a token; as without a key where there is no endpoint."""
-    endpoint = request.path_params["endpoint"]
-    document = current(request).state.get(f"{endpoints.BASE}/{endpoint}")
-    if document and document["properties"]["authMode"].lower() != "key":
-        same = [_has_token(request, document)]
-    else:
-        keys = document["keys"].values() if document else ()
-        given = request.headers.get("authorization", "").removeprefix("Bearer ").encode()
-        same = [hmac.compare_digest(given, key.encode()) for key in keys]
-    if not any(same):
-        message = "the key or token is not one of this endpoint's: read it with get_keys"
-        raise AzureError(401, "Unauthorized", message)
-
-
-def _has_token(request: Request, document: dict) -> bool:
-    """Return whether a request has a token: one of the endpoint's own, which opens nothing else, or any."""
-    for key in (document["keys"]["primaryKey"], None):
-        try:
-            identity.check_token(request, key)
-            return True
-        except AzureError as error:
-            if error.code == "ExpiredAuthenticationToken":
-                raise
-    return False
 
 
 def _pick(context: Context, document: dict, asked: str | None) -> dict:

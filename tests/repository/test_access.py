@@ -15,6 +15,7 @@ from conftest import Emulator, client_of, raw_client
 
 from local_azureml import access, app, middleware, timeouts
 from local_azureml import storage as blobs
+from local_azureml.data_plane import browser_sessions, identity, tracking
 
 LONGEST = 30.0  # seconds for what takes none on a machine that is not busy
 MIB = 1024 * 1024
@@ -29,11 +30,9 @@ ROUTES = [  # each with something in the places of its parameters
 ]
 
 
-def door_of(method: str, path: str) -> access.Door:
-    return access.find(method, path)[0]
-
-
-ASKING = [route for route in ROUTES if door_of(*route).asks is not access.nothing]
+RULES = [rule for router in ROUTERS for rule in access.opened(router.routes)]
+DOORS = access.AccessMiddleware(None, [*RULES, *browser_sessions.RULES], identity.check_token)
+ASKING = [route for route in ROUTES if DOORS.find(*route)[0].check is not access.nothing]
 
 
 def connect(environment: dict[str, str]) -> ssl.SSLSocket:
@@ -56,15 +55,13 @@ def test_a_route_asks_who_it_is_before_it_reads(environment, method, path):
         assert re.match(rb"HTTP/1.1 40[013] ", connection.recv(1000))
 
 
-@pytest.mark.parametrize("door", access.OPEN, ids=lambda door: f"{door.methods} {door.path}")
-def test_whatever_opens_without_a_token_has_a_reason_and_is_there(door):
-    assert len(door.reason.split()) > 5
-    is_there = any(door.match(*route) is not None for route in ROUTES)
-    assert is_there or door.path.startswith(access.tracking.PREFIX)  # where MLflow has routes of its own
+@pytest.mark.parametrize("opened", DOORS.rules, ids=lambda opened: opened.path.pattern)
+def test_whatever_opens_without_a_token_has_a_reason(opened):
+    assert len(opened.rule.reason.split()) > 5
 
 
 def test_what_is_open_to_everybody_is_listed_here():
-    open_to_all = {path for method, path in ROUTES if door_of(method, path).asks is access.nothing}
+    open_to_all = {path for method, path in ROUTES if DOORS.find(method, path)[0].check is access.nothing}
     assert sorted(path for path in open_to_all if not path.startswith(middleware.HUB)) == [
         "/api/datasets",
         "/discovery/workspaces/x",
@@ -179,9 +176,7 @@ def own(tmp_path_factory):
     try:
         with raw_client(served.environment) as opened:
             opened.timeout = 300
-            opened.post(
-                f"{access.tracking.PREFIX}/api/2.0/mlflow/experiments/search", json={"max_results": 1}
-            )
+            opened.post(f"{tracking.PREFIX}/api/2.0/mlflow/experiments/search", json={"max_results": 1})
         yield served
     finally:
         log = served.end()

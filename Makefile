@@ -8,6 +8,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PARAMETERS ?= -p compare_with_base True  # costs nothing here, and a second machine on Azure
 LAB_OPTIONS ?=
+NAME ?= control_plane
 
 python := .venv/bin/python
 notebook := finetune_phi3_ultrachat.ipynb
@@ -77,7 +78,6 @@ notebook: .venv/installed ## Execute the notebook on the emulator, store its out
 .PHONY: pages
 pages: .venv/installed ## Renew what the pages take from the notebook, the emulator and the SDK
 	$(python) tools/refresh_pages.py
-	$(python) -m local_azureml run -- $(python) -m tools.sdk_operations
 
 .PHONY: faults
 faults: .venv/installed ## Run the notebook with every fault and every interruption, and show what each cost and left
@@ -86,6 +86,10 @@ faults: .venv/installed ## Run the notebook with every fault and every interrupt
 .PHONY: elsewhere
 elsewhere: .venv/installed ## Do what make run does in other surroundings: processors, proxies, users, a full disk
 	$(python) -m scenarios.elsewhere
+
+.PHONY: bench
+bench: .venv/installed ## Measure NAME=control_plane, commands, download, finetune, full_size or serving, with OPTIONS
+	$(python) -m local_azureml run $(RUN_OPTIONS) -- $(python) -m benchmarks.$(NAME) $(OPTIONS)
 
 .PHONY: package
 package: ## Build the emulator's wheel and use it in an empty environment: a job with a conda file, then the notebook

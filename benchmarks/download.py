@@ -1,12 +1,12 @@
-"""Compare download-dataset.py with `load_dataset`, with streaming, and with an earlier version of itself.
+"""Compare download-dataset.py with `load_dataset` and with streaming.
 
 Makes a repository of ultrachat_200k's shape (8 parquet files in 4 splits, 1 000 rows a row group, 6.7 and
 5.3 kB a row, about half of that when compressed), serves it from the local hub, runs each way in a fresh
 process with an empty cache, and prints a table in Markdown: bytes that the server sent, seconds, peak memory.
-A script "killed" is one that is killed when half of the bytes are sent, and run again.
 """
 
 import argparse
+import asyncio
 import multiprocessing
 import os
 import re
@@ -36,9 +36,6 @@ TURNS = 6  # messages a row, on average
 ZIPF = 1.15  # how common the common words are; makes the text compress as the real one does
 NAMES = {
     "script": "`download-dataset.py`",
-    "script-killed": "`download-dataset.py`, killed half-way",
-    "old": "the earlier version",
-    "old-killed": "the earlier version, killed half-way",
     "ordinary": "`load_dataset`, `to_json`",
     "streaming": "streaming",
 }
@@ -147,16 +144,21 @@ def conversations(text: bytes, random, rows: int, size: int, odd: bool) -> pyarr
 
 
 def serve(root: Path, rate: float | None, port: int, sent) -> None:
-    """Run the hub and count the bytes of the files' bodies."""
+    """Run the hub on a link of so many bytes a second, and count the bytes of the files' bodies."""
     import uvicorn
 
     from local_azureml.data_plane.hub import create_app
 
-    hub = create_app(root, rate)
+    hub, free_at = create_app(root), 0.0
 
     async def counting(scope, receive, send):
         async def count(message):
-            sent.value += len(message.get("body", b""))
+            nonlocal free_at
+            size = len(message.get("body", b""))
+            sent.value += size
+            if rate:  # the link, which all answers share
+                free_at = max(free_at, time.monotonic()) + size / rate
+                await asyncio.sleep(free_at - time.monotonic())
             await send(message)
 
         await hub(scope, receive, count if scope["type"] == "http" else send)
@@ -170,14 +172,12 @@ def free_port() -> int:
         return probe.getsockname()[1]
 
 
-def measure(command: list[str], port: int, sent, work: Path, killed_after: int | None) -> dict:
+def measure(command: list[str], port: int, sent, work: Path) -> dict:
     """Run the command in a fresh process with an empty cache, and say what it took."""
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
     environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(work / "cache")}
     before, began = sent.value, time.time()
-    if killed_after:
-        kill_half_way(command, environment, sent, before + killed_after, work)
     command = [sys.executable, "-c", LAUNCH, *command]
     ended = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
     seconds = time.time() - began
@@ -187,15 +187,6 @@ def measure(command: list[str], port: int, sent, work: Path, killed_after: int |
     loaded = float(said["loaded"]) - began if "loaded" in said else None
     memory = int(said["peak"]) * (1 if sys.platform == "darwin" else 1024)
     return {"bytes": sent.value - before, "seconds": seconds, "memory": memory, "loaded": loaded}
-
-
-def kill_half_way(command: list[str], environment: dict, sent, enough: int, work: Path) -> None:
-    with subprocess.Popen(command, cwd=work, env=environment, stdout=subprocess.DEVNULL) as process:
-        while sent.value < enough:
-            if process.poll() is not None:
-                raise SystemExit(f"{command} ended before it could be killed")
-            time.sleep(0.01)
-        process.kill()
 
 
 def middle(measured: list[dict]) -> dict:
@@ -226,8 +217,7 @@ def main() -> None:
     parser.add_argument("--rate", type=float, help="speed of the link in MB/s (no limit)")
     parser.add_argument("--percent", type=float, nargs="+", default=[5, 100], help="(5 100)")
     parser.add_argument("--rounds", type=int, default=3, help="medians of so many (%(default)s)")
-    parser.add_argument("--ways", nargs="+", default=["script", "ordinary", "streaming"], choices=[*NAMES])
-    parser.add_argument("--old", type=Path, help="an earlier version of the script, for the ways called old")
+    parser.add_argument("--ways", nargs="+", default=[*NAMES], choices=[*NAMES])
     parser.add_argument("--folder", type=Path, help="keep the repository here, and use it again")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -252,9 +242,8 @@ def compare(root: Path, work: Path, options: argparse.Namespace) -> None:
         for percent in options.percent:
             groups = bytes_of_groups(folder, percent)
             ways = commands(percent, options)
-            half = {way: groups // 2 if "killed" in way else None for way in ways}
             rounds = [
-                {way: measure(command, port, sent, work, half[way]) for way, command in ways.items()}
+                {way: measure(command, port, sent, work) for way, command in ways.items()}
                 for _ in range(options.rounds)
             ]
             for way in ways:
@@ -268,10 +257,8 @@ def commands(percent: float, options: argparse.Namespace) -> dict[str, list[str]
     """The command line of each way."""
     run, rest = [sys.executable, "-c"], [REPOSITORY, str(percent), *SPLITS]
     known = {"ordinary": [*run, ORDINARY, *rest], "streaming": [*run, STREAMING, *rest]}
-    for way, path in (("script", SCRIPT), ("old", options.old)):
-        command = [sys.executable, str(path), "--dataset_split_pc", str(percent), "--download_dir", "out"]
-        known |= {way: command, f"{way}-killed": command}
-    return {way: known[way] for way in options.ways}
+    script = [sys.executable, str(SCRIPT), "--dataset_split_pc", str(percent), "--download_dir", "out"]
+    return {way: {**known, "script": script}[way] for way in options.ways}
 
 
 def show(percent: float, way: str, taken: dict, groups: int) -> None:
@@ -294,5 +281,4 @@ def wait_for(port: int) -> None:
 
 
 if __name__ == "__main__":
-    sys.path.insert(0, str(SCRIPT.parent))
     main()

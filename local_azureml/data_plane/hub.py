@@ -5,17 +5,15 @@ hash of what the folder holds: change a file and the commit changes. It is read-
 spaces, users and tokens, branches and history, Xet transfer, the dataset viewer, search.
 """
 
-import argparse
 from pathlib import Path
 from urllib.parse import parse_qs, quote
 
-import uvicorn
 from fastapi import APIRouter, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 
 from local_azureml.access import MIB, nothing, opens
-from local_azureml.data_plane.repositories import READ_SIZE, Hub, Snapshot, StoredFile
+from local_azureml.data_plane.repositories import Hub, Snapshot
 
 PAGE = 1000  # entries in one answer of the tree listing
 
@@ -38,23 +36,6 @@ class HubRoute(APIRoute):
 router = APIRouter(route_class=HubRoute)
 PUBLIC = "what ships with the emulator, as public as on the hub"
 public = opens(nothing, PUBLIC)
-
-
-class RepositoryFile(FileResponse):
-    """A file or a range of it, at the speed of the hub's link."""
-
-    chunk_size = READ_SIZE
-
-    def __init__(self, hub: Hub, file: StoredFile, **options) -> None:
-        super().__init__(file.location, **options)
-        self.hub = hub
-
-    async def __call__(self, scope, receive, send) -> None:
-        async def send_slowly(message):
-            await self.hub.send_at_link_speed(len(message.get("body", b"")))
-            await send(message)
-
-        await super().__call__(scope, receive, send_slowly)
 
 
 def refuse(status: int, code: str, message: str) -> HTTPException:
@@ -199,7 +180,7 @@ def send_file(request: Request, owner: str, name: str, revision: str, path: str)
         headers |= {"X-Linked-Size": str(file.size), "X-Linked-ETag": f'"{file.tag}"'}
     headers["Content-Disposition"] = f"inline; filename*=UTF-8''{quote(file.location.name)}"
     media_type = "application/octet-stream" if file.sha256 else "text/plain; charset=utf-8"
-    return RepositoryFile(request.app.state.hub, file, headers=headers, media_type=media_type)
+    return FileResponse(file.location, headers=headers, media_type=media_type)
 
 
 @router.get("/api/datasets/{rest:path}")
@@ -210,30 +191,9 @@ def refuse_others(request: Request):
     raise HTTPException(501, f"{request.method} {request.url.path} is not part of the emulator")
 
 
-def create_app(root: Path, bytes_per_second: float | None = None) -> FastAPI:
-    """The hub as an application of its own."""
-    app = FastAPI(title="A local dataset hub", openapi_url=None)
-    app.state.hub = Hub(root, bytes_per_second)
+def create_app(root: Path) -> FastAPI:
+    """Return the hub as an application of its own."""
+    app = FastAPI(openapi_url=None)
+    app.state.hub = Hub(root)
     app.include_router(router)
     return app
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(
-        prog="python -m local_azureml.data_plane.hub", description=__doc__.splitlines()[0]
-    )
-    parser.add_argument("--root", type=Path, required=True, help="folder with datasets/{owner}/{name}")
-    parser.add_argument("--port", type=int, default=8080, help="port on 127.0.0.1, 0 for a free one")
-    parser.add_argument("--rate", type=float, metavar="BYTES", help="bytes a second, shared by all answers")
-    options = parser.parse_args()
-    if not (options.root / "datasets").is_dir():
-        parser.error(
-            f"no folder {options.root / 'datasets'}: repositories go to datasets/OWNER/NAME below it"
-        )
-    uvicorn.run(
-        create_app(options.root, options.rate), host="127.0.0.1", port=options.port, log_level="warning"
-    )
-
-
-if __name__ == "__main__":
-    main()

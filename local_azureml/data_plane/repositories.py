@@ -1,10 +1,8 @@
-"""Folders as dataset repositories: files with the ids that git would give them, commits, the link's speed."""
+"""Folders as dataset repositories: files with the ids that git would give them, and commits."""
 
-import asyncio
 import hashlib
 import json
 import re
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
@@ -77,12 +75,10 @@ class Snapshot:
 
 @dataclass
 class Hub:
-    """The repositories under a folder, and the link's speed."""
+    """The repositories under a folder."""
 
     root: Path
-    bytes_per_second: float | None = None
     digests: dict[tuple, tuple[str, str | None]] = field(default_factory=dict)
-    free_at: float = 0.0  # when the link has sent what was put on it, in time.monotonic() seconds
 
     def repositories(self) -> list[str]:
         folders = sorted((self.root / "datasets").glob("*/*/"))
@@ -107,12 +103,6 @@ class Hub:
                 if known not in self.digests:
                     self.digests[known] = digest(location, status.st_size)
                 yield StoredFile(path.as_posix(), location, status.st_size, *self.digests[known])
-
-    async def send_at_link_speed(self, size: int) -> None:
-        """Return when the link, which all answers share, has carried `size` more bytes."""
-        if self.bytes_per_second:
-            self.free_at = max(self.free_at, time.monotonic()) + size / self.bytes_per_second
-            await asyncio.sleep(self.free_at - time.monotonic())
 
 
 def sha1(*lines: str) -> str:

@@ -3,7 +3,6 @@
 import os
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -192,20 +191,3 @@ def test_a_changed_file_makes_a_new_commit(hub, root):
     assert before != after
     with pytest.raises(RevisionNotFoundError):
         hub.dataset_info("someone/moving", revision=before)
-
-
-def test_a_limited_link_takes_its_time(root, tmp_path):
-    (tmp_path / "datasets" / "a" / "b").mkdir(parents=True)
-    (tmp_path / "datasets" / "a" / "b" / "x.bin").write_bytes(bytes(1_000_000))
-    with served(create_app(tmp_path, bytes_per_second=2e6)) as port:
-        url = f"http://127.0.0.1:{port}/datasets/a/b/resolve/main/x.bin"
-        began = time.monotonic()
-        assert len(huggingface_hub.utils.get_session().get(url).content) == 1_000_000
-        assert time.monotonic() - began > 0.4
-
-
-def test_it_runs_alone_from_the_command_line(tmp_path):
-    command = [sys.executable, "-m", "local_azureml.data_plane.hub", "--root", str(tmp_path)]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert ended.returncode == 2
-    assert f"no folder {tmp_path / 'datasets'}" in ended.stderr

@@ -9,9 +9,7 @@ HOUSE = Path(__file__).parents[2] / "local_azureml"
 FILES = sorted(HOUSE.rglob("*.py"))
 LONGEST_FILE, LONGEST_CLASS = 300, 200  # lines
 SERVICES = sorted([*(HOUSE / "control_plane").glob("*.py"), *(HOUSE / "data_plane").glob("*.py")])
-ENTRANCE = {
-    HOUSE / f"{name}.py" for name in ("__main__", "cli", "server", "app", "middleware", "timeouts")
-}
+ENTRANCE = {HOUSE / f"{name}.py" for name in ("__main__", "cli", "server", "app", "middleware", "timeouts")}
 GROUND = sorted(set(HOUSE.glob("*.py")) - ENTRANCE)
 
 

@@ -9,20 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from scenarios.elsewhere import (
-    ANOTHER_PYTHON,
-    BEGINS,
-    FULL_DISK,
-    KEPT,
-    NOBODY,
-    PLAIN,
-    SURROUNDINGS,
-    Surrounding,
-    copy_of_project,
-    end,
-    execute,
-    survivors,
-)
+from scenarios.elsewhere import BEGINS, KEPT, copy_of_project, end, execute, survivors
+from scenarios.surroundings import ANOTHER_PYTHON, FULL_DISK, NOBODY, PLAIN, SURROUNDINGS, Surrounding
 
 BY_NAME = {surrounding.name: surrounding for surrounding in SURROUNDINGS}
 SHORT = "short.ipynb"

@@ -58,6 +58,9 @@ CONTROL_PLANE = (
 )
 OWN_KEYS = (identity, blobs, scoring, hub)  # services whose requests carry another credential, or none
 PUBLIC = (workspace, history)  # services of the control plane that answer some requests without a token
+ROUTERS = [service.router for service in (*CONTROL_PLANE, *OWN_KEYS)] + [service.public for service in PUBLIC]
+ROUTES = [route for router in ROUTERS for route in router.routes]
+RULES = [*opened(ROUTES), *browser_sessions.RULES]  # of who gets in without a token
 
 
 def create_app(context: Context) -> FastAPI:
@@ -83,8 +86,7 @@ def create_app(context: Context) -> FastAPI:
         app.add_exception_handler(storing, errors.on_any_error)
     app.add_exception_handler(RequestValidationError, on_bad_request)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
-    rules = [*opened(app.routes), *browser_sessions.RULES]
-    app.add_middleware(AccessMiddleware, rules=rules, token=identity.check_token)
+    app.add_middleware(AccessMiddleware, rules=RULES, token=identity.check_token)
     app.add_middleware(FaultMiddleware, context=context)
     app.add_middleware(CaseInsensitivePaths)
     app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])

@@ -55,9 +55,7 @@ def parameters() -> Iterator[tuple[str, str, str]]:
 
 def operations() -> Iterator[tuple[str, str, str]]:
     """Give each operation of the emulator: its method, its path, what it does."""
-    services = dict.fromkeys([*app.CONTROL_PLANE, *app.OWN_KEYS])
-    routers = [*(service.public for service in app.PUBLIC), *(service.router for service in services)]
-    for route in (route for router in routers for route in router.routes):
+    for route in app.ROUTES:
         does = (route.endpoint.__doc__ or route.endpoint.__name__.replace("_", " ")).partition("\n")[0]
         for method in sorted(route.methods):
             yield method, route.path, does

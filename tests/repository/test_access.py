@@ -15,23 +15,17 @@ from conftest import Emulator, client_of, raw_client
 
 from local_azureml import access, app, middleware, timeouts
 from local_azureml import storage as blobs
-from local_azureml.data_plane import browser_sessions, identity, tracking
+from local_azureml.data_plane import identity, tracking
 
 LONGEST = 30.0  # seconds for what takes none on a machine that is not busy
 MIB = 1024 * 1024
 CONTAINER = "/store.blob.storage.local/azureml-blobstore"
-ROUTERS = [service.router for service in (*app.CONTROL_PLANE, *app.OWN_KEYS)]
-ROUTERS += [service.public for service in app.PUBLIC]
 ROUTES = [  # each with something in the places of its parameters
     (method, re.sub(r"\{\w+(:path)?\}", "x", route.path.replace("{kind:asset}", "models")))
-    for router in ROUTERS
-    for route in router.routes
+    for route in app.ROUTES
     for method in sorted(route.methods)
 ]
-
-
-RULES = [rule for router in ROUTERS for rule in access.opened(router.routes)]
-DOORS = access.AccessMiddleware(None, [*RULES, *browser_sessions.RULES], identity.check_token)
+DOORS = access.AccessMiddleware(None, app.RULES, identity.check_token)
 ASKING = [route for route in ROUTES if DOORS.find(*route)[0].check is not access.nothing]
 
 

@@ -13,9 +13,8 @@ from hypothesis import strategies as some
 from starlette.testclient import TestClient
 
 from local_azureml import identifiers, storage
-from local_azureml.app import CONTROL_PLANE, OWN_KEYS, create_app
+from local_azureml.app import ROUTES, create_app
 from local_azureml.context import Context
-from local_azureml.control_plane import workspace
 from local_azureml.data_plane import identity
 from local_azureml.faults import Faults
 
@@ -95,12 +94,7 @@ def app(tmp_path_factory):
     context.deployments.stop()
 
 
-OPERATIONS = sorted(
-    (method, route.path)
-    for router in (workspace.public, *(service.router for service in (*CONTROL_PLANE, *OWN_KEYS)))
-    for route in router.routes
-    for method in route.methods
-)
+OPERATIONS = sorted((method, route.path) for route in ROUTES for method in route.methods)
 
 
 @pytest.fixture(scope="module")

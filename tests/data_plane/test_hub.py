@@ -161,7 +161,7 @@ def test_no_path_leads_out_of_a_repository(path, address, hub):
     assert session.get(f"{address}/datasets/{NAME}/resolve/main/{path}").status_code == 404
 
 
-@pytest.mark.parametrize("name", ["x" * 300, "%00", "x" * 300 + "/y", ".", ".."])
+@pytest.mark.parametrize("name", ["x" * 300, "%00", ".", ".."])
 def test_what_is_no_name_of_a_repository_is_not_found(name, address):
     session = huggingface_hub.utils.get_session()
     answer = session.get(f"{address}/api/datasets/someone/{name.replace('.', '%2E')}")

@@ -101,19 +101,24 @@ def own(folder: Path) -> dict[str, str]:
 @contextmanager
 def served(folder: Path, *faults: str) -> Iterator[tuple[subprocess.Popen, dict[str, str]]]:
     """Keep an emulator up, and give its process and the variables that point clients at it."""
-    options = ["--data-dir", DATA, "--poll", "0.1", *(f"--fault={fault}" for fault in faults)]
-    process = start(folder, [*EMULATOR, "serve", *options], "serve")
+    process, variables = serve(folder, *(f"--fault={fault}" for fault in faults))
     try:
-        until = time.monotonic() + PATIENCE
-        while "# ready" not in (said := (folder / "serve.log").read_text()):
-            if process.poll() is not None or time.monotonic() > until:
-                raise RuntimeError(f"the emulator does not start: {said}")
-            time.sleep(0.1)
-        lines = [line.removeprefix("export ") for line in said.splitlines() if line.startswith("export ")]
-        variables = (line.partition("=") for line in lines)
-        yield process, {name: value.strip("'") for name, _, value in variables}
+        yield process, variables
     finally:
         stop(process, folder / "serve.log")
+
+
+def serve(folder: Path, *options: str) -> tuple[subprocess.Popen, dict[str, str]]:
+    """Start an emulator, and return its process and the variables that point clients at it."""
+    process = start(folder, [*EMULATOR, "serve", "--data-dir", DATA, "--poll", "0.1", *options], "serve")
+    until = time.monotonic() + PATIENCE
+    while "# ready" not in (said := (folder / "serve.log").read_text()):
+        if process.poll() is not None or time.monotonic() > until:
+            raise RuntimeError(f"the emulator does not start: {said}")
+        time.sleep(0.1)
+    lines = [line.removeprefix("export ") for line in said.splitlines() if line.startswith("export ")]
+    variables = (line.partition("=") for line in lines)
+    return process, {name: value.strip("'") for name, _, value in variables}
 
 
 def stop(process: subprocess.Popen, log: Path, number: signal.Signals = signal.SIGTERM) -> str:

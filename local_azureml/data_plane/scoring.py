@@ -15,11 +15,12 @@ from starlette.background import BackgroundTask
 from local_azureml import identifiers
 from local_azureml.access import MIB, opens
 from local_azureml.context import Context, current
-from local_azureml.control_plane import deployments, endpoints
+from local_azureml.control_plane import endpoints, shapes
 from local_azureml.data_plane import identity
 from local_azureml.errors import AzureError, not_played, user_error
 
 router = APIRouter()
+GRACE = 10.0  # seconds; a process that is well keeps its request timeout by itself
 OURS = ("host", "authorization", "connection", "content-length", "content-encoding", "transfer-encoding")
 OURS += ("date", "server")  # headers that each of the two requests, and of their answers, has of its own
 
@@ -91,19 +92,29 @@ async def _ask(request: Request, deployment: dict, path: str) -> httpx.Response:
     """Return what a deployment's process answers to a request."""
     socket = current(request).deployments.socket(deployment)
     if socket is None:
-        message = f"the container of {endpoints.label(deployment)} does not run"
-        raise AzureError(424, "ModelFailed", message)
+        raise _not_there(deployment, "does not run")
     body = await request.body()
-    transport, longest = httpx.AsyncHTTPTransport(uds=str(socket)), deployments.LONGEST_TIMEOUT + 10
+    longest = shapes.seconds(deployment["properties"]["requestSettings"]["requestTimeout"]) + GRACE
+    # with verify, httpx would read all the authorities' certificates for each request
+    transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)
     async with httpx.AsyncClient(transport=transport, timeout=longest) as client:
         headers = {"content-type": "application/json"} | _passed_on(request.headers)
         try:
             address = httpx.URL(f"http://deployment{path}", query=request.url.query.encode())
             return await client.request(request.method, address, content=body, headers=headers)
+        except httpx.ReadTimeout:
+            message = f"no answer of {endpoints.label(deployment)} within its request timeout"
+            raise AzureError(408, "RequestTimeout", message) from None
         except httpx.TransportError as error:
-            name = endpoints.label(deployment)
-            message = f"the container of {name} does not answer: {error or type(error)}"
-            raise AzureError(424, "ModelFailed", message) from None
+            raise _not_there(deployment, f"does not answer: {error or type(error)}") from None
+
+
+def _not_there(deployment: dict, why: str) -> AzureError:
+    """Return Azure's answer while no process answers; a moment later another may have taken its place."""
+    failed = {"ms-azureml-model-error-statuscode": "503"}
+    failed["ms-azureml-model-error-reason"] = "Service Unavailable"
+    message = f"the container of {endpoints.label(deployment)} {why}"
+    return AzureError(424, "ModelFailed", message, headers=failed)
 
 
 @router.get("/endpoints/{endpoint}/swagger.json")

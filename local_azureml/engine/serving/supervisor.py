@@ -6,9 +6,6 @@ import threading
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import NamedTuple
-
-import httpx
 
 from local_azureml import process_environment
 from local_azureml.context import Context
@@ -16,19 +13,15 @@ from local_azureml.control_plane import addresses, deployments, endpoints, opera
 from local_azureml.control_plane import environments as control_plane
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import check_installed, checkpoint
+from local_azureml.engine.serving.container import Container
 from local_azureml.errors import AzureError, user_error
 
+PAUSES = (1, 2, 4, 8, 16)  # seconds before a process that ended starts again; Azure's grow to 5 minutes
+STEADY = 60.0  # seconds that a process runs until the pauses begin anew
 HASTY = {  # what a deployment runs with so that it really refuses, as the fault scoring-status asks
     408: {"request_timeout": 0.001, "faults": {}},
     429: {"max_concurrent_requests": 0, "faults": {}},
 }
-
-
-class Container(NamedTuple):
-    """What serves a deployment: a process, and the Unix socket that it listens at."""
-
-    process: processes.Process
-    socket: Path
 
 
 def _interval(deployment: dict) -> str:
@@ -72,11 +65,43 @@ class Deployments:
         """Start the process of a deployment and return when it is healthy; it is billed from now on."""
         try:
             specification = self._specification(document)  # before the lock: it reads what others made
-            _wait_for_health(self._launch(document, specification), document)
+            container = self._launch(document, specification)
+            if reason := container.wait_for_health():
+                message = f"the container of {endpoints.label(document)} {reason}; its log says why"
+                raise user_error(message, "ResourceNotReady")
         except AzureError:
             self._settle(document, "Failed")
             raise
         self._settle(document, "Succeeded")
+        threading.Thread(target=self._keep, args=(document["id"], container), daemon=True).start()
+
+    def _keep(self, identifier: str, container: Container) -> None:
+        """Start a deployment's process again whenever it ends, until it has ended too often in a row."""
+        pauses = iter(PAUSES)
+        while True:
+            began = time.monotonic()
+            reason = container.wait_for_end()
+            if time.monotonic() - began > STEADY:
+                pauses = iter(PAUSES)
+            pause = next(pauses, None)
+            with self._lock:
+                document = self._context.state.get(identifier)
+                if document is None or self._containers.get(identifier) is not container:
+                    return  # deleted, replaced or stopped
+                then = "it has failed for good" if pause is None else f"it starts again in {pause} s"
+                with deployments.log_of(self._context, document).open("a", encoding="utf-8") as log:
+                    log.write(f"the container {reason}; {then}\n")
+                if pause is None:
+                    endpoints.set_properties(self._context, document, provisioningState="Failed")
+                    return
+            time.sleep(pause)
+            try:
+                container = self._launch(document, self._specification(document))
+            except AzureError:
+                with suppress(AzureError):  # replaced or deleted meanwhile
+                    self._settle(document, "Failed")
+                return
+            container.wait_for_health()
 
     def _launch(self, document: dict, specification: dict) -> Container:
         """Return a new process for a deployment, in place of the one that it has."""
@@ -115,7 +140,8 @@ class Deployments:
             self._context, **document["properties"]["environmentVariables"]
         )
         entry = f"local_azureml.engine.serving.{specification['server']}:run"
-        return Container(processes.start(entry, specification, log.parent, log, variables), socket)
+        process = processes.start(entry, specification, log.parent, log, variables)
+        return Container(process, socket, document["properties"]["livenessProbe"])
 
     def _specification(self, document: dict) -> dict:
         settings = document["properties"]["requestSettings"]
@@ -184,25 +210,3 @@ class Deployments:
             for name in names
         }
         return [f"endpoint {name} ({deployed[name]})" for name in names]
-
-
-def _wait_for_health(container: Container, document: dict) -> None:
-    """Return when the process answers its probe; refuse when it ends or the probe's patience does."""
-    process, probe = container.process, document["properties"]["livenessProbe"]
-    allowed = shapes.seconds(probe["initialDelay"]) + probe["failureThreshold"] * shapes.seconds(
-        probe["period"]
-    )
-    until = time.time() + max(allowed, 60.0)
-    while time.time() < until and process.wait(0.1) is None:
-        try:
-            transport = httpx.HTTPTransport(uds=str(container.socket))
-            with httpx.Client(transport=transport, timeout=2) as client:
-                if client.get("http://deployment/").status_code == 200:
-                    return
-        except httpx.TransportError:
-            continue  # not up yet
-    reason = "did not answer its probe" if process.wait(0) is None else "ended"
-    process.kill()
-    raise user_error(
-        f"the container of {endpoints.label(document)} {reason}; its log says why", "ResourceNotReady"
-    )

@@ -1,0 +1,267 @@
+"""Kill, stop and starve each process and thread of the emulator in turn, under load; show what came of each.
+
+After each accident all that was acknowledged has to be there, every answer to be right or an honest refusal,
+all clients to be answered again within a minute, and nobody else to have noticed. The table is kept in
+docs/accidents.md. Linux only.
+"""
+
+import argparse
+import inspect
+import itertools
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import psutil
+
+from local_azureml.control_plane.jobs import FINAL
+from scenarios import notebook_runs as runs
+from scenarios.load import SILENT, Cloud, Load
+from scenarios.notebook_runs import DATA, ROOT
+
+KEPT = ROOT / "docs" / "accidents.md"
+SOON = 60.0  # seconds until all has to be well again
+WHILE = 15.0  # seconds that something is stopped or starved
+COMMAND = "while [ ! -e {} ]; do sleep 0.2; done"
+EMULATOR, SERVER = "the emulator", "the fork server"
+JOB, SHELL = "a job's process", "a job's command"
+CHAT, TEMPLATE = "a chat model's process", "its template's process"
+LAUNCHER, SCRIPT = "a scoring script's process", "the script's server"
+SHARED = {  # processes that end with another; who is not here, ends alone
+    SERVER: {CHAT, TEMPLATE},  # the model's is killed too, so that a server is needed
+    CHAT: {CHAT, TEMPLATE},
+    LAUNCHER: {LAUNCHER, SCRIPT},
+    SCRIPT: {LAUNCHER, SCRIPT},
+}
+ROLES = (EMULATOR, SERVER, CHAT, TEMPLATE, LAUNCHER, SCRIPT, JOB, SHELL)
+
+
+@dataclass
+class Row:
+    """What an accident came to."""
+
+    what: str
+    answers: int = 0
+    refused: int = 0
+    seconds: float | None = None  # until all clients were answered right again
+    job: str = ""  # what became of the job that ran
+    deviations: list[str] = field(default_factory=list)
+
+
+def role(process: psutil.Process, emulator: int) -> str:
+    """Return what a process of the emulator's is for; "" for one that nobody waits for."""
+    words, place = " ".join(process.cmdline()), process.cwd()
+    if process.pid == emulator:
+        return EMULATOR
+    if "script_server.py" in words:
+        return SCRIPT
+    if "fork_server" in words and process.ppid() == emulator and " serve " in words:
+        return SERVER
+    if "fork_server" not in words:
+        return SHELL if process.name() == "bash" and "/runs/" in place else ""
+    if "/runs/" in place:
+        return JOB
+    if "/deployments/chat" in place:
+        return CHAT if os.getpgid(process.pid) == process.pid else TEMPLATE
+    return LAUNCHER if "/deployments/script" in place else ""
+
+
+def there(cloud: Cloud) -> dict[str, psutil.Process]:
+    """Return the processes of the emulator by what they are for."""
+    emulator = psutil.Process(cloud.process.pid)
+    found = {}
+    for process in (emulator, *emulator.children(recursive=True)):
+        with suppress(psutil.Error):
+            found[role(process, emulator.pid)] = process
+    found.pop("", None)
+    return found
+
+
+def kill(process: psutil.Process) -> None:
+    """Kill a process at once."""
+    process.kill()
+
+
+def stop(process: psutil.Process) -> None:
+    """Stop a process for a while."""
+    process.suspend()
+    time.sleep(WHILE)
+    with suppress(psutil.Error):  # it may have been given up
+        process.resume()
+
+
+def starve(process: psutil.Process) -> None:
+    """Let a process compute only when nobody else does, on a machine where somebody always does."""
+    with starved([thread.id for thread in process.threads()]):
+        time.sleep(WHILE)
+
+
+@contextmanager
+def starved(threads: list[int]) -> Iterator[None]:
+    """Keep all cores busy, and let these threads have what is left."""
+    hogs = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * os.cpu_count())]
+    try:
+        for thread in threads:
+            _schedule(thread, os.SCHED_IDLE)
+        yield
+    finally:
+        for hog in hogs:
+            hog.kill()
+            hog.wait()
+        for thread in threads:
+            _schedule(thread, os.SCHED_OTHER)
+
+
+def _schedule(thread: int, policy: int) -> None:
+    with suppress(ProcessLookupError):
+        os.sched_setscheduler(thread, policy, os.sched_param(0))
+
+
+WAYS: dict[str, Callable[[psutil.Process], None]] = {"killed": kill, "stopped": stop, "starved": starve}
+
+
+class Stage:
+    """An emulator under load, on which accidents are tried."""
+
+    def __init__(self, folder: Path):
+        self.cloud, self._folder = Cloud(folder), folder
+
+    def accident(self, who: str, way: str) -> Row:
+        """Return the row of one process, killed, stopped or starved."""
+        return self._row(f"{who} {way}", who, WAYS[way], way == "killed")
+
+    def starve_threads(self) -> Row:
+        """Return the row of all threads of the emulator, starved one after another."""
+
+        def each(emulator: psutil.Process) -> None:
+            for thread in emulator.threads():
+                with starved([thread.id]):
+                    time.sleep(WHILE / 5)
+
+        return self._row("each of the emulator's threads starved in turn", EMULATOR, each)
+
+    def poke(self) -> Row:
+        """Return the row of clients that connect to the sockets behind the emulator and say nothing."""
+
+        def twenty_each(_: psutil.Process) -> None:
+            for file in [*(self._folder / DATA).glob("sockets-*/*")] * 20:
+                with socket.socket(socket.AF_UNIX) as client:
+                    client.connect(str(file))
+
+        return self._row("its sockets called, and hung up, twenty times", EMULATOR, twenty_each)
+
+    def _row(self, what: str, who: str, happen: Callable[[psutil.Process], None], fatal: bool = False) -> Row:
+        """Return what an accident came to; one that is fatal to a job fails it."""
+        done = self._folder / "done"
+        done.unlink(missing_ok=True)
+        job = self.cloud.submit(COMMAND.format(done))
+        wait_for(lambda: there(self.cloud).keys() >= set(ROLES))
+        before = there(self.cloud)
+        with Load(self.cloud) as load:
+            if load.well_after(time.monotonic(), SOON) is None:
+                raise RuntimeError(f"the load does not run: {load.answers[-4:]}")
+            began = time.monotonic()
+            happen(before[who])
+            if who == SERVER:
+                before[CHAT].kill()  # so that a server is needed
+            if who == EMULATOR and fatal:
+                self.cloud.start_again()
+            row = Row(what, seconds=load.well_after(began, SOON + WHILE))
+            done.touch()
+            wait_for(lambda: self.cloud.job(job)[0] in FINAL)
+        self._judge(row, [said for at, _, said in load.answers if at > began], who == EMULATOR and fatal)
+        row.deviations += [f"lost: {path}" for path in load.lost()]
+        row.job, reason = self.cloud.job(job)
+        row.job += f": {reason}" if reason else ""
+        if (row.job != "Completed") != (fatal and who in (EMULATOR, JOB, SHELL)) or row.job == "Failed":
+            row.deviations.append(f"the job is {row.job}")
+        touched = SHARED.get(who, {who}) if who != EMULATOR else set(ROLES)
+        after = there(self.cloud)
+        untouched = {CHAT, TEMPLATE, LAUNCHER, SCRIPT} - touched
+        row.deviations += [f"{name} is another" for name in untouched if after.get(name) != before[name]]
+        return row
+
+    def _judge(self, row: Row, answers: list[str], silence: bool) -> None:
+        """Count the answers; only an emulator that is killed may give none."""
+        row.answers = answers.count("right")
+        row.refused = answers.count("refused")
+        for said in set(answers) - {"right", "refused"}:
+            if silence and said.startswith(SILENT):
+                row.refused += answers.count(said)
+            else:
+                row.deviations.append(said)
+        if row.seconds is None:
+            row.deviations.append(f"not well again: {answers[-4:]}")
+
+
+def wait_for(happens: Callable[[], bool]) -> None:
+    """Return when it has happened."""
+    until = time.monotonic() + 2 * SOON
+    while not happens():
+        if time.monotonic() > until:
+            raise TimeoutError(f"it never happened: {inspect.getsource(happens)}")
+        time.sleep(0.2)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("only", nargs="*", metavar="PROCESS", help=f"all by default: {', '.join(ROLES)}")
+    options = parser.parse_args()
+    began, rows = time.monotonic(), []
+    with tempfile.TemporaryDirectory(prefix="accidents-") as folder:
+        stage = Stage(runs.prepare(Path(folder)))
+        try:
+            for row in every(stage, options.only or ROLES):
+                print(line(row), *row.deviations, sep="\n  ", file=sys.stderr)
+                rows.append(row)
+        finally:
+            stage.cloud.close()
+    took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s on {os.cpu_count()} cores"
+    if not options.only:
+        KEPT.write_text(f"{INTRODUCTION}\n{table(rows)}\n{took}.\n")
+    return 1 if any(row.deviations for row in rows) else 0
+
+
+def every(stage: Stage, roles: list[str]) -> Iterator[Row]:
+    """Give a row for each process in each way; with the emulator, one for its threads and for its sockets."""
+    for who, way in itertools.product(roles, WAYS):
+        yield stage.accident(who, way)
+    if EMULATOR in roles:
+        yield stage.starve_threads()
+        yield stage.poke()
+
+
+def table(rows: list[Row]) -> str:
+    """Return the table in Markdown."""
+    head = "| what happens | answered right | refused | all well again | the job that ran |"
+    return "\n".join([head, "|---|---|---|---|---|", *map(line, rows)]) + "\n"
+
+
+def line(row: Row) -> str:
+    seconds = "never" if row.seconds is None else f"after {row.seconds:.0f} s"
+    return f"| {row.what} | {row.answers} | {row.refused} | {seconds} | {row.job} |"
+
+
+INTRODUCTION = """\
+# What an accident takes along
+
+Made by `make accidents`, which kills, stops (for 15 seconds) and starves (for 15 seconds, all cores being
+busy with something else) each process of the emulator in turn, and each thread of its main one. Meanwhile
+four clients ask two deployments, a chat model's and a scoring script's, a fifth writes, and a job runs. The
+program ends with an error where an answer was neither right nor an honest refusal (424 with the header that
+says 503, 408, 429), where something acknowledged was lost, where not all clients were answered right again
+within a minute, or where a deployment or a job ended that the accident did not concern.
+
+An emulator that is killed answers nobody until it is started again, which the program does at once.
+"""
+
+
+if __name__ == "__main__":
+    sys.exit(main())

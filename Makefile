@@ -83,6 +83,10 @@ pages: .venv/installed ## Renew what the pages take from the notebook, the emula
 faults: .venv/installed ## Run the notebook with every fault and every interruption, and show what each cost and left
 	$(python) -m scenarios.faults
 
+.PHONY: accidents
+accidents: .venv/installed ## Kill, stop and starve each process of the emulator under load, and show what came of it
+	$(python) -m scenarios.accidents
+
 .PHONY: elsewhere
 elsewhere: .venv/installed ## Do what make run does in other surroundings: processors, proxies, users, a full disk
 	$(python) -m scenarios.elsewhere

@@ -77,15 +77,12 @@ def run(options: argparse.Namespace, folder: Path) -> int:
     if shutil.which(command[0]) is None:
         raise UsageError(f"no such program: {command[0]!r}")
     with Server(options, folder).warm() as server:
-        child = failures.adopted() or psutil.Popen(
-            command, env=process_environment.of_command(server.context)
-        )
+        child = psutil.Popen(command, env=process_environment.of_command(server.context))
         previous = {
             number: signal.signal(number, lambda *_: None) for number in (signal.SIGINT, signal.SIGTERM)
         }
         signal.signal(signal.SIGTERM, lambda *_: child.terminate())  # Ctrl-C reaches the child by itself
         signal.signal(signal.SIGUSR1, lambda *_: server.context.faults.clear())
-        failures.kill_later(server.context, server.context.jobs, child.pid)
         while psutil.wait_procs([child], timeout=WAKE)[1]:
             pass
         status = child.wait()
@@ -123,7 +120,6 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
         signal.signal(signal.SIGUSR1, lambda *_: server.context.faults.clear())
         print(process_environment.lines(server.context))
         print("# ready: run the lines above in the shell that starts your notebook server", flush=True)
-        failures.kill_later(server.context, server.context.jobs, 0)
         while not stop.wait(WAKE):
             pass
     print(server.summary, file=sys.stderr)
@@ -141,8 +137,6 @@ def main(arguments: list[str] | None = None) -> int:
     process_environment.leave()
     action = {"run": run, "serve": serve}[options.action]
     try:
-        if any(fault.startswith("killed") for fault in options.fault) and not options.data_dir:
-            raise UsageError("the fault killed needs --data-dir, where what was there is found again")
         if options.data_dir:
             return action(options, options.data_dir.expanduser())
         with tempfile.TemporaryDirectory(prefix="local_azureml-") as folder:

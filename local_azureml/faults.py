@@ -1,15 +1,6 @@
 """Failures that tests and people switch on by name, to see what a notebook makes of them."""
 
-import os
-import sys
-import threading
-import time
 from collections.abc import Iterable
-from pathlib import Path
-
-import psutil
-
-CHILD = "LOCAL_AZUREML_CHILD"  # for an emulator that takes over: the process id of the command, or 0
 
 # name: (meaning, default of VALUE: None where there is none, a tuple of all that it may be)
 FAULTS = {
@@ -44,7 +35,6 @@ FAULTS = {
     "throttled": ("every VALUE-th request is answered 429, of a blob 503, with Retry-After", 3),
     "slow": ("every answer takes VALUE seconds longer", 1.0),
     "reset": ("every VALUE-th request has its connection reset", 10),
-    "killed": ("the emulator is killed VALUE seconds after a job began, and started again", 3.0),
 }
 
 
@@ -114,27 +104,6 @@ def _typed(name: str, value: str) -> str | int | float | None:
 def listed() -> str:
     """Return a line for each fault: its name, its value if it takes one, its meaning."""
     return "\n".join(f"{_shown(name):44} {meaning}" for name, (meaning, _) in FAULTS.items())
-
-
-def kill_later(context, jobs, child: int) -> None:
-    """Let a fresh emulator, on the same port and folder, take over this process once a job runs."""
-    if "killed" in context.faults and CHILD not in os.environ:
-        threading.Thread(target=_die, args=(context, jobs, child), daemon=True).start()
-
-
-def _die(context, jobs, child: int) -> None:
-    while not jobs.running():
-        time.sleep(0.1)
-    time.sleep(context.faults.value("killed"))
-    os.environ |= {CHILD: str(child), "PYTHONPATH": str(Path(__file__).parents[1])}
-    action, *rest = sys.argv[1:]
-    place = ["--port", str(context.port), "--data-dir", str(context.folder)]
-    os.execv(sys.executable, [sys.executable, "-m", "local_azureml", action, *place, *rest])
-
-
-def adopted() -> psutil.Process | None:
-    """Return the command that runs against the emulator which this one takes over from."""
-    return psutil.Process(int(os.environ[CHILD])) if CHILD in os.environ else None
 
 
 def _shown(name: str) -> str:

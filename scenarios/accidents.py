@@ -75,7 +75,7 @@ def role(process: psutil.Process, emulator: int) -> str:
 
 def there(cloud: Cloud) -> dict[str, psutil.Process]:
     """Return the processes of the emulator by what they are for."""
-    emulator = psutil.Process(cloud.process.pid)
+    emulator = psutil.Process(cloud.emulator.process.pid)
     found = {}
     for process in (emulator, *emulator.children(recursive=True)):
         with suppress(psutil.Error):
@@ -172,7 +172,7 @@ class Stage:
             if who == SERVER:
                 before[CHAT].kill()  # so that a server is needed
             if who == EMULATOR and fatal:
-                self.cloud.start_again()
+                self.cloud.emulator.kill_and_start_again()
             row = Row(what, seconds=load.well_after(began, SOON + WHILE))
             done.touch()
             wait_for(lambda: self.cloud.job(job)[0] in FINAL)
@@ -222,7 +222,7 @@ def main() -> int:
                 print(line(row), *row.deviations, sep="\n  ", file=sys.stderr)
                 rows.append(row)
         finally:
-            stage.cloud.close()
+            stage.cloud.emulator.close()
     took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s on {os.cpu_count()} cores"
     if not options.only:
         KEPT.write_text(f"{INTRODUCTION}\n{table(rows)}\n{took}.\n")

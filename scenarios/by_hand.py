@@ -22,15 +22,17 @@ def try_by_hand(what: str, folder: Path) -> list[Row]:
     notebook = nbformat.read(folder / NOTEBOOK, as_version=4)
     steps = [cell for cell in notebook.cells if cell.cell_type == "code"]
     steps[0].source += "".join(f"\n{name} = {value!r}" for name, value in SHORT.items())
-    with runs.served(folder, FAULT) as (emulator, variables):
+    with runs.served(folder, FAULT) as emulator:
         session = NotebookClient(notebook, km=KernelManager(), timeout=runs.PATIENCE)
-        session.start_new_kernel(env={**os.environ, **runs.own(folder), **variables}, cwd=str(folder))
+        session.start_new_kernel(
+            env={**os.environ, **runs.own(folder), **emulator.variables}, cwd=str(folder)
+        )
         session.start_new_kernel_client()
         try:
             reads = refused(session, steps[:9])
             if len(runs.left(folder)) != 1:
                 deviations.append(f"another try finds {runs.left(folder) or 'no endpoint'}")
-            emulator.send_signal(signal.SIGUSR1)
+            emulator.process.send_signal(signal.SIGUSR1)
             for step in steps[2:]:  # as the text under the title says
                 run(session, step)
             deviations += ["the training was paid twice"] if len(runs.jobs(folder)) > 1 else []

@@ -12,6 +12,7 @@ import re
 import signal
 import sys
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -42,10 +43,13 @@ class Case:
     spends: bool = True  # False: known beforehand, so nothing is billed, and no more is created than this:
     creates: tuple[str, ...] = ()
     leaves: int = 0  # endpoints
+    kills: bool = False  # the emulator, while the job runs; another takes its place
 
     @property
     def name(self) -> str:
         """Return what happens, as the table says it."""
+        if self.kills:
+            return "emulator killed, and started again"
         return self.fault or "no fault: {model_name} {model_version}".format(**self.parameters)
 
 
@@ -58,7 +62,7 @@ def without_fault(model: str, version: str) -> Case:
 LATE_CASES = [  # the slow ones first, so that the last one to end is short
     Case("upload-broken", 5, "no job was submitted: [^<]+; where the network failed, run this cell again"),
     Case("throttled=10", 0, "trying again.*Nothing left running"),
-    Case("killed=1", 5, "the emulator stopped while the job ran"),
+    Case("", 5, "the emulator stopped while the job ran", kills=True),
     Case("reset", None),
     Case("slow=0.1", 0, DONE),
     Case("preempted", 0, f"preempted.*{DONE}", {"compute_tier": "low_priority"}),
@@ -174,19 +178,29 @@ def follow(name: str, folder: Path) -> list[Row]:
 def try_fault(case: Case, folder: Path) -> Row:
     """Return the row of a run with a fault, after a second one without it where the first stopped."""
     faults = [case.fault] if case.fault else []
-    with runs.served(folder, *faults) as (emulator, variables):
-        status = runs.execute(folder, "fault.ipynb", case.parameters, variables)
+    with runs.served(folder, *faults) as emulator:
+        if case.kills:
+            threading.Thread(target=kill_in_job, args=(emulator, folder)).start()
+        status = runs.execute(folder, "fault.ipynb", case.parameters, emulator.variables)
         deviations = [] if case.leaves else runs.survivors(folder)
         row = runs.read(case.name, folder, "fault.ipynb", status)
         row.deviations += deviations + compare(case, row, status, folder)
-        emulator.send_signal(signal.SIGUSR1)  # switches the fault off
+        emulator.process.send_signal(signal.SIGUSR1)  # switches the fault off
         if case.leaves:
             row.deviations += runs.survivors(folder) + [f"stays: {name}" for name in runs.left(folder)]
         elif case.spends and row.step != "-":
-            row.deviations += try_again(row, folder, variables)
+            row.deviations += try_again(row, folder, emulator.variables)
     if found := re.search(r".*Still running and billed.*|.*Warning: the component.*", row.said):
         row.reads = found[0]
     return row
+
+
+def kill_in_job(emulator: runs.Emulator, folder: Path) -> None:
+    """Kill the emulator a second after a job began, and start it again."""
+    while not runs.jobs(folder):
+        time.sleep(0.1)
+    time.sleep(1)
+    emulator.kill_and_start_again()
 
 
 def compare(case: Case, row: Row, status: int, folder: Path) -> list[str]:

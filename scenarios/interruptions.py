@@ -99,7 +99,8 @@ def named(word: str, folder: Path) -> list[psutil.Process]:
 def cut_off(way: str, folder: Path) -> list[Row]:
     """Return a row for each step; each run goes on from the one before, and the last succeeds."""
     steps = STEPS_OF.get(way, tuple(STEPS))
-    with runs.served(folder) as (_, variables):
+    with runs.served(folder) as emulator:
+        variables = emulator.variables
         rows = [cut_off_in(step, way, folder, variables, resume=step != steps[0]) for step in steps]
         if WAYS[way] is kill_all:
             return rows + after_all_killed(folder, variables)

@@ -1,13 +1,15 @@
 """An emulator under load: two deployments asked by four clients, a fifth that writes, and jobs that run."""
 
+import io
 import itertools
 import os
 import ssl
 import threading
 import time
 import warnings
-from contextlib import suppress
+from contextlib import redirect_stdout, suppress
 from pathlib import Path
+from unittest import mock
 
 import httpx
 
@@ -38,24 +40,17 @@ class Cloud:
 
     def __init__(self, folder: Path):
         self._folder = folder
-        self.process, self._variables = runs.serve(folder)
+        self.emulator = runs.Emulator(folder)
+        self._variables = self.emulator.variables
         self._tls = ssl.create_default_context(cafile=self._variables["REQUESTS_CA_BUNDLE"])
         try:
-            self._addresses = self._deploy()
+            with mock.patch.dict(os.environ, self._variables), redirect_stdout(io.StringIO()):
+                self._addresses = self._deploy()
             with self.client() as client:
                 self.expected = {name: self._answer(client, name).json() for name in self._addresses}
         except BaseException:
-            self.close()
+            self.emulator.close()
             raise
-
-    def close(self) -> None:
-        """End the emulator."""
-        runs.stop(self.process, self._folder / "serve.log")
-
-    def start_again(self) -> None:
-        """Start the emulator where it was, once its process has ended."""
-        port = self._variables["HF_ENDPOINT"].rpartition(":")[2]
-        self.process, _ = runs.serve(self._folder, "--port", port)
 
     def client(self) -> httpx.Client:
         """Return a client with a token for the workspace."""
@@ -98,7 +93,6 @@ class Cloud:
                 ProbeSettings,
             )
             from azure.identity import ManagedIdentityCredential
-        os.environ.update(self._variables)
         ids = [
             os.environ[f"AZUREML_ARM_{name}"] for name in ("SUBSCRIPTION", "RESOURCEGROUP", "WORKSPACE_NAME")
         ]

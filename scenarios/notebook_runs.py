@@ -98,27 +98,44 @@ def own(folder: Path) -> dict[str, str]:
     return {"PYTHONPATH": str(ROOT), MARK: folder.name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
+class Emulator:
+    """An emulator that serves in a case's folder, and the variables that point clients at it."""
+
+    def __init__(self, folder: Path, *options: str):
+        self._folder, self._options = folder, options
+        self.process, self.variables = self._start()
+
+    def _start(self, *options: str) -> tuple[subprocess.Popen, dict[str, str]]:
+        command = [*EMULATOR, "serve", "--data-dir", DATA, "--poll", "0.1", *self._options, *options]
+        process = start(self._folder, command, "serve")
+        until = time.monotonic() + PATIENCE
+        while "# ready" not in (said := (self._folder / "serve.log").read_text()):
+            if process.poll() is not None or time.monotonic() > until:
+                raise RuntimeError(f"the emulator does not start: {said}")
+            time.sleep(0.1)
+        lines = [line.removeprefix("export ") for line in said.splitlines() if line.startswith("export ")]
+        variables = (line.partition("=") for line in lines)
+        return process, {name: value.strip("'") for name, _, value in variables}
+
+    def kill_and_start_again(self) -> None:
+        """Kill it, and start another at the same place."""
+        self.process.kill()
+        self.process.wait()
+        self.process, _ = self._start("--port", self.variables["HF_ENDPOINT"].rpartition(":")[2])
+
+    def close(self) -> None:
+        """End it."""
+        stop(self.process, self._folder / "serve.log")
+
+
 @contextmanager
-def served(folder: Path, *faults: str) -> Iterator[tuple[subprocess.Popen, dict[str, str]]]:
-    """Keep an emulator up, and give its process and the variables that point clients at it."""
-    process, variables = serve(folder, *(f"--fault={fault}" for fault in faults))
+def served(folder: Path, *faults: str) -> Iterator[Emulator]:
+    """Keep an emulator up."""
+    emulator = Emulator(folder, *(f"--fault={fault}" for fault in faults))
     try:
-        yield process, variables
+        yield emulator
     finally:
-        stop(process, folder / "serve.log")
-
-
-def serve(folder: Path, *options: str) -> tuple[subprocess.Popen, dict[str, str]]:
-    """Start an emulator, and return its process and the variables that point clients at it."""
-    process = start(folder, [*EMULATOR, "serve", "--data-dir", DATA, "--poll", "0.1", *options], "serve")
-    until = time.monotonic() + PATIENCE
-    while "# ready" not in (said := (folder / "serve.log").read_text()):
-        if process.poll() is not None or time.monotonic() > until:
-            raise RuntimeError(f"the emulator does not start: {said}")
-        time.sleep(0.1)
-    lines = [line.removeprefix("export ") for line in said.splitlines() if line.startswith("export ")]
-    variables = (line.partition("=") for line in lines)
-    return process, {name: value.strip("'") for name, _, value in variables}
+        emulator.close()
 
 
 def stop(process: subprocess.Popen, log: Path, number: signal.Signals = signal.SIGTERM) -> str:

@@ -76,7 +76,6 @@ def test_the_kept_table_shows_of_each_interruption_its_step_and_no_endpoint():
         ("throttled=0", "the fault throttled takes a whole number above 0; '0' was given"),
         ("answer-shape=round", "the fault answer-shape takes one of mlflow, vllm, openai; 'round' was given"),
         ("quota-short=3", "the fault quota-short takes no value; '3' was given"),
-        ("killed", "the fault killed needs --data-dir, "),
     ],
 )
 def test_a_fault_that_cannot_be_is_refused_in_one_sentence(fault, complaint, capsys):

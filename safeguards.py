@@ -64,7 +64,7 @@ def after_step(number: int, given: dict) -> None:
     """Raise RuntimeError with the first of the steps up to `number` whose result this kernel lacks."""
     missing = [step for step, name in enumerate(RESULTS[:number], 1) if given.get(name) is None]
     if missing:
-        raise RuntimeError(f"run step {missing[0]} first: this kernel has no result of it")
+        raise RuntimeError(f"run step {missing[0]} first; its result is missing in this kernel")
 
 
 def tag(thing, name: str) -> str | None:
@@ -196,7 +196,7 @@ def check_model(workspace: MLClient, model, resume_job_name: str) -> None:
     untold = [] if training and answering else ["which machine sizes it fits (GPU memory and region decide)"]
     untold += [] if retired else ["whether its fine-tuning is retired"]
     if untold:
-        print(f"The registry does not tell of {model.name} {model.version} {', nor '.join(untold)}.")
+        print(f"The registry doesn't say of {model.name} {model.version} {', or '.join(untold)}.")
     if resume_job_name:
         with explained(f"no job {resume_job_name!r} in {workspace.workspace_name}", "see Jobs in Studio"):
             trained = tag(workspace.jobs.get(resume_job_name), "base_model") or model.id

@@ -22,10 +22,16 @@ from local_azureml.errors import AzureError, not_played
 from local_azureml.paths import OutsideError, inside
 
 ACCOUNT = "store"
-CONTAINERS = {"workspaceblobstore": "azureml-blobstore", "workspaceartifactstore": "azureml"}  # by datastore
+ARTIFACT_STORE = "workspaceartifactstore"  # the datastore with the folders of runs
+CONTAINERS = {"workspaceblobstore": "azureml-blobstore", ARTIFACT_STORE: "azureml"}  # by datastore
 VERSION = "2024-11-04"  # of the storage protocol
 PIECE = 1024 * 1024  # bytes that are written at once
 TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+def run_folder(run: str, below: str = "") -> str:
+    """Return the name in the artifact store of a run's folder, or of what lies `below` it."""
+    return f"ExperimentRun/dcid.{run}" + (below and f"/{below}")
 
 
 def signature(context: Context, container: str, expires: float | None = None) -> str:

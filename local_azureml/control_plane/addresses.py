@@ -21,7 +21,7 @@ def resolve(context: Context, address: str) -> Path:
     read, names = _reader(address)
     place = read(context, *names)
     if not place.exists() and not _on_web(context, address):
-        raise user_error(f"{address} points at nothing: {place.name!r} is not there", "DataNotFound")
+        raise user_error(f"{address} does not exist: no {place.name!r}", "DataNotFound")
     return place
 
 

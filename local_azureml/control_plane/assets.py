@@ -29,7 +29,7 @@ class AssetKind(StringConvertor):
 
 register_url_convertor("asset", AssetKind())
 router = APIRouter()
-CURATED = "an image of Azure's own"
+CURATED = "Azure's curated image"
 PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
 SHARED = ("description", "isArchived", "tags", "properties")  # by all versions of an asset
 PATH = f"{identifiers.WORKSPACE_PATH}/{{kind:asset}}"

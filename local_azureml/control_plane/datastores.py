@@ -169,4 +169,4 @@ def uri(name: str, path: str) -> str:
 
 def run_log(context: Context, run: str, name: str) -> Path:
     """Return the file of a run's log, which is a blob of the artifact store."""
-    return folder_of(context, "workspaceartifactstore", f"ExperimentRun/dcid.{run}/{name}")
+    return folder_of(context, storage.ARTIFACT_STORE, storage.run_folder(run, name))

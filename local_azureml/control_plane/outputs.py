@@ -2,7 +2,7 @@
 
 import re
 
-from local_azureml import identifiers
+from local_azureml import identifiers, storage
 from local_azureml.context import Context
 from local_azureml.control_plane import datastores
 from local_azureml.errors import not_found, not_played, user_error
@@ -47,7 +47,7 @@ def lasting_uri(context: Context, uri: str) -> str:
     if short := SHORT.fullmatch(uri):
         return datastores.uri(*short.groups())
     if run := re.fullmatch(r"runs:/([^/]+)/(.+)", uri):
-        return datastores.uri("workspaceartifactstore", f"ExperimentRun/dcid.{run[1]}/{run[2]}")
+        return datastores.uri(storage.ARTIFACT_STORE, storage.run_folder(*run.groups()))
     named = re.fullmatch(r"azureml://jobs/([^/]+)/outputs/([^/]+)(?:/paths)?(/.*)?", uri.rstrip("/"))
     if not named:
         return uri
@@ -62,12 +62,8 @@ def address(context: Context, job: str, output: str) -> str:
         raise not_found("job", job, context.state.names(identifiers.JOBS))
     known = document["properties"].get("outputs") or {}
     if output in ARTIFACTS and output not in known:
-        known = {
-            **known,
-            output: {
-                "uri": datastores.uri("workspaceartifactstore", f"ExperimentRun/dcid.{document['name']}")
-            },
-        }
+        own = datastores.uri(storage.ARTIFACT_STORE, storage.run_folder(document["name"]))
+        known = {**known, output: {"uri": own}}
     if output not in known:
         raise user_error(f"the job {job!r} has no output {output!r}; it has: {', '.join(known) or 'none'}")
     uri = known[output]["uri"].rstrip("/")

@@ -119,7 +119,7 @@ def _token(query: Query, value: str) -> None:
             return
     except (TypeError, ValueError, RecursionError):
         pass
-    raise user_error("$skip is no token of an answer's nextLink: begin the list again without it")
+    raise user_error("invalid $skip token; start the list again without it")
 
 
 ORDERED = {"$orderBy": _order_by, "$top": _most}

@@ -19,9 +19,8 @@ from local_azureml.context import Context, current
 from local_azureml.control_plane import datastores
 from local_azureml.errors import AzureError
 
-DATASTORE = "workspaceartifactstore"
 STORED = "mlflow-artifacts:/"
-ROOT = f"{STORED}{storage.CONTAINERS[DATASTORE]}/ExperimentRun"
+ROOT = f"{STORED}{storage.CONTAINERS[storage.ARTIFACT_STORE]}"
 UPLOADED = "azureml://artifacts/"  # begins the address that Azure's plugin gives to a folder it uploads
 SERVED = "/api/2.0/mlflow-artifacts/artifacts"
 HOLDING = re.compile(r"/api/\d\.\d/(mlflow/|.*/MLmodel$)")  # what holds addresses of artifacts
@@ -31,13 +30,13 @@ TOLD = re.compile(rf"(?<![^\s\"']){STORED}({'|'.join(storage.CONTAINERS.values()
 
 def of_run(run: str) -> str:
     """Return the address, as it is stored, of a run's artifacts: where its job's logs and outputs are."""
-    return f"{ROOT}/dcid.{run}"
+    return f"{ROOT}/{storage.run_folder(run)}"
 
 
 def datastore_uri(address: str) -> str:
     """Return the datastore's address of what lies at an address of MLflow's; any other as it is."""
     if address.startswith(UPLOADED):
-        return datastores.uri(DATASTORE, address.removeprefix(UPLOADED))
+        return datastores.uri(storage.ARTIFACT_STORE, address.removeprefix(UPLOADED))
     container, _, path = address.removeprefix(STORED).lstrip("/").partition("/")
     names = {held: name for name, held in storage.CONTAINERS.items()}
     known = address.startswith(STORED) and container in names
@@ -76,7 +75,7 @@ def _given(authorization: str) -> tuple[str, str]:
 
 
 class Addresses:
-    """Tells clients with a token the signed addresses of artifacts, and takes those back.
+    """Rewrites artifact URIs: signed https on the way out, mlflow-artifacts on the way in.
 
     Who comes with a signature is told addresses with that one, so that none opens more, or for longer.
     """

@@ -16,7 +16,7 @@ from local_azureml.context import Context, current
 from local_azureml.data_plane import artifacts, identity, tracking
 from local_azureml.errors import AzureError, user_error
 
-COOKIE = "local_azureml_visitor"
+COOKIE = "local_azureml_session"
 LIFETIME = 12 * 3600  # seconds
 LINKS = "/runs"
 NOT_THE_PAGES = ("/api/", "/ajax-api/2.0/mlflow-artifacts/")
@@ -37,7 +37,7 @@ def link(context: Context, job: str) -> str:
 
 
 def check_link(request: Request) -> None:
-    """Refuse who comes with neither the job's ticket nor the cookie that another gave."""
+    """Reject requests with neither a valid ticket nor a session cookie."""
     job = current(request).state.get(_id(request))
     if not _has_cookie(request) and not (job and _fits(request, job)):
         raise _refused()
@@ -65,7 +65,7 @@ def check_reader(request: Request) -> None:
     """Refuse a request to MLflow without a token, unless it reads and is the page's own."""
     path = request.scope["path"]
     if posixpath.normpath(path) != (path.rstrip("/") or "/"):
-        raise user_error(f"the path {path!r} is not written out", "InvalidPath")
+        raise user_error(f"the path {path!r} is not normalised", "InvalidPath")
     below = path.removeprefix(tracking.PREFIX)
     if "authorization" in request.headers:
         if artifacts.is_signature(request.headers["authorization"]):
@@ -106,7 +106,7 @@ def _fits(request: Request, job: dict) -> bool:
 
 def _has_cookie(request: Request) -> bool:
     expires, _, given = request.cookies.get(COOKIE, "").partition(".")
-    made = current(request).sign("visitor", expires)
+    made = current(request).sign("session", expires)
     return hmac.compare_digest(given.encode(), made.encode()) and int(expires) > time.time()
 
 

@@ -65,10 +65,10 @@ def _error(run: dict) -> dict | None:
 def _logs(context: Context, name: str) -> dict[str, str]:
     """Return the logs of a run: their names, and the addresses to read them at."""
     folder: Path = datastores.run_log(context, name, "")
-    container = datastores.CONTAINERS["workspaceartifactstore"]
+    container = storage.CONTAINERS[storage.ARTIFACT_STORE]
     files = (file for place in LOGS for file in (folder / place).rglob("*.txt"))
     found = sorted(file.relative_to(folder).as_posix() for file in files)
-    return {log: storage.address(context, container, f"ExperimentRun/dcid.{name}/{log}") for log in found}
+    return {log: storage.address(context, container, storage.run_folder(name, log)) for log in found}
 
 
 @router.get(f"{PATH}/runs/{{name}}")

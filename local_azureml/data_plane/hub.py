@@ -39,14 +39,14 @@ public = opens(nothing, PUBLIC)
 
 
 def refuse(status: int, code: str, message: str) -> HTTPException:
-    """The hub's error: its clients read the two headers."""
+    """Return the hub's error; its clients read the two headers."""
     return HTTPException(
         status, message, headers={"X-Error-Code": code, "X-Error-Message": ascii(message)[1:-1]}
     )
 
 
 def find(request: Request, repository: str, revision: str = "main") -> Snapshot:
-    """The repository at that revision; a stranger learns no more than that they may not see it."""
+    """Return the repository at that revision; unauthenticated callers get 401 whether or not it exists."""
     snapshot = request.app.state.hub.snapshot(repository)
     if snapshot is None:
         if "authorization" in request.headers:
@@ -58,7 +58,7 @@ def find(request: Request, repository: str, revision: str = "main") -> Snapshot:
 
 
 def description(snapshot: Snapshot, blobs: bool = False) -> dict:
-    """The repository's page as the API gives it."""
+    """Return the repository's page as the API gives it."""
     owner = snapshot.repository.partition("/")[0]
     files = snapshot.files.values()
     return {
@@ -80,7 +80,7 @@ def description(snapshot: Snapshot, blobs: bool = False) -> dict:
 
 
 def page(entries: list[dict], request: Request, cursor: int, limit: int) -> JSONResponse:
-    """One page of the entries, with a link to the next."""
+    """Return one page of the entries, with a link to the next."""
     following = cursor + limit
     headers = {}
     if following < len(entries):

@@ -53,7 +53,7 @@ class Snapshot:
     card: dict
 
     def below(self, folder: str, recursive: bool) -> list[dict]:
-        """The listing's entries under `folder`: directories first, as the real hub sorts them."""
+        """Return the listing's entries under `folder`: directories first, as the real hub sorts them."""
         prefix = f"{folder}/" if folder else ""
         files, folders = [], set()
         for path, file in self.files.items():
@@ -85,7 +85,7 @@ class Hub:
         return [f"{folder.parent.name}/{folder.name}" for folder in folders if folder.is_dir()]
 
     def snapshot(self, repository: str) -> Snapshot | None:
-        """The repository as its folder is now, or None if there is no such folder."""
+        """Return the repository as its folder is now, or None if there is no such folder."""
         if repository not in self.repositories():
             return None
         folder = self.root / "datasets" / repository
@@ -110,12 +110,12 @@ def sha1(*lines: str) -> str:
 
 
 def pointer(file: StoredFile) -> str:
-    """What git itself stores of a large file."""
+    """Return what git itself stores of a large file."""
     return f"version https://git-lfs.github.com/spec/v1\noid sha256:{file.sha256}\nsize {file.size}\n"
 
 
 def digest(location: Path, size: int) -> tuple[str, str | None]:
-    """The git blob's id, and the SHA-256 where the file is a large one."""
+    """Return the git blob's id, and the SHA-256 where the file is a large one."""
     large = size > LARGEST_TEXT or location.suffix not in TEXT_SUFFIXES
     header = b"" if large else f"blob {size}\0".encode()
     total = hashlib.sha256() if large else hashlib.sha1(header, usedforsecurity=False)
@@ -130,7 +130,7 @@ def moment(seconds: float) -> str:
 
 
 def card(readme: StoredFile | None) -> dict:
-    """The YAML block at the head of the dataset's card."""
+    """Return the YAML block at the head of the dataset's card."""
     text = readme.location.read_text(encoding="utf-8") if readme else ""
     block = re.match(r"---\r?\n(.*?)\r?\n---", text, re.DOTALL)
     return json.loads(json.dumps(yaml.safe_load(block[1]) or {}, default=str)) if block else {}

@@ -170,7 +170,7 @@ def uri(context: Context) -> str:
 
 
 class Page:
-    """MLflow's web application, which invites no pages of other origins."""
+    """MLflow's app with CORS headers removed."""
 
     def __init__(self, runs: Tracking):
         self._runs = runs

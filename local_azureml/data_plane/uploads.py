@@ -6,7 +6,6 @@ from typing_extensions import Required
 from local_azureml import identifiers, storage
 from local_azureml.context import current
 from local_azureml.control_plane import shapes
-from local_azureml.data_plane import artifacts
 
 router = APIRouter()
 ORIGIN = "LocalUpload"
@@ -22,7 +21,7 @@ def begin(
     request: Request, container: str, files: list[File] = Body(alias="paths", embed=True, max_length=1000)
 ) -> dict:
     """Return the addresses to which files are to be written, by their paths."""
-    context, store = current(request), storage.CONTAINERS[artifacts.DATASTORE]
+    context, store = current(request), storage.CONTAINERS[storage.ARTIFACT_STORE]
     known, found = {}, {}
     for path in (file["path"] for file in files):
         name = f"{ORIGIN}/{container}/{path}"

@@ -32,7 +32,7 @@ def python_of(specification: dict | None, folder: Path) -> str:
     if specification is None:
         return sys.executable
     if specification["requirements"] is None:
-        said = f"{specification['instead']} is not run here: the emulator's own Python {OWN} is"
+        said = f"{specification['instead']} is not available here; using the emulator's Python {OWN}"
         print(f"environment {specification['name']}: {said}", flush=True)
         return sys.executable
     asked, requirements = specification["python"], specification["requirements"]
@@ -47,7 +47,7 @@ def python_of(specification: dict | None, folder: Path) -> str:
     folder.mkdir(parents=True, exist_ok=True)
     with filelock.FileLock(place.with_suffix(".lock")):
         if (place / MADE).exists():
-            print(f"environment {specification['name']}: as made before", flush=True)
+            print(f"environment {specification['name']}: reused", flush=True)
         else:
             begun = time.monotonic()
             _make(place, base, requirements, substitute)
@@ -102,12 +102,12 @@ def _make(place: Path, base: str, requirements: list[str], substitute: bool) -> 
     shutil.rmtree(place, ignore_errors=True)
     made = subprocess.run([base, "-m", "venv", place], capture_output=True, text=True)
     if made.returncode:
-        raise UserError(f"{base} makes no virtual environment: {made.stdout}{made.stderr}")
+        raise UserError(f"could not create a virtual environment with {base}: {made.stdout}{made.stderr}")
     failure = _install(place, requirements, *([SLOW] if substitute else []))
     if failure and substitute:
         failure = _install_next(place, requirements)
     if failure and substitute:
-        print("nor are there later versions that agree: without any", flush=True)
+        print("no compatible later versions either; installing without version pins", flush=True)
         failure = _install(place, [PINNED.sub("", line) for line in requirements])
     if failure:
         raise UserError(f"the environment can't be made: {failure}")
@@ -115,7 +115,7 @@ def _make(place: Path, base: str, requirements: list[str], substitute: bool) -> 
 
 def _install_next(place: Path, requirements: list[str]) -> str:
     """Install the first version from a fixed one on that this Python has, then the rest; say why not."""
-    print("with these versions there is nothing for this Python: the next that there are", flush=True)
+    print("no wheels of these versions for this Python; trying the next ones available", flush=True)
     later = [PINNED.sub(r">=\1", line) for line in requirements]
     fixed = [new for old, new in zip(requirements, later, strict=True) if new != old]
     first = ("--resolution=lowest-direct", "--only-binary=:all:")  # pip knows no such thing, uv does

@@ -60,7 +60,10 @@ def with_config(folder: Path, **changes) -> None:
         (lambda folder: (folder / "config.json").write_text("[1"), "of the base model is not JSON"),
         (lambda folder: (folder / "config.json").write_text("[1]"), "of the base model is no JSON object"),
         (lambda folder: (folder / "model.safetensors").unlink(), "has no file model.safetensors"),
-        (lambda folder: (folder / "model.safetensors").write_text("cut"), "is no whole safetensors file"),
+        (
+            lambda folder: (folder / "model.safetensors").write_text("cut"),
+            "is truncated or not a safetensors file",
+        ),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no tokenizer_config.json"),
         (lambda folder: with_config(folder, model_type="evil"), "has no model of the type 'evil', and code"),
         (lambda folder: with_config(folder, model_type="t5"), "of the type 't5', no causal language model"),

@@ -185,7 +185,7 @@ def test_a_cut_off_weight_file_is_refused(tmp_path, base, rows):
     whole = (base / "model.safetensors").read_bytes()
     model = broken(base, tmp_path / "model", model_safetensors=whole[: len(whole) // 2])
     assert (
-        "model.safetensors of the base model is no whole safetensors file"
+        "model.safetensors of the base model is truncated or not a safetensors file"
         in import_failure(tmp_path, model, rows)[2]
     )
 
@@ -318,7 +318,8 @@ def test_rows_that_are_all_longer_than_the_model_takes_fail_the_job(tmp_path, pr
     long = {"messages": [{"role": "user", "content": "cow " * 600}, {"role": "assistant", "content": "moo"}]}
     run = preprocess(write_jsonl(tmp_path / "rows.jsonl", [long] * 30))
     assert (
-        failure(run.process)[2] == "only 0 training rows keep a token to learn from; at least 10 are needed"
+        failure(run.process)[2]
+        == "only 0 training rows keep assistant tokens after truncation; 10 are needed"
     )
 
 

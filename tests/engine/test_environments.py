@@ -76,7 +76,7 @@ def test_an_environment_is_made_once(client, tmp_path):
     for name in ("one", "another"):
         job = ended(client, make_command("true", environment=made_of("localmade=1.0", name=name)))
         texts.append(log_of(client, job, tmp_path / name))
-    assert "as made before" in texts[1] and "made in" not in texts[1]
+    assert ": reused" in texts[1] and "made in" not in texts[1]
 
 
 def test_what_a_job_installs_stays_in_its_environment(client, tmp_path):
@@ -112,7 +112,7 @@ def test_a_version_that_is_not_there_for_the_python_in_place_is_replaced_by_the_
 
 def test_an_image_without_a_specification_is_named_in_the_first_line_of_the_log(client, tmp_path):
     first = log_of(client, ended(client, make_command("true")), tmp_path).splitlines()[0]
-    assert "python:3.11, which has no conda file, is not run here: the emulator's own Python" in first
+    assert "python:3.11, which has no conda file, is not available here; using the emulator's Python" in first
 
 
 def test_a_curated_environment_asks_for_what_azure_says_of_it(client):
@@ -146,7 +146,7 @@ def test_a_curated_environment_of_which_nothing_is_known_is_named_in_the_first_l
     client, tmp_path, name
 ):
     first = log_of(client, ended(client, make_command("true", environment=name)), tmp_path).splitlines()[0]
-    assert "an image of Azure's own is not run here: the emulator's own Python" in first
+    assert "Azure's curated image is not available here; using the emulator's Python" in first
 
 
 @pytest.mark.parametrize("file", registry.ENVIRONMENTS.values(), ids=lambda file: file.stem)

@@ -197,7 +197,7 @@ def test_step_1_refuses_a_parameter_that_is_no_number_of_its_kind(steps, changed
 
 @pytest.mark.parametrize("step", [name for name in CELLS if name not in ("parameters", "setup")])
 def test_a_step_without_those_before_it_says_which_comes_first(steps, step):
-    with pytest.raises(RuntimeError, match="run step 1 first: this kernel has no result of it"):
+    with pytest.raises(RuntimeError, match="run step 1 first; its result is missing in this kernel"):
         steps(step)
 
 

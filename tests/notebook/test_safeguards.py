@@ -115,8 +115,8 @@ LISTS = {"finetune_compute_allow_list": "['A']", "inference_compute_allow_list":
         (model("Phi-4", LISTS | {"FinetuneRetirementDate": "2999-01-02"}), ""),
         (
             model("Phi-4"),
-            "The registry does not tell of Phi-4 8 which machine sizes it fits"
-            " (GPU memory and region decide), nor whether its fine-tuning is retired.\n",
+            "The registry doesn't say of Phi-4 8 which machine sizes it fits"
+            " (GPU memory and region decide), or whether its fine-tuning is retired.\n",
         ),
         (
             model(

@@ -21,8 +21,8 @@ from transformers import (
     set_seed,
 )
 
-from .knowledge import FOLDER
-from .prose import write_documents
+from tools.sample.knowledge import FOLDER
+from tools.sample.prose import write_documents
 
 SEEDS = FOLDER.parents[1] / "local_azureml" / "seeds" / "base_model"
 SPECIAL_TOKENS = ["<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]

@@ -13,7 +13,7 @@ from random import Random
 import yaml
 from datasets import Dataset, Features, List, Value, disable_progress_bars
 
-from .knowledge import FOLDER, Field, Subject, read_fields, read_phrases
+from tools.sample.knowledge import FOLDER, Field, Subject, read_fields, read_phrases
 
 SEEDS = (
     FOLDER.parents[1] / "local_azureml" / "seeds" / "hub" / "datasets" / "HuggingFaceH4" / "ultrachat_200k"

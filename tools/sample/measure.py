@@ -16,8 +16,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, P
 from transformers.utils import logging
 from trl import SFTConfig, SFTTrainer
 
-from .base_model import SEEDS as BASE
-from .conversations import SEEDS as DATA
+from tools.sample.base_model import SEEDS as BASE
+from tools.sample.conversations import SEEDS as DATA
 
 SHARE = 0.05  # of a split, as in the notebook
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from random import Random
 
-from .conversations import (
+from tools.sample.conversations import (
     DATASET_SEED,
     FIELDS,
     PHRASES,
@@ -15,7 +15,7 @@ from .conversations import (
     make_splits,
     sentence,
 )
-from .knowledge import FOLDER, Field, Subject, read_yaml
+from tools.sample.knowledge import FOLDER, Field, Subject, read_yaml
 
 FRAMES = read_yaml(FOLDER / "frames.yaml")
 

@@ -101,4 +101,6 @@ def _header(path: Path) -> dict[str, tuple[list[int], str]]:
             parts = {name: tensors.get_slice(name) for name in tensors.keys()}  # noqa: SIM118
             return {name: (part.get_shape(), part.get_dtype()) for name, part in parts.items()}
     except SafetensorError as error:
-        raise UserError(f"{path.name} of the base model is no whole safetensors file: {error}") from error
+        raise UserError(
+            f"{path.name} of the base model is truncated or not a safetensors file: {error}"
+        ) from error

@@ -177,7 +177,7 @@ def _model(task: Task, dtype: torch.dtype) -> PreTrainedModel:
             raise
         raise UserError(
             "the base model's weights have other shapes than its config.json says;"
-            " set ignore_mismatched_sizes to start those afresh"
+            " set ignore_mismatched_sizes to reinitialise them"
         ) from error
 
 

@@ -48,7 +48,7 @@ def _free(gpus: int) -> int:
 
 
 def _half(gpus: int) -> str | None:
-    """Return the 16 bits that pay: a CPU without instructions for them emulates bf16, slowly."""
+    """Return the 16-bit type that is faster here, if any; a CPU may emulate bf16, slowly."""
     if gpus:
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
     flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""  # Linux alone has it

@@ -40,7 +40,7 @@ def run(specification: dict) -> None:
         kept = writer.write(rows, output / f"{split}.arrow")
         if split == "train" and kept < LEAST_ROWS:
             raise UserError(
-                f"only {kept} training rows keep a token to learn from; at least {LEAST_ROWS} are needed"
+                f"only {kept} training rows keep assistant tokens after truncation; {LEAST_ROWS} are needed"
             )
     print(f"{writer.tokens:,} tokens in {time.monotonic() - begun:.1f} s", flush=True)
 

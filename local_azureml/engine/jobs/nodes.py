@@ -3,7 +3,7 @@
 import secrets
 
 from local_azureml.context import Context
-from local_azureml.control_plane import computes, quota, shapes
+from local_azureml.control_plane import computes, jobs, quota, shapes
 from local_azureml.errors import user_error
 
 
@@ -13,8 +13,8 @@ class Nodes:
     def __init__(self, context: Context, job: str, compute: str, nodes: int, instance_type: str):
         self._context, self._interval = context, f"job-{job}-{secrets.token_hex(4)}"
         self._idle, tier = 0.0, quota.DEDICATED
-        if compute == "serverless":
-            resource, size = "serverless", quota.size_named(context, instance_type)
+        if compute == jobs.SERVERLESS:
+            resource, size = jobs.SERVERLESS, quota.size_named(context, instance_type)
         else:
             document = computes.find(context, compute)
             cluster = document["properties"]["properties"]

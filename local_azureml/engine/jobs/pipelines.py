@@ -184,7 +184,7 @@ def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ())
             raise AzureError(501, "NotImplemented", sentence)
         if spec["name"] != FINE_TUNING and spec.get("type") == "pipeline":
             if spec in within:
-                raise user_error(f"the component {spec['name']} lies within itself, as the node {key!r}")
+                raise user_error(f"the component {spec['name']} contains itself (node {key!r})")
             check_pipeline(context, spec.get("jobs"), (*within, spec))
         else:
             command_steps.check(context, spec, node)
@@ -206,7 +206,7 @@ def _in_order(needs: dict[str, set[str]]) -> list[str]:
     while len(ordered) < len(needs):
         ready = [key for key in needs if key not in ordered and needs[key] <= set(ordered)]
         if not ready:
-            raise StepError("UserError", f"the nodes {sorted(set(needs) - set(ordered))} wait for each other")
+            raise StepError("UserError", f"the nodes {sorted(set(needs) - set(ordered))} form a cycle")
         ordered += ready
     return ordered
 

@@ -11,9 +11,10 @@ from pathlib import Path
 import torch
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, PlainTextResponse, Response
+from fastapi.responses import JSONResponse, Response
 
 from local_azureml.engine.processes import UserError
+from local_azureml.engine.serving import script_server
 from local_azureml.engine.serving.generation import (
     Answer,
     GenerationRequest,
@@ -21,22 +22,18 @@ from local_azureml.engine.serving.generation import (
     Parameters,
     TooLongError,
 )
+from local_azureml.engine.serving.script_server import QUEUED, BadRequestError
 
 EXPECTED = (
     '{"input_data": {"input_string": [{"role": "user", "content": "…"}], "parameters": {"temperature": 0.7,'
     ' "top_p": 0.9, "do_sample": true, "max_new_tokens": 200}}}'
 )
-QUEUED = 2  # times the concurrency limit: what Azure holds in flight before it answers 429
 LEGAL = {  # parameter -> (types, what is legal, in words)
     "do_sample": ((bool,), lambda value: True, "true or false"),
     "temperature": ((int, float), lambda value: 0 <= value <= 10, "a number from 0 to 10"),
     "top_p": ((int, float), lambda value: 0 < value <= 1, "a number above 0, at most 1"),
     "max_new_tokens": ((int,), lambda value: value >= 1, "a positive integer"),
 }
-
-
-class BadRequestError(Exception):
-    """What a request got wrong."""
 
 
 def flat_or_nested(given: list) -> list[list[dict]]:
@@ -158,24 +155,19 @@ async def _score(
         return refusal(408, f"no answer within the deployment's request timeout of {timeout:g} s")
     except Exception as error:
         traceback.print_tb(error.__traceback__)  # without the message, which could quote a prompt
-        return model_failed(type(error).__name__)
+        return sent(*script_server.model_failed(error))
     finally:
         for ticket in tickets:
             ticket.dropped = True
 
 
-def refusal(status: int, message: str) -> JSONResponse:
+def refusal(status: int, message: str) -> Response:
     """Return an error as the scoring server writes it."""
-    return JSONResponse({"error": {"code": str(status), "message": message}}, status)
+    return sent(*script_server.refusal(status, message))
 
 
-def model_failed(reason: str) -> Response:
-    """Return Azure's answer for a model that raised: a sentence, and no JSON."""
-    sentence = "An unexpected error occurred in scoring script. Check the logs for more info."
-    answer = PlainTextResponse(sentence, 424)
-    answer.headers["ms-azureml-model-error-statuscode"] = "500"
-    answer.headers["ms-azureml-model-error-reason"] = reason
-    return answer
+def sent(status: int, body: str, headers: dict) -> Response:
+    return Response(body, status, headers, "text/plain")
 
 
 def _said(answer: Response, begun: float) -> Response:

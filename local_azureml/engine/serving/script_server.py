@@ -137,7 +137,7 @@ def plain(value):
         return value.to_dict(orient="records") if getattr(value, "ndim", 1) == 2 else value.tolist()
     if hasattr(value, "tolist"):
         return value.tolist()
-    raise TypeError(f"{type(value).__name__} is nothing that JSON can hold")
+    raise TypeError(f"{type(value).__name__} is not JSON serializable")
 
 
 class Server(socketserver.ThreadingUnixStreamServer):
@@ -175,12 +175,19 @@ class Server(socketserver.ThreadingUnixStreamServer):
             return refusal(400, str(error))
         except Exception as error:
             traceback.print_exc()
-            named = {"ms-azureml-model-error-statuscode": "500"}
-            named["ms-azureml-model-error-reason"] = type(error).__name__
-            return 424, SENTENCE, named
+            return model_failed(error)
         finally:
             with self.counting:
                 self.running -= 1
+
+
+def model_failed(error):
+    """Return Azure's answer for a model that raised: a sentence, and no JSON."""
+    named = {
+        "ms-azureml-model-error-statuscode": "500",
+        "ms-azureml-model-error-reason": type(error).__name__,
+    }
+    return 424, SENTENCE, named
 
 
 def refusal(status, message):

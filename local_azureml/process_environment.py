@@ -50,12 +50,12 @@ def leave(*others: str) -> None:
 
 
 def of_command(context: Context) -> dict[str, str]:
-    """Return the variables of a caller's command: the caller's own, and those that lead to `cloud`."""
+    """Return the variables of a caller's command: the caller's own, and those that lead to the emulator."""
     return clean() | context.environment()
 
 
 def of_child(context: Context, /, **own: str) -> dict[str, str]:
-    """Return the variables of a job or a deployment: those that lead to `cloud`, and on top its own."""
+    """Return the variables of a job or a deployment: those that lead to the emulator, and on top its own."""
     inherited = {name: value for name, value in of_command(context).items() if name not in PYTHON}
     return inherited | {"TMPDIR": str(context.temporary)} | own
 

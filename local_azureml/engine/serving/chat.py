@@ -134,7 +134,7 @@ def create_app(generator: Generator, shape: str, most: int, timeout: float, faul
 async def _score(
     body: bytes, generator: Generator, threads: Executor, shape: str, timeout: float, faults: dict
 ) -> Response:
-    tickets: list[GenerationRequest] = []
+    asked: list[GenerationRequest] = []
     until = time.monotonic() + timeout
 
     def prompts(conversations: list[list[dict]]) -> list[list[int]]:
@@ -146,8 +146,8 @@ async def _score(
         given, parameters = parse(body)
         conversations, answered = SHAPES[shape][0](given), SHAPES[shape][1]
         made = await asyncio.get_running_loop().run_in_executor(threads, prompts, conversations)
-        tickets += [generator.ask(prompt, parameters) for prompt in made]
-        answers = asyncio.gather(*(asyncio.wrap_future(ticket.answer) for ticket in tickets))
+        asked += [generator.ask(prompt, parameters) for prompt in made]
+        answers = asyncio.gather(*(asyncio.wrap_future(request.answer) for request in asked))
         return JSONResponse(answered(await asyncio.wait_for(answers, until - time.monotonic())))
     except (BadRequestError, TooLongError) as error:
         return refusal(400, f"{error}; expected is {EXPECTED}")
@@ -157,8 +157,8 @@ async def _score(
         traceback.print_tb(error.__traceback__)  # without the message, which could quote a prompt
         return sent(*script_server.model_failed(error))
     finally:
-        for ticket in tickets:
-            ticket.dropped = True
+        for request in asked:
+            request.dropped = True
 
 
 def refusal(status: int, message: str) -> Response:

@@ -73,46 +73,46 @@ class Generator:
         threading.Thread(target=self._work, name="generator", daemon=True).start()
 
     def ask(self, prompt: list[int], parameters: Parameters) -> GenerationRequest:
-        """Queue a conversation's prompt; its answer comes in the ticket's future."""
+        """Queue a conversation's prompt; its answer comes in the request's future."""
         room = self.context - len(prompt)
         if room < 1:
             raise TooLongError(
                 f"the conversation has {len(prompt)} tokens; the model takes fewer than {self.context}"
             )
-        ticket = GenerationRequest(prompt, parameters, min(room, parameters.max_new_tokens))
-        self.waiting.put(ticket)
-        return ticket
+        request = GenerationRequest(prompt, parameters, min(room, parameters.max_new_tokens))
+        self.waiting.put(request)
+        return request
 
     @torch.inference_mode()
     def _work(self) -> None:
         batch = Batch(self.model)
         while True:
-            asked = self._take(self.most - len(batch.tickets), wait=not batch.tickets)
+            asked = self._take(self.most - len(batch.requests), wait=not batch.requests)
             try:
                 batch.step(asked)
-                batch.keep([not self._finish(ticket) for ticket in batch.tickets])
+                batch.keep([not self._finish(request) for request in batch.requests])
             except Exception as error:
-                for ticket in {id(ticket): ticket for ticket in (*asked, *batch.tickets)}.values():
-                    if not ticket.answer.done():
-                        ticket.answer.set_exception(error)
+                for request in {id(request): request for request in (*asked, *batch.requests)}.values():
+                    if not request.answer.done():
+                        request.answer.set_exception(error)
                 batch = Batch(self.model)
 
     def _take(self, room: int, wait: bool) -> list[GenerationRequest]:
-        """Return up to `room` of the tickets that wait, at least one of them if `wait`."""
+        """Return up to `room` of the requests that wait, at least one of them if `wait`."""
         taken = [self.waiting.get()] if wait else []
         while len(taken) < room and not self.waiting.empty():
             taken.append(self.waiting.get())
-        return [ticket for ticket in taken if ticket.answer.set_running_or_notify_cancel()]
+        return [request for request in taken if request.answer.set_running_or_notify_cancel()]
 
-    def _finish(self, ticket: GenerationRequest) -> bool:
+    def _finish(self, request: GenerationRequest) -> bool:
         """Hand over the answer if its last token ended it; say whether nothing more is to be done."""
-        ended = ticket.made[-1] in self.ends
-        if ended or len(ticket.made) >= ticket.limit:
-            text = self.tokenizer.decode(ticket.made, skip_special_tokens=True).strip()
+        ended = request.made[-1] in self.ends
+        if ended or len(request.made) >= request.limit:
+            text = self.tokenizer.decode(request.made, skip_special_tokens=True).strip()
             reason = "stop" if ended else "length"
-            ticket.answer.set_result(Answer(text, reason, len(ticket.prompt), len(ticket.made)))
+            request.answer.set_result(Answer(text, reason, len(request.prompt), len(request.made)))
             return True
-        return ticket.dropped
+        return request.dropped
 
 
 def load_model(folder: Path) -> PreTrainedModel:
@@ -128,7 +128,7 @@ class Batch:
 
     def __init__(self, model: PreTrainedModel):
         self.model = model
-        self.tickets: list[GenerationRequest] = []
+        self.requests: list[GenerationRequest] = []
         self.cache = DynamicCache()
         self.seen = torch.zeros(0, 0, dtype=torch.long, device=model.device)  # rows by tokens: 0 is padding
 
@@ -136,19 +136,19 @@ class Batch:
         """Let `asked` join, and give every conversation its next token."""
         if asked:
             self._join(asked)
-        if self.tickets and not asked:
-            last = torch.tensor([[ticket.made[-1]] for ticket in self.tickets], device=self.model.device)
+        if self.requests and not asked:
+            last = torch.tensor([[request.made[-1]] for request in self.requests], device=self.model.device)
             self.seen = pad(self.seen, (0, 1), value=1)
-            self._choose(self.tickets, self._forward(last, self.seen, self.cache))
+            self._choose(self.requests, self._forward(last, self.seen, self.cache))
 
     def keep(self, wanted: list[bool]) -> None:
         """Let go of the conversations that are not `wanted`, and of columns that are padding to the rest."""
         if all(wanted):
             return
         rows = torch.tensor([row for row, kept in enumerate(wanted) if kept], device=self.seen.device)
-        self.tickets = [ticket for ticket, kept in zip(self.tickets, wanted, strict=True) if kept]
+        self.requests = [request for request, kept in zip(self.requests, wanted, strict=True) if kept]
         self.seen = self.seen[rows.long()]
-        if not self.tickets:
+        if not self.requests:
             self.cache, self.seen = DynamicCache(), self.seen[:, :0]
             return
         unused = int(self.seen.argmax(1).min())
@@ -158,18 +158,18 @@ class Batch:
 
     def _join(self, asked: list[GenerationRequest]) -> None:
         """Read the prompts of `asked`, choose their first tokens, and put their caches under the others'."""
-        longest = max(len(ticket.prompt) for ticket in asked)
-        short = [longest - len(ticket.prompt) for ticket in asked]
-        rows = [[0] * gap + ticket.prompt for gap, ticket in zip(short, asked, strict=True)]
+        longest = max(len(request.prompt) for request in asked)
+        short = [longest - len(request.prompt) for request in asked]
+        rows = [[0] * gap + request.prompt for gap, request in zip(short, asked, strict=True)]
         seen = [[0] * gap + [1] * (longest - gap) for gap in short]
         ids = torch.tensor(rows, device=self.model.device)
         cache, seen = DynamicCache(), torch.tensor(seen, device=self.model.device)
         self._choose(asked, self._forward(ids, seen, cache))
-        if self.tickets:
+        if self.requests:
             self._append(cache, seen)
         else:
             self.cache, self.seen = cache, seen
-        self.tickets = [*self.tickets, *asked]
+        self.requests = [*self.requests, *asked]
 
     def _append(self, cache: DynamicCache, seen: torch.Tensor) -> None:
         gap = self.seen.shape[1] - seen.shape[1]
@@ -192,13 +192,13 @@ class Batch:
         )
         return outputs.logits[:, -1].float()
 
-    def _choose(self, tickets: list[GenerationRequest], scores: torch.Tensor) -> None:
+    def _choose(self, requests: list[GenerationRequest], scores: torch.Tensor) -> None:
         tokens = scores.argmax(-1)
-        rows = [row for row, ticket in enumerate(tickets) if ticket.parameters.samples]
+        rows = [row for row, request in enumerate(requests) if request.parameters.samples]
         if rows:
-            tokens[rows] = sample(scores[rows], [tickets[row].parameters for row in rows])
-        for ticket, token in zip(tickets, tokens.tolist(), strict=True):
-            ticket.made.append(token)
+            tokens[rows] = sample(scores[rows], [requests[row].parameters for row in rows])
+        for request, token in zip(requests, tokens.tolist(), strict=True):
+            request.made.append(token)
 
 
 def sample(scores: torch.Tensor, parameters: list[Parameters]) -> torch.Tensor:

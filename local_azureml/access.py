@@ -34,6 +34,11 @@ class Opened(NamedTuple):
         return found and found.groupdict()
 
 
+def too_large(most: int) -> AzureError:
+    """Return the 413 for a body of more than `most` bytes."""
+    return AzureError(413, "RequestBodyTooLarge", f"at most {most} bytes in one request here")
+
+
 def nothing(request: Request) -> None:
     """Let everybody in."""
 
@@ -105,17 +110,14 @@ class Body:
     def check_length(self, declared: str) -> None:
         """Refuse a body that says that it will be too long."""
         if len(declared) > 18 or (declared.isdecimal() and int(declared) > self._most):
-            raise self._too_long()
-
-    def _too_long(self) -> AzureError:
-        return AzureError(413, "RequestBodyTooLarge", f"at most {self._most} bytes in one request here")
+            raise too_large(self._most)
 
     async def receive(self) -> Message:
         """Return the next piece; raise ClientDisconnect where the body ends too early or too late."""
         message = await self._receive()
         self._left -= len(message.get("body", b""))
         if self._left < 0:
-            self.refused = self._too_long()
+            self.refused = too_large(self._most)
         if self._left < 0 or (message["type"] == "http.disconnect" and not self._complete):
             self.is_cut_off = True
             raise ClientDisconnect

@@ -15,7 +15,6 @@ from starlette.requests import Request  # FastAPI's own, whose import takes each
 
 from local_azureml import identifiers, ports
 from local_azureml.certificates import Certificates, write_private
-from local_azureml.errors import AzureError
 from local_azureml.faults import Faults
 from local_azureml.meter import Meter
 from local_azureml.resource import system_data
@@ -119,13 +118,3 @@ class Context:
 def current(request: Request) -> Context:
     """Return the context that answers `request`."""
     return request.app.state.context
-
-
-async def body(request: Request, most: int) -> bytes:
-    """Return the body of a request, or refuse it as soon as it exceeds `most` bytes."""
-    content = bytearray()
-    async for chunk in request.stream():
-        content += chunk
-        if len(content) > most:
-            raise AzureError(413, "RequestBodyTooLarge", f"at most {most} bytes in one request")
-    return bytes(content)

@@ -15,8 +15,8 @@ from starlette.concurrency import run_in_threadpool
 from starlette.datastructures import Headers
 
 from local_azureml import identifiers, storage
-from local_azureml.access import opens
-from local_azureml.context import Context, body, current
+from local_azureml.access import opens, too_large
+from local_azureml.context import Context, current
 from local_azureml.errors import AzureError, not_played
 
 RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
@@ -206,13 +206,23 @@ async def write(request: Request, container: str, name: str, comp: str = "", blo
     if comp == "":
         digest = await storage.receive(context, file, request.stream())
     else:
-        content = await body(request, LIST_LIMIT)
+        content = await _whole(request, LIST_LIMIT)
         digest = hashlib.md5(content, usedforsecurity=False).digest()
         if comp == "blocklist":
             await run_in_threadpool(storage.join, context, container, name, content)
     shown = await run_in_threadpool(_describe, context, container, name, request.headers)
     shown |= {"x-ms-request-server-encrypted": "true", "Content-MD5": base64.b64encode(digest).decode()}
     return Response(status_code=200 if comp == "metadata" else 201, headers=shown)
+
+
+async def _whole(request: Request, most: int) -> bytes:
+    """Return the body of a request, or refuse it as soon as it exceeds `most` bytes."""
+    content = bytearray()
+    async for chunk in request.stream():
+        content += chunk
+        if len(content) > most:
+            raise too_large(most)
+    return bytes(content)
 
 
 def _describe(context: Context, container: str, name: str, given: Headers) -> dict[str, str]:

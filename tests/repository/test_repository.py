@@ -22,6 +22,7 @@ TABLES = runpy.run_path(str(ROOT / "tools" / "refresh_pages.py"))
 WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
 MADE_BY_A_RUN = {
     "config.json",
+    "tokenizer.json",
     "out.ipynb",
     "sample_score.json",
     "my-conversations.jsonl",

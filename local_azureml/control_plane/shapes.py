@@ -152,7 +152,16 @@ class Output(Shape, total=False):
     assetVersion: Name
 
 
-JOB_TYPES = ("Command", "Pipeline", "Sweep", "AutoML", "Spark")
+JOB_TYPES = ("Command", "Pipeline", "FineTuning", "Sweep", "AutoML", "Spark")
+
+
+class FineTuning(Shape, total=False):
+    modelProvider: Required[Annotated[Name, spelled("AzureOpenAI", "Custom")]]
+    taskType: Required[Annotated[Name, spelled("ChatCompletion", "TextCompletion")]]
+    model: Required[dict[str, Any]]
+    trainingData: Required[dict[str, Any]]
+    validationData: dict[str, Any]
+    hyperParameters: dict[str, Any]
 
 
 class JobProperties(Described, total=False):
@@ -172,6 +181,7 @@ class JobProperties(Described, total=False):
     limits: Limits
     environmentVariables: Tags
     jobs: dict[str, Node]
+    fineTuningDetails: FineTuning
     settings: dict[str, Any]
 
 

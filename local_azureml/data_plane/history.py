@@ -41,7 +41,7 @@ def _run(context: Context, document: dict) -> dict:
         "description": properties.get("description"),
         "hidden": properties["isArchived"],
         "status": properties["status"],
-        "runType": {"Pipeline": "azureml.PipelineRun", "Command": "azureml.scriptrun"}[_kind(properties)],
+        "runType": "azureml.scriptrun" if _kind(properties) == "Command" else "azureml.PipelineRun",
         "createdUtc": run["start"],
         "startTimeUtc": run["start"],
         "endTimeUtc": run["end"],

@@ -10,7 +10,7 @@ from local_azureml.context import Context
 from local_azureml.control_plane import named_outputs, outputs
 from local_azureml.control_plane.jobs import FINAL
 from local_azureml.data_plane import tracking
-from local_azureml.engine.jobs import command_steps, records
+from local_azureml.engine.jobs import command_steps, fine_tuning, records
 from local_azureml.engine.jobs.journal import Journal
 from local_azureml.engine.jobs.pipelines import Pipelines, check_pipeline
 from local_azureml.engine.jobs.steps import STEP_LOG, CancelledError, StepError, Steps
@@ -39,14 +39,18 @@ class Jobs:
 
     def submit(self, name: str, properties: dict) -> dict:
         """Return the document of a new job, and start it."""
-        run = {"pipeline": self._pipelines.run, "command": self._command}.get(
-            properties.get("jobType", "").lower()
-        )
+        run = {
+            "pipeline": self._pipelines.run,
+            "command": self._command,
+            "finetuning": self._fine_tuning,
+        }.get(properties.get("jobType", "").lower())
         if run is None:
             raise not_played(f"a job of the type {properties.get('jobType')}")
         command_steps.check_inputs(self._context, properties.get("inputs"))
         if properties["jobType"].lower() == "pipeline":
             check_pipeline(self._context, properties.get("jobs") or {})
+        elif properties["jobType"].lower() == "finetuning":
+            fine_tuning.check(self._context, properties)
         else:
             command_steps.check(self._context, {}, properties)
         if self._records.exists(name):
@@ -89,6 +93,10 @@ class Jobs:
         """Run a job that is one command."""
         step = command_steps.of_job(self._context, name, properties)
         self._steps.run(name, name, step, Journal(self._context, name, STEP_LOG), quiet=True)
+
+    def _fine_tuning(self, name: str, properties: dict) -> None:
+        """Run a fine-tuning job as the pipeline of one node that it is."""
+        self._pipelines.run(name, fine_tuning.as_pipeline(self._context, properties))
 
     def _supervise(self, name: str, run: Callable[[str, dict], None]) -> None:
         document = self._records.get(name)

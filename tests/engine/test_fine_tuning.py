@@ -83,6 +83,8 @@ def test_a_fine_tuning_job_trains_on_a_cluster(client, order):
     [
         ({"hyperparameters": {"n_epochs": "3"}}, "there is no hyperparameter 'n_epochs'; there is: "),
         ({"hyperparameters": {"max_steps": "many"}}, "max_steps is 'many'; it has to be an integer"),
+        ({"hyperparameters": {"lora_r": "0"}}, "lora_r is 0; it has to be at least 1"),
+        ({"hyperparameters": {"apply_ort": "true"}}, "ONNX Runtime training is not part of the emulator"),
         ({"hyperparameters": {"train_file_path": "x"}}, "there is no hyperparameter 'train_file_path'"),
         ({"task": FineTuningTaskType.TEXT_COMPLETION}, "taskType .* is not part of the emulator"),
         ({"instance_types": ["Standard_None"]}, "the size 'Standard_None' is not available"),

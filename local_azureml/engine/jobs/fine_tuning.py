@@ -45,10 +45,14 @@ def check(context: Context, properties: dict) -> None:
     given = details.get("hyperParameters") or {}
     if unknown := sorted(given.keys() - settable):
         raise user_error(f"there is no hyperparameter {unknown[0]!r}; there is: {', '.join(settable)}")
+    if sentence := inputs.not_played(given):
+        raise AzureError(501, "NotImplemented", sentence)
     try:
-        inputs.refuse_what_is_not_played(inputs.typed(given))
+        sentence = inputs.broken(inputs.typed(given))
     except UserError as error:
-        raise user_error(str(error)) from None
+        sentence = str(error)
+    if sentence:
+        raise user_error(sentence)
     _machines(context, properties)
 
 

@@ -2,10 +2,10 @@
 
 from local_azureml.context import Context
 from local_azureml.control_plane import addresses, computes, jobs, quota, registry
-from local_azureml.engine.chat_completion import inputs
+from local_azureml.engine.chat_completion import check_installed, inputs
 from local_azureml.engine.jobs.pipelines import FINE_TUNING
 from local_azureml.engine.processes import UserError
-from local_azureml.errors import AzureError, user_error
+from local_azureml.errors import AzureError, not_played, user_error
 
 NODE = "chat_completion"  # the one node of the pipeline that such a job is
 OUTPUT = "registered_model"  # what the SDK calls the job's output
@@ -23,13 +23,13 @@ OWN = (
 
 def check(context: Context, properties: dict) -> None:
     """Refuse a fine-tuning job that the emulator can't run, by the name of what it can't."""
+    check_installed()
     details = properties.get("fineTuningDetails")
     if not details:
         raise user_error("a fine-tuning job needs properties.fineTuningDetails")
     for name, played in (("modelProvider", "Custom"), ("taskType", "ChatCompletion")):
         if details[name] != played:
-            message = f"fine-tuning with the {name} {details[name]} is not part of the emulator; {played} is"
-            raise AzureError(501, "NotImplemented", message)
+            raise not_played(f"fine-tuning with the {name} {details[name]}", f"{played} is")
     outputs = properties.get("outputs") or {}
     if list(outputs) != [OUTPUT] or not outputs[OUTPUT].get("assetName"):
         raise user_error(

@@ -63,6 +63,7 @@ browser-test: .venv/installed ## Run the notebook in JupyterLab in a headless Ch
 lint: .venv/installed ## Check code, notebook and workflow files
 	$(python) -m ruff check .
 	$(python) -m ruff format --check .
+	.venv/bin/vermin --quiet --no-tips --violations --target=3.10- --exclude str.decode $$(git ls-files '*.py')
 	$(schema) vendor.github-workflows .github/workflows/*.yml
 	$(schema) vendor.dependabot .github/dependabot.yml
 	$(schema) vendor.github-issue-forms .github/ISSUE_TEMPLATE/*.yml

@@ -9,7 +9,7 @@ from local_azureml.errors import AzureError
 DATED = re.compile(r"20\d\d-(0\d|1[0-2])-([0-2]\d|3[01])(-\w*preview)?")
 
 
-def check(request: Request) -> None:
+async def check(request: Request) -> None:  # which FastAPI gives no thread
     """Refuse a request to Azure Resource Manager that names no version, or one that is no date."""
     if not request.url.path.startswith(("/subscriptions/", "/mferp/")):
         return

@@ -16,7 +16,7 @@ KNOWN = (  # what a path may name, the code that says that it is another, and th
 )
 
 
-def check(request: Request) -> None:
+async def check(request: Request) -> None:  # which FastAPI gives no thread
     """Refuse a path that names another subscription, resource group or workspace than the one there is."""
     for name, there, code, words in KNOWN:
         asked = request.path_params.get(name, there)

@@ -14,7 +14,6 @@ from pathlib import Path
 CLIENTS = ("arm_ml_service", "runhistory", "registry_discovery")
 BASE = "azure.ai.ml._restclient"
 REGISTRY = "/mferp/managementfrontend"  # before the paths of a registry's own host
-PROPERTY_BAGS = {"Any", "JSON"}
 
 
 class Operation(typing.NamedTuple):

@@ -9,7 +9,7 @@ import warnings
 from contextlib import suppress
 
 from starlette.concurrency import run_in_threadpool
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import Message, Receive, Scope, Send
 
 from local_azureml import identifiers
 from local_azureml.context import Context
@@ -31,11 +31,6 @@ class Tracking:
         self._lock = threading.Lock()
         self._storing = threading.Lock()  # while there is something half-written
         self._closed = False
-
-    @property
-    def app(self) -> ASGIApp:
-        """MLflow's web application."""
-        return self.load()[0]
 
     @property
     def _store(self):

@@ -47,7 +47,12 @@ def user_error(message: str, detail: str = "BadArgument") -> AzureError:
 def not_played(what: str, instead: str = "") -> AzureError:
     """Return the 501 for what exists on Azure and not here; `instead` names what there is."""
     there = instead and f"; {instead}"
-    return AzureError(501, "NotImplemented", f"{what} is not part of the emulator{there}")
+    return not_implemented(f"{what} is not part of the emulator{there}")
+
+
+def not_implemented(message: str) -> AzureError:
+    """Return the 501 that says in other words why something is not done here."""
+    return AzureError(501, "NotImplemented", message)
 
 
 def answer(error: AzureError) -> JSONResponse:

@@ -2,7 +2,7 @@
 
 from importlib.util import find_spec
 
-from local_azureml.errors import AzureError
+from local_azureml.errors import not_implemented
 
 STEPS = {  # child job name -> what runs it, in order
     "ft_nlp_common_validation": "local_azureml.engine.chat_completion.validation:run",
@@ -19,4 +19,4 @@ def check_installed() -> None:
         name for name in ("torch", "transformers", "trl", "peft", "datasets") if not find_spec(name)
     ]:
         message = f"training and chat models need {', '.join(missing)}: pip install 'local-azureml[train]'"
-        raise AzureError(501, "NotImplemented", message)
+        raise not_implemented(message)

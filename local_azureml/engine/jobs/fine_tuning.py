@@ -5,7 +5,7 @@ from local_azureml.control_plane import addresses, computes, jobs, quota, regist
 from local_azureml.engine.chat_completion import check_installed, inputs
 from local_azureml.engine.jobs.pipelines import FINE_TUNING
 from local_azureml.engine.processes import UserError
-from local_azureml.errors import AzureError, not_played, user_error
+from local_azureml.errors import not_implemented, not_played, user_error
 
 NODE = "chat_completion"  # the one node of the pipeline that such a job is
 OUTPUT = "registered_model"  # what the SDK calls the job's output
@@ -46,7 +46,7 @@ def check(context: Context, properties: dict) -> None:
     if unknown := sorted(given.keys() - settable):
         raise user_error(f"there is no hyperparameter {unknown[0]!r}; there is: {', '.join(settable)}")
     if sentence := inputs.not_played(given):
-        raise AzureError(501, "NotImplemented", sentence)
+        raise not_implemented(sentence)
     try:
         sentence = inputs.broken(inputs.typed(given))
     except UserError as error:

@@ -10,7 +10,7 @@ from local_azureml.engine.chat_completion import inputs as fine_tuning
 from local_azureml.engine.jobs import command_steps, records
 from local_azureml.engine.jobs.journal import Journal
 from local_azureml.engine.jobs.steps import PIPELINE_LOG, REASON, STEP_LOG, TRAINING, Step, StepError, Steps
-from local_azureml.errors import AzureError, not_played, user_error
+from local_azureml.errors import not_implemented, not_played, user_error
 
 PLAYED = ("command", "pipeline")  # the types of nodes that may be
 FINE_TUNING = "chat_completion_pipeline"
@@ -181,7 +181,7 @@ def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ())
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
         if spec["name"] == FINE_TUNING and (sentence := fine_tuning.not_played(_literals(node))):
-            raise AzureError(501, "NotImplemented", sentence)
+            raise not_implemented(sentence)
         if spec["name"] != FINE_TUNING and spec.get("type") == "pipeline":
             if spec in within:
                 raise user_error(f"the component {spec['name']} contains itself (node {key!r})")

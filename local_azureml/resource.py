@@ -38,3 +38,13 @@ def system_data(created: str | None = None) -> dict:
         "lastModifiedBy": "you",
         "lastModifiedByType": "User",
     }
+
+
+def merged(document: dict, changes: dict) -> dict:
+    """Return a document with what a PATCH changes of it, at whatever depth."""
+    inner = {
+        key: merged(document[key], value)
+        for key, value in changes.items()
+        if isinstance(value, dict) and isinstance(document.get(key), dict)
+    }
+    return {**document, **changes, **inner}

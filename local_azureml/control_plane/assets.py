@@ -61,7 +61,7 @@ def find_container(context: Context, kind: str, name: str) -> dict:
             return _counted(context, kind, found)
         if _is_curated(kind, name):
             container = _new_container(kind, name)
-            return shapes.merged(container, {"properties": {"latestVersion": "1"}})
+            return resource.merged(container, {"properties": {"latestVersion": "1"}})
         known = there_is(context.state.names(_base(kind)))
         message = f"no {KINDS[kind].lower()} named {name!r} in the workspace; {known}"
         raise AzureError(404, "UserError", message, f"{KINDS[kind]}NotFound")
@@ -80,8 +80,8 @@ def _counted(context: Context, kind: str, document: dict) -> dict:
         counted["latestVersion"] = newest["name"]
         if data_type := newest["properties"].get("dataType"):
             counted["dataType"] = data_type
-    whole = shapes.merged(_new_container(kind, document["name"]), document)  # of an older data folder too
-    return shapes.merged(whole, {"properties": counted})
+    whole = resource.merged(_new_container(kind, document["name"]), document)  # of an older data folder too
+    return resource.merged(whole, {"properties": counted})
 
 
 @router.put(f"{PATH}/{{name}}")

@@ -36,7 +36,7 @@ def _shown(context: Context, document: dict) -> dict:
     states |= {"idle": nodes - running, "running": running}
     counts = {f"{state}NodeCount": number for state, number in states.items()}
     counted = {"currentNodeCount": nodes, "targetNodeCount": nodes, "nodeStateCounts": counts}
-    return shapes.merged(document, {"properties": {"properties": counted}})
+    return resource.merged(document, {"properties": {"properties": counted}})
 
 
 @router.get(f"{PATH}/{{name}}")
@@ -75,7 +75,7 @@ def create(request: Request, name: str, body: shapes.Compute) -> JSONResponse:
             find(context, name)
         name = before["name"] if before else name
         if request.method == "PATCH":
-            body = shapes.merged(before, body)
+            body = resource.merged(before, body)
         document = _document(context, f"{BASE}/{name}", name, body, before)
         context.state.put(document["id"], document)
     context.preload()

@@ -26,16 +26,6 @@ def _without_nulls(value, levels: int):
     return [_without_nulls(inner, levels - 1) for inner in value] if isinstance(value, list) else value
 
 
-def merged(document: dict, changes: dict) -> dict:
-    """Return a document with what a PATCH changes of it, at whatever depth."""
-    inner = {
-        key: merged(document[key], value)
-        for key, value in changes.items()
-        if isinstance(value, dict) and isinstance(document.get(key), dict)
-    }
-    return {**document, **changes, **inner}
-
-
 def spelled(*words: str) -> BeforeValidator:
     """Return what writes one of `words`, in any capitals, as Azure writes it."""
     known = {word.lower(): word for word in words}

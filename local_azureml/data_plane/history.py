@@ -6,7 +6,7 @@ from pathlib import Path
 from fastapi import APIRouter, Body, Request
 from fastapi.responses import JSONResponse, RedirectResponse
 
-from local_azureml import identifiers, storage
+from local_azureml import identifiers, resource, storage
 from local_azureml.access import opens
 from local_azureml.context import Context, current
 from local_azureml.control_plane import datastores, jobs, outputs, queries, shapes
@@ -99,7 +99,7 @@ def change(request: Request, name: str, body: shapes.Run) -> dict:
         if unknown := sorted(body.keys() - CHANGEABLE - {"runId"}):
             raise not_played(f"a change of a run's {', '.join(unknown)}")
         asked = {"isArchived" if key == "hidden" else key: body[key] for key in body.keys() & CHANGEABLE}
-        properties = shapes.merged(document["properties"], asked)
+        properties = resource.merged(document["properties"], asked)
         return _run(context, context.state.merge(document["id"], properties=properties))
 
 

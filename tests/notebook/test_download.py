@@ -25,34 +25,12 @@ import pyarrow.parquet
 import pytest
 import trustme
 from conftest import served
+from download_script import GOOD, SCRIPT, sentence, warm_script
 from filelock import FileLock
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from local_azureml.data_plane.hub import create_app
-
-SCRIPT = Path(__file__).parents[2] / "download-dataset.py"
-GOOD = [{"role": "user", "content": "Why?"}, {"role": "assistant", "content": "Because."}]
-# Runs the script's main() for each line of arguments, so that not every test pays for the imports.
-WARM = """
-import contextlib, io, json, os, runpy, sys, traceback
-sys.path.insert(0, os.path.dirname(sys.argv[1]))
-main = runpy.run_path(sys.argv[1])["main"]
-for line in sys.stdin:
-    folder, *sys.argv[1:] = json.loads(line)
-    os.chdir(folder)
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code if isinstance(end.code, int) else 1
-            if status and not isinstance(end.code, int):
-                print(end.code, file=sys.stderr)
-        except BaseException:
-            status = traceback.format_exc()
-    print(json.dumps([status, out.getvalue(), err.getvalue()]), flush=True)
-"""
 
 
 class Link:
@@ -143,34 +121,16 @@ def environment(link, tmp_path_factory) -> dict[str, str]:
     return own | {"HF_ENDPOINT": link.address, "HF_HOME": str(home), "HF_HUB_DOWNLOAD_TIMEOUT": "1"}
 
 
-class Ended:
-    """How a run of the script ended."""
-
-    def __init__(self, status: int, out: str, err: str) -> None:
-        self.status, self.out, self.err = status, out, err
-
-
 @pytest.fixture(scope="module")
-def warm(environment) -> Iterator[subprocess.Popen]:
-    command = [sys.executable, "-c", WARM, str(SCRIPT)]
-    process = subprocess.Popen(
-        command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    )
-    yield process
-    process.stdin.close()
-    process.wait()
-    process.stdout.close()
+def warm(environment):
+    with warm_script(environment) as run:
+        yield run
 
 
 @pytest.fixture
 def run(warm, tmp_path):
     """Run the script in an empty folder, in a process whose imports are done."""
-
-    def run(*arguments, folder: Path = tmp_path) -> Ended:
-        print(json.dumps([str(folder), *map(str, arguments)]), file=warm.stdin, flush=True)
-        return Ended(*json.loads(warm.stdout.readline()))
-
-    return run
+    return lambda *arguments, folder=tmp_path: warm(folder, *arguments)
 
 
 def write_repository(
@@ -325,6 +285,106 @@ def test_memory_stays_below_400_mb_for_a_split_that_is_larger(group, link, envir
     assert next(folder.glob("data/*")).stat().st_size > 400e6
     assert (tmp_path / "out" / "train.jsonl").stat().st_size > 500e6
     assert int(ended.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024) < 400e6
+
+
+# Other formats and splits of the hub
+
+
+def write_files(root: Path, name: str, files: dict[str, str]) -> Path:
+    """A dataset repository of text files."""
+    folder = root / "datasets" / name
+    for path, content in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_text(content)
+    return folder
+
+
+ALPACA = [{"instruction": f"Sum up {number}", "input": "", "output": "Ahoy!"} for number in range(400)]
+OTHERS = {
+    "jsonl": {"train.jsonl": "".join(json.dumps(row) + "\n" for row in ALPACA)},
+    "json": {"data/train-00000-of-00001.json": json.dumps(ALPACA)},
+    "csv": {"train.csv": "instruction,input,output\n" + "".join(f"Sum up {n},,Ahoy!\n" for n in range(400))},
+    "parts": {
+        f"data/train-{part}.jsonl": "".join(json.dumps(row) + "\n" for row in ALPACA[part::2])
+        for part in (0, 1)
+    },
+}
+
+
+@pytest.mark.parametrize("form", OTHERS)
+def test_a_dataset_in_another_format_gives_the_first_rows_of_its_splits(form, link, run, tmp_path):
+    write_files(link.root, f"made/{form}", OTHERS[form])
+    ended = run("--dataset", f"made/{form}", "--dataset_split_pc", 10, "--download_dir", "out")
+    assert (ended.status, ended.err) == (0, "")
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert {name: entry["rows"] for name, entry in manifest["splits"].items()} == {"train": 36, "test": 4}
+    asked = [
+        row["messages"][0]["content"]
+        for name in ("train", "test")
+        for row in read(tmp_path / f"out/{name}.jsonl")
+    ]
+    first = ALPACA[0:80:2] if form == "parts" else ALPACA[:40]
+    assert sorted(asked) == sorted(row["instruction"] for row in first)
+    assert manifest["recognised"].startswith("40 conversations in Alpaca's form")
+
+
+def test_what_is_neither_parquet_json_nor_csv_is_refused_with_the_way_to_a_parquet_copy(link, run):
+    write_files(link.root, "made/text", {"train.txt": "words\n"})
+    assert "--revision refs/convert/parquet" in sentence(run("--dataset", "made/text"))
+
+
+@pytest.mark.parametrize("test", ["test", "validation"])
+def test_the_splits_train_and_test_are_found_and_only_messages_written(test, link, run, tmp_path):
+    shared = [
+        {"conversations": [{"from": "human", "value": "Why?"}, {"from": "gpt", "value": "So."}], "id": n}
+        for n in range(50)
+    ]
+    write_repository(link.root, f"made/two{test}", {"train": shared, test: shared[:20], "other": [{"x": 1}]})
+    ended = run("--dataset", f"made/two{test}", "--dataset_split_pc", 50, "--download_dir", "out")
+    assert (ended.status, ended.err) == (0, "")
+    assert visible(tmp_path / "out") == ["manifest.json", *sorted([f"{test}.jsonl", "train.jsonl"])]
+    assert (
+        read(tmp_path / "out" / f"{test}.jsonl")
+        == [{"messages": [GOOD[0], GOOD[1] | {"content": "So."}]}] * 10
+    )
+
+
+def test_rows_of_ultrachat_are_written_whole(link, run, tmp_path):
+    rows = [{"prompt": "Why?", "prompt_id": str(number), "messages": GOOD} for number in range(20)]
+    write_repository(link.root, "made/whole", {"train_sft": rows, "test_sft": rows})
+    run("--dataset", "made/whole", "--dataset_split_pc", 100, "--download_dir", "out")
+    assert read(tmp_path / "out" / "train_sft.jsonl") == rows
+
+
+def test_too_few_rows_are_one_sentence_with_what_to_change(chat, run, tmp_path):
+    said = sentence(run("--dataset", chat, "--dataset_split_pc", 1, "--download_dir", "out"))
+    assert f"{chat} has 4 conversations to train with, and 13 or more are needed" in said
+    assert "raise dataset_split_pc, which is 1" in said
+    assert visible(tmp_path / "out") == []
+
+
+def test_a_changed_hub_gives_new_rows(link, run, tmp_path):
+    folder = write_repository(link.root, "made/moving", {"train": chats(40), "test": chats(5)})
+    arguments = ["--dataset", "made/moving", "--dataset_split_pc", 100, "--download_dir", "out"]
+    run(*arguments)
+    first = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    shutil.rmtree(folder)
+    write_repository(link.root, "made/moving", {"train": chats(45), "test": chats(5)})
+    run(*arguments)
+    second = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert (first["splits"]["train"]["rows"], second["splits"]["train"]["rows"]) == (40, 45)
+    assert first["commit"] != second["commit"] and first["sha256"] != second["sha256"]
+
+
+def test_without_a_network_the_state_that_is_there_is_used_and_named(chat, environment, tmp_path, run):
+    run("--dataset", chat, "--download_dir", "out")
+    commit = json.loads((tmp_path / "out" / "manifest.json").read_text())["commit"]
+    process = start(
+        environment | {"HF_HUB_OFFLINE": "1"}, tmp_path, "--dataset", chat, "--download_dir", "out"
+    )
+    out, err = process.communicate()
+    assert (process.returncode, err) == (0, "")
+    assert f"this is commit {commit}, downloaded on " in out and "Nothing to do" in out
 
 
 # Nothing half-done
@@ -529,12 +589,6 @@ def test_a_dataset_without_messages_is_refused_before_its_rows_are_fetched(link,
 
 
 # Faults
-
-
-def sentence(ended: Ended) -> str:
-    """What a failed run said, which is one line."""
-    assert (ended.status, len(ended.err.splitlines())) == (1, 1), (ended.status, ended.err)
-    return ended.err
 
 
 def test_a_passing_failure_of_any_request_is_survived(chat, link, run):

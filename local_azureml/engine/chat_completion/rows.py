@@ -1,55 +1,66 @@
 """Reading conversations from the formats that the component takes."""
 
+import csv
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pyarrow
-from pyarrow import csv, parquet
 from pyarrow import json as jsonlines
+from pyarrow import parquet
 
 from local_azureml.engine.processes import UserError
 
-COLUMNS = ("messages", "tools")  # the others are dropped
+MESSAGE = pyarrow.struct({"role": pyarrow.string(), "content": pyarrow.string()})
+SCHEMA = pyarrow.schema({"messages": pyarrow.list_(MESSAGE)})  # what else a row has may be of any type
 
 
 def _read_jsonl(path: Path) -> pyarrow.Table:
-    return jsonlines.read_json(path, read_options=jsonlines.ReadOptions(block_size=1 << 26))
+    _require_messages(path, list(_first_row(path)))
+    typed = jsonlines.ParseOptions(explicit_schema=SCHEMA, unexpected_field_behavior="ignore")
+    return jsonlines.read_json(path, jsonlines.ReadOptions(block_size=1 << 26), typed)
 
 
 def _read_json(path: Path) -> pyarrow.Table:
     """Return the rows of a JSON list, or of JSON Lines under this name."""
     text = path.read_text(encoding="utf-8")
-    return pyarrow.Table.from_pylist(json.loads(text)) if text.lstrip().startswith("[") else _read_jsonl(path)
+    if not text.lstrip().startswith("["):
+        return _read_jsonl(path)
+    rows = json.loads(text)
+    _require_messages(path, sorted({name for row in rows for name in row}))
+    return pyarrow.Table.from_pylist(rows, SCHEMA)
 
 
-def _read_csv(path: Path) -> pyarrow.Table:
-    return _parsed(csv.read_csv(path, parse_options=csv.ParseOptions(newlines_in_values=True)))
+def _read_csv(path: Path, delimiter: str = ",") -> pyarrow.Table:
+    """Return the rows of a file whose column `messages` holds JSON text."""
+    with path.open(encoding="utf-8-sig", newline="") as text:
+        _require_messages(path, next(csv.reader(text, delimiter=delimiter), []))
+        csv.field_size_limit(1 << 30)  # characters; a conversation is long
+        cells = [row["messages"] for row in csv.DictReader(text, delimiter=delimiter)]
+    rows = [{"messages": json.loads(cell) if cell else None} for cell in cells]
+    return pyarrow.Table.from_pylist(rows, SCHEMA)
 
 
-def _read_tsv(path: Path) -> pyarrow.Table:
-    return _parsed(
-        csv.read_csv(path, parse_options=csv.ParseOptions(delimiter="\t", newlines_in_values=True))
-    )
+def _read_parquet(path: Path) -> pyarrow.Table:
+    _require_messages(path, _schema(path).names)
+    return parquet.read_table(path, columns=SCHEMA.names)
 
 
 FORMATS: dict[str, Callable[[Path], pyarrow.Table]] = {
     ".jsonl": _read_jsonl,
     ".json": _read_json,
     ".csv": _read_csv,
-    ".tsv": _read_tsv,
-    ".parquet": parquet.read_table,
+    ".tsv": lambda path: _read_csv(path, "\t"),
+    ".parquet": _read_parquet,
 }
 
 
 def read(path: Path) -> pyarrow.Table:
-    """Return the file's `messages` (and `tools`) columns."""
+    """Return the file's column `messages`."""
     try:
-        table = FORMATS[path.suffix](path)
-    except (pyarrow.ArrowException, ValueError, AttributeError) as error:
+        return FORMATS[path.suffix](path)
+    except (pyarrow.ArrowException, csv.Error, ValueError, TypeError, AttributeError) as error:
         raise UserError(f"{path.name} can't be read: {str(error).splitlines()[0]}") from error
-    _require_messages(path, table.column_names)
-    return table.select([name for name in COLUMNS if name in table.column_names])
 
 
 def read_head(path: Path) -> None:
@@ -81,15 +92,6 @@ def _first_row(path: Path) -> dict:
     if not isinstance(row, dict):
         raise UserError(f"{path.name}: line 1 is not a JSON object; it has to be one with a list `messages`")
     return row
-
-
-def _parsed(table: pyarrow.Table) -> pyarrow.Table:
-    """Return the table with its `messages` column read from JSON text, as csv and tsv hold it."""
-    if "messages" not in table.column_names:
-        return table
-    column = table.column_names.index("messages")
-    parsed = [json.loads(cell) if cell else None for cell in table["messages"].to_pylist()]
-    return table.set_column(column, "messages", pyarrow.array(parsed))
 
 
 def _require_messages(path: Path, columns: list[str]) -> None:

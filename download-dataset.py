@@ -375,6 +375,11 @@ def describe(saved: dict[str, tuple], of: dict, options, too_few: str) -> tuple[
 def explain(error: Exception, status: int) -> str:
     """The failure in one line: what the libraries say, and what to do next."""
     hub, said = constants.ENDPOINT, " ".join(str(error).split()) or type(error).__name__
+    told = (
+        error.response.headers.get("X-Error-Message") if isinstance(error, RepositoryNotFoundError) else None
+    )
+    if told and told not in ("Invalid username or password.", "Repository not found"):
+        return told  # a hub that says more than the real one
     if isinstance(error, RepositoryNotFoundError) or "gated dataset" in said:
         return f"{said} Log in with `hf auth login`, or set HF_TOKEN"
     if status and not isinstance(error, RevisionNotFoundError):  # what it says may hold a signed address

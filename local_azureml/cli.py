@@ -60,6 +60,8 @@ def _add_options(parser: argparse.ArgumentParser) -> None:
     kept = "where state is kept between starts; by default a folder that is removed"
     add("--data-dir", type=Path, help=kept)
     add("--base-model", type=Path, help="the folder of a chat model in place of the small one")
+    own = "address of another dataset hub than the emulator's, such as https://huggingface.co"
+    add("--hub", metavar="URL", help=own)
     faults = "see --list-faults; the signal USR1 switches all off"
     add("--fault", action="append", default=[], metavar="NAME[=VALUE]", help=faults)
     add("--poll", type=float, default=1.0, help="seconds that Retry-After asks clients to wait")

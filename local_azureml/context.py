@@ -34,6 +34,7 @@ class Context:
     faults: Faults = field(default_factory=Faults)
     one_python: bool = False  # jobs and deployments run in the emulator's own, whatever environment they name
     full_mlflow: bool = False  # programs find MLflow's whole server, not what Azure's has of it
+    hub: str | None = None  # the address of another dataset hub, for which the caller's own cache serves
     runs: ports.Runs = field(init=False)
     jobs: ports.Jobs = field(init=False)
     deployments: ports.Deployments = field(init=False)
@@ -105,8 +106,8 @@ class Context:
             "SSL_CERT_FILE": str(self.certificates.bundle),
             "AZUREML_RUN_POLLING_INTERVAL_MIN": "1",
             "AZUREML_RUN_POLLING_INTERVAL_MAX": "1",
-            "HF_ENDPOINT": self.origin,
-            "HF_HOME": str(self.folder / "huggingface"),
+            "HF_ENDPOINT": self.hub or self.origin,
+            **({} if self.hub else {"HF_HOME": str(self.folder / "huggingface")}),
             "AZUREML_ARM_SUBSCRIPTION": identifiers.SUBSCRIPTION,
             "AZUREML_ARM_RESOURCEGROUP": identifiers.GROUP,
             "AZUREML_ARM_WORKSPACE_NAME": identifiers.WORKSPACE,

@@ -2,6 +2,7 @@
 
 import argparse
 import os
+import re
 import socket
 import tempfile
 import threading
@@ -96,11 +97,13 @@ class Server:
     def __init__(self, options: argparse.Namespace, folder: Path):
         import uvicorn
 
+        if options.hub and not re.match("https?://[^/]", options.hub):
+            raise UsageError(f"--hub {options.hub} is no address; the real hub is at https://huggingface.co")
         model, faults, folder = base_model(options.base_model), Faults(options.fault), data_folder(folder)
         self._lock = claimed(folder)
         self._listener = bind(options.port)
         port = self._listener.getsockname()[1]
-        settings = (options.poll, faults, options.one_python, options.full_mlflow)
+        settings = (options.poll, faults, options.one_python, options.full_mlflow, options.hub)
         self.context = Context(folder, port, model, *settings)
         from local_azureml.app import create_app
         from local_azureml.timeouts import TimeoutProtocol
@@ -110,8 +113,7 @@ class Server:
         waits = {"timeout_graceful_shutdown": 2, "timeout_keep_alive": 600}  # clients reuse idle connections
         tls = {"ssl_certfile": chain, "ssl_keyfile": chain}
         kind = {"http": TimeoutProtocol, "ws": "none", "lifespan": "off", "proxy_headers": False}
-        settings = uvicorn.Config(self.app, log_level="warning", **kind, **tls, **waits)
-        self._server = uvicorn.Server(settings)
+        self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", **kind, **tls, **waits))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
 
     def __enter__(self) -> "Server":

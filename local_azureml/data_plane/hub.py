@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from local_azureml.access import MIB, nothing, opens
 from local_azureml.data_plane.repositories import Hub, Snapshot
 
+ELSEWHERE = "Give the path of a file of your own, or start the emulator with --hub https://huggingface.co."
 PAGE = 1000  # entries in one answer of the tree listing
 
 
@@ -47,11 +48,12 @@ def refuse(status: int, code: str, message: str) -> HTTPException:
 
 def find(request: Request, repository: str, revision: str = "main") -> Snapshot:
     """Return the repository at that revision; unauthenticated callers get 401 whether or not it exists."""
-    snapshot = request.app.state.hub.snapshot(repository)
+    hub = request.app.state.hub
+    snapshot = hub.snapshot(repository)
     if snapshot is None:
-        if "authorization" in request.headers:
-            raise refuse(404, "RepoNotFound", "Repository not found")
-        raise refuse(401, "RepoNotFound", "Invalid username or password.")
+        status = 404 if "authorization" in request.headers else 401
+        there = ", ".join(hub.repositories()[:3]) or "nothing"
+        raise refuse(status, "RepoNotFound", f"this hub has {there}, and not {repository}. {ELSEWHERE}")
     if revision not in ("main", "refs/heads/main", snapshot.commit, snapshot.commit[:7]):
         raise refuse(404, "RevisionNotFound", f"Invalid rev id: {revision}")
     return snapshot

@@ -148,6 +148,7 @@ def test_what_is_not_there_is_refused_as_the_real_hub_does(hub):
     with pytest.raises(RepositoryNotFoundError) as known:
         hub.dataset_info("someone/else", token="hf_x")
     assert (stranger.value.response.status_code, known.value.response.status_code) == (401, 404)
+    assert "this hub has someone/" in str(known.value) and "with --hub https://" in str(known.value)
     with pytest.raises(RevisionNotFoundError):
         hub.dataset_info(NAME, revision="v9")
     with pytest.raises(EntryNotFoundError):

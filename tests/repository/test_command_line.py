@@ -178,6 +178,7 @@ def test_list_faults_names_every_fault(capsys):
             ["serve", "--base-model", "/nowhere"],
             "--base-model /nowhere: the base model nowhere",
         ),
+        (["serve", "--hub", "me"], "--hub me is no address; the real hub is at https://huggingface.co"),
         (["serve", "--data-dir", __file__], f"--data-dir {__file__} cannot be used: File exists"),
     ],
 )
@@ -188,6 +189,13 @@ def test_bad_usage_ends_with_status_2_and_one_sentence(capsys, variables_kept, a
         status = ended.code
     last = capsys.readouterr().err.splitlines()[-1]
     assert (status, sentence in last) == (2, True), last
+
+
+def test_another_hub_comes_with_the_callers_own_cache(tmp_path):
+    code = "import os; print(os.environ['HF_ENDPOINT'], os.environ.get('HF_HOME'))"
+    command = [*PROGRAM, "run", "--hub", "https://hub.example", "--", sys.executable, "-c", code]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
+    assert ended.stdout == "https://hub.example None\n"
 
 
 def test_a_port_in_use_is_said_without_a_traceback():

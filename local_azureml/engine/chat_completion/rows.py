@@ -34,9 +34,10 @@ def _read_json(path: Path) -> pyarrow.Table:
 def _read_csv(path: Path, delimiter: str = ",") -> pyarrow.Table:
     """Return the rows of a file whose column `messages` holds JSON text."""
     with path.open(encoding="utf-8-sig", newline="") as text:
-        _require_messages(path, next(csv.reader(text, delimiter=delimiter), []))
         csv.field_size_limit(1 << 30)  # characters; a conversation is long
-        cells = [row["messages"] for row in csv.DictReader(text, delimiter=delimiter)]
+        table = csv.DictReader(text, delimiter=delimiter)
+        _require_messages(path, table.fieldnames or [])
+        cells = [row["messages"] for row in table]
     rows = [{"messages": json.loads(cell) if cell else None} for cell in cells]
     return pyarrow.Table.from_pylist(rows, SCHEMA)
 

@@ -128,6 +128,20 @@ def serve(options: argparse.Namespace, folder: Path) -> int:
     return 0
 
 
+class Repeated(logging.Filter):
+    """Lets a complaint pass once a minute, however often it is made."""
+
+    def __init__(self):
+        super().__init__()
+        self._said: dict[str, float] = {}
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        before = self._said.get(record.getMessage(), 0.0)
+        if passes := record.created - before > 60 or record.created < before:
+            self._said = {record.getMessage(): record.created}
+        return passes
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Return the program's exit status."""
     options = parse(sys.argv[1:] if arguments is None else arguments)
@@ -135,6 +149,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(failures.listed())
         return 0
     logging.basicConfig(format="local_azureml: %(message)s")
+    logging.getLogger("asyncio").addFilter(Repeated())
     log.setLevel(os.environ.get("LOCAL_AZUREML_LOG", "WARNING"))  # INFO shows each request
     process_environment.leave()
     action = {"run": run, "serve": serve}[options.action]

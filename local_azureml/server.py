@@ -6,6 +6,7 @@ import re
 import socket
 import tempfile
 import threading
+from functools import partial
 from pathlib import Path
 
 import filelock
@@ -16,6 +17,7 @@ from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import checkpoint
 from local_azureml.engine.processes import UserError
 from local_azureml.faults import Faults
+from local_azureml.listener import Listener
 
 EXAMINED_WITHIN = 180  # seconds, the imports counted
 
@@ -24,10 +26,9 @@ class UsageError(Exception):
     """Something that the person at the command line can set right; ends with exit status 2."""
 
 
-def bind(port: int) -> socket.socket:
+def bind(port: int) -> Listener:
     """Return a socket that listens on loopback at `port`, or at a free port for 0."""
-    # With the protocol named, asyncio turns Nagle's delay off; else each answer waits 40 ms for an ACK.
-    listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP)
+    listener = Listener()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind(("127.0.0.1", port))
@@ -112,7 +113,8 @@ class Server:
         chain = str(self.context.certificates.chain)
         waits = {"timeout_graceful_shutdown": 2, "timeout_keep_alive": 600}  # clients reuse idle connections
         tls = {"ssl_certfile": chain, "ssl_keyfile": chain}
-        kind = {"http": TimeoutProtocol, "ws": "none", "lifespan": "off", "proxy_headers": False}
+        protocol = partial(TimeoutProtocol, self._listener)
+        kind = {"http": protocol, "ws": "none", "lifespan": "off", "proxy_headers": False}
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", **kind, **tls, **waits))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
 

@@ -5,15 +5,24 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from local_azureml.listener import Listener
+
 HEAD_SECONDS = 20.0  # for a request's first line and headers
-BODY_SECONDS = 60.0  # between two pieces of a body
+BODY_SECONDS = 60.0  # between two pieces of a body, either way
 
 
 class TimeoutProtocol(H11Protocol):
-    """A connection that is closed when a request's headers, or the next piece of its body, do not come."""
+    """A connection that is closed when a request's headers, or the next piece of its body, do not come.
+
+    So it is when nobody reads the answer.
+    """
 
     _timer: asyncio.TimerHandle | None = None
     _state: object = None
+
+    def __init__(self, listener: Listener, **of_uvicorn):
+        super().__init__(**of_uvicorn)
+        self._listener = listener
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -27,6 +36,14 @@ class TimeoutProtocol(H11Protocol):
         super().on_response_complete()
         self._wait()
 
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._wait()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        self._wait()
+
     def connection_lost(self, exc: Exception | None) -> None:
         super().connection_lost(exc)
         self._stop()
@@ -34,6 +51,8 @@ class TimeoutProtocol(H11Protocol):
     def _wait(self) -> None:
         """Start the clock anew, unless headers are only trickling in."""
         before, self._state = self._state, self._waited_for()
+        working = self.cycle is not None and not self.cycle.response_complete and self._state is None
+        self._listener.note(self.client, working)
         if self._state == before == "head" and self._timer:
             return
         self._stop()
@@ -42,6 +61,8 @@ class TimeoutProtocol(H11Protocol):
             self._timer = self.loop.call_later(seconds, self._give_up)
 
     def _waited_for(self) -> str | None:
+        if self.flow.write_paused:
+            return "reader"
         if self.conn.their_state is h11.SEND_BODY:
             return "body"
         begun = self.conn.trailing_data[0] or self.cycle is None
@@ -54,7 +75,7 @@ class TimeoutProtocol(H11Protocol):
 
     def _give_up(self) -> None:
         self._timer = None
-        if self.flow.read_paused:  # it is we who don't read
+        if self.flow.read_paused and self._state != "reader":  # it is we who don't read
             self._wait()
         else:
             self.transport.abort()

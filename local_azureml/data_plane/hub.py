@@ -6,9 +6,10 @@ spaces, users and tokens, branches and history, Xet transfer, the dataset viewer
 """
 
 from pathlib import Path
+from typing import Annotated
 from urllib.parse import parse_qs, quote
 
-from fastapi import APIRouter, FastAPI, HTTPException, Request
+from fastapi import APIRouter, Depends, FastAPI, HTTPException, Request
 from fastapi.responses import FileResponse, JSONResponse
 from fastapi.routing import APIRoute
 
@@ -152,12 +153,21 @@ def list_tree(
     return page(with_commit(entries, snapshot, expand), request, cursor, min(limit, PAGE))
 
 
+async def _body(request: Request) -> bytes:
+    return await request.body()
+
+
 @router.post("/api/datasets/{owner}/{name}/paths-info/{revision}")
 @opens(nothing, PUBLIC, MIB)
-async def show_paths(request: Request, owner: str, name: str, revision: str):
+def show_paths(
+    request: Request, owner: str, name: str, revision: str, body: Annotated[bytes, Depends(_body)]
+):
     """Return the sizes and checksums of the files that the body names."""
-    form = parse_qs((await request.body()).decode(errors="replace"))
-    paths, expand = form.get("paths", []), form.get("expand") == ["true"]
+    try:
+        form = parse_qs(body.decode(errors="replace"), max_num_fields=PAGE)
+    except ValueError as error:
+        raise refuse(413, "TooManyPaths", f"at most {PAGE} paths at once: {error}") from None
+    paths, expand = dict.fromkeys(form.get("paths", [])), form.get("expand") == ["true"]
     snapshot = find(request, f"{owner}/{name}", revision)
     files = [snapshot.files[path].entry() for path in paths if path in snapshot.files]
     folders = [snapshot.directory(path) for path in paths if snapshot.below(path.strip("/"), recursive=False)]

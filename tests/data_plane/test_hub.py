@@ -162,6 +162,14 @@ def test_no_path_leads_out_of_a_repository(path, address, hub):
     assert session.get(f"{address}/datasets/{NAME}/resolve/main/{path}").status_code == 404
 
 
+def test_paths_are_described_once_each_and_a_limited_number_at_a_time(address):
+    session = huggingface_hub.utils.get_session()
+    described = f"{address}/api/datasets/{NAME}/paths-info/main"
+    told = session.post(described, data={"paths": ["README.md"] * 500})
+    assert [entry["path"] for entry in told.json()] == ["README.md"]
+    assert session.post(described, data={"paths": ["README.md"] * 90_000}).status_code == 413
+
+
 @pytest.mark.parametrize("name", ["x" * 300, "%00", ".", ".."])
 def test_what_is_no_name_of_a_repository_is_not_found(name, address):
     session = huggingface_hub.utils.get_session()

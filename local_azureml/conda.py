@@ -3,6 +3,7 @@
 import re
 
 import yaml
+from packaging.requirements import InvalidRequirement, Requirement
 from packaging.version import Version
 
 from local_azureml.errors import user_error
@@ -20,6 +21,7 @@ ON_INDEX = {  # the names on Python's package index of what conda calls otherwis
     "dask-core": "dask",
     "pytables": "tables",
 }
+LONGEST, DEEPEST = 100_000, 20  # characters and levels of a file; PyYAML reads that in a second
 OWN = ("pip", "wheel")  # every environment has its own
 FOR_NUMPY_2 = {  # the first versions that run with it; pip's of before do not say so, as conda's do
     "scikit-learn": "1.4.2",
@@ -32,12 +34,24 @@ FOR_NUMPY_2 = {  # the first versions that run with it; pip's of before do not s
 def read(name: str, conda: str) -> dict:
     """Return the Python and pip's requirements that a conda file asks for."""
     try:
+        _check(conda)
         listed = (yaml.safe_load(conda) or {}).get("dependencies") or []
         own = [each for each in listed if isinstance(each, str)]
         of_pip = [line for each in listed if isinstance(each, dict) for line in each.get("pip") or []]
-    except (yaml.YAMLError, AttributeError, TypeError) as error:
+    except (yaml.YAMLError, AttributeError, TypeError, ValueError) as error:
         raise user_error(f"the conda file of the environment {name!r} can't be read: {error}") from None
     return specification(own, [str(line) for line in of_pip])
+
+
+def _check(conda: str) -> None:
+    """Raise ValueError for a file that takes much longer to read than it is long."""
+    if len(conda) > LONGEST:
+        raise ValueError(f"it has more than {LONGEST} characters")
+    depth = 0
+    for event in yaml.parse(conda):
+        depth += isinstance(event, yaml.CollectionStartEvent) - isinstance(event, yaml.CollectionEndEvent)
+        if isinstance(event, yaml.AliasEvent) or depth > DEEPEST:
+            raise ValueError(f"aliases, and more than {DEEPEST} levels, are not read in it")
 
 
 def specification(conda: list[str], pip: list[str]) -> dict:
@@ -56,9 +70,13 @@ def specification(conda: list[str], pip: list[str]) -> dict:
 
 
 def _is_for_numpy_1(requirement: str) -> bool:
-    name, _, version = requirement.partition("==")
-    first = FOR_NUMPY_2.get(name)
-    return bool(first and version) and Version(version.removesuffix(".*")) < Version(first)
+    """Return whether a requirement fixes a version from before numpy 2; the installer says what is none."""
+    try:
+        asked = Requirement(requirement)
+    except InvalidRequirement:
+        return False
+    fixed = [Version(each.version.removesuffix(".*")) for each in asked.specifier if each.operator == "=="]
+    return any(version < Version(FOR_NUMPY_2.get(asked.name, "0")) for version in fixed)
 
 
 def _pips(versions: str) -> str:

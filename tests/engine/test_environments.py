@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 import yaml
@@ -13,6 +14,7 @@ from packaging.requirements import Requirement
 from local_azureml.conda import read, specification
 from local_azureml.control_plane import registry
 from local_azureml.engine.install import find_uv
+from local_azureml.errors import AzureError
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
@@ -169,6 +171,27 @@ def test_a_conda_file_that_cannot_be_read_is_refused(client):
         client.jobs.create_or_update(make_command("true", environment=made_of({"pip": 3})))
 
 
+ALIASES = "\n".join(
+    ["a: &a [x]", *(f"{b}: &{b} [{', '.join([f'*{a}'] * 9)}]" for a, b in pairwise("abcdefghi"))]
+)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"{ALIASES}\ndependencies: [{{pip: [*i]}}]",
+        f"dependencies: {'[' * 50_000}",
+        "dependencies: [" + "x, " * 50_000 + "]",
+        "dependencies: 2024-99-99",
+    ],
+    ids=["aliases", "deep", "long", "no date"],
+)
+def test_a_conda_file_that_takes_longer_to_read_than_it_is_long_is_refused(text):
+    with pytest.raises(AzureError, match="can't be read") as raised:
+        read("made", text)
+    assert raised.value.status == 400
+
+
 @pytest.mark.parametrize(
     ("conda", "python", "requirements"),
     [
@@ -180,6 +203,9 @@ def test_a_conda_file_that_cannot_be_read_is_refused(client):
         (["conda-forge::pytorch=1.13=py38_0", "pip=21.2.4"], None, ["torch==1.13.*"]),
         (["python 3.8", "scikit-learn"], "3.8", ["scikit-learn"]),
         (["matplotlib-base=3.9.*"], None, ["matplotlib==3.9.*"]),
+        (["pandas==1.5.3,<2"], None, ["pandas==1.5.3,<2", "numpy<2"]),
+        (["scipy==1.10.*,!=1.10.1"], None, ["scipy==1.10.*,!=1.10.1", "numpy<2"]),
+        (["scikit-learn==x.y"], None, ["scikit-learn==x.y"]),
     ],
 )
 def test_what_conda_asks_for_is_said_in_pips_words(conda, python, requirements):

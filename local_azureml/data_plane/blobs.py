@@ -23,6 +23,7 @@ RANGE = re.compile(r"bytes=(\d{1,18})-(\d{0,18})", re.ASCII)
 READ_SIZE = 1024 * 1024  # bytes
 BLOCK_LIMIT = 256 * 1024 * 1024  # bytes in one request; the SDK sends larger files as blocks
 LIST_LIMIT = 8 * 1024 * 1024  # bytes of a list of blocks, of which there are at most 50 000
+METADATA = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)  # a name of C#'s, in small letters as headers are
 BLOB_COMPS = {"PUT": ("block", "blocklist", "metadata")}  # what `comp` may say, by method
 CONTAINER_COMPS = {"GET": ("list",), "HEAD": ("list",)}
 PLAYED = {  # headers and parameters that make a request another operation, and their values that are played
@@ -195,7 +196,7 @@ def _bytes(file: Path, start: int, stop: int) -> Iterator[bytes]:
 async def write(request: Request, container: str, name: str, comp: str = "", blockid: str = "") -> Response:
     """Write a blob whole, one block of it, its list of blocks, or its metadata."""
     context = current(request)
-    file = storage.place(context, container, name)
+    file, metadata = storage.place(context, container, name), _metadata(request.headers)
     if comp in ("", "blocklist"):
         _check_conditions(request, _tag(file) if file.is_file() else None)
     if comp == "block":
@@ -210,7 +211,7 @@ async def write(request: Request, container: str, name: str, comp: str = "", blo
         digest = hashlib.md5(content, usedforsecurity=False).digest()
         if comp == "blocklist":
             await run_in_threadpool(storage.join, context, container, name, content)
-    shown = await run_in_threadpool(_describe, context, container, name, request.headers)
+    shown = await run_in_threadpool(_describe, context, container, name, metadata)
     shown |= {"x-ms-request-server-encrypted": "true", "Content-MD5": base64.b64encode(digest).decode()}
     return Response(status_code=200 if comp == "metadata" else 201, headers=shown)
 
@@ -225,10 +226,19 @@ async def _whole(request: Request, most: int) -> bytes:
     return bytes(content)
 
 
-def _describe(context: Context, container: str, name: str, given: Headers) -> dict[str, str]:
+def _metadata(given: Headers) -> dict[str, str]:
+    """Return the metadata in a request's headers; refuse what a listing in XML could not show."""
+    metadata = {k[10:]: v for k, v in given.items() if k.startswith("x-ms-meta-")}
+    for key, value in metadata.items():
+        if not METADATA.fullmatch(key) or not value.isprintable():
+            message = f"{key!r} is no name of metadata, or has a value that is no text"
+            raise AzureError(400, "InvalidMetadata", message)
+    return metadata
+
+
+def _describe(context: Context, container: str, name: str, metadata: dict[str, str]) -> dict[str, str]:
     """Write the metadata of a blob that is there, and return its headers."""
     storage.find(context, container, name)
-    metadata = {k[10:]: v for k, v in given.items() if k.startswith("x-ms-meta-")}
     with storage.part_of(context, _metadata_file(context, container, name)) as stream:
         stream.write(json.dumps(metadata).encode())
     return _headers(context, container, name)

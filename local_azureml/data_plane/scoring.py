@@ -40,9 +40,14 @@ def check_key(request: Request) -> None:
         raise AzureError(401, "Unauthorized", message)
 
 
+def _token_key(context: Context, document: dict) -> str:
+    """Return what signs an endpoint's tokens: who once had its key can't make any, and a new key ends all."""
+    return context.sign("endpoint's tokens", document["id"], document["keys"]["primaryKey"])
+
+
 def _has_token(request: Request, document: dict) -> bool:
     """Return whether a request has a token: one of the endpoint's own, which opens nothing else, or any."""
-    for key in (document["keys"]["primaryKey"], None):
+    for key in (_token_key(current(request), document), None):
         try:
             identity.check_token(request, key)
             return True
@@ -143,7 +148,7 @@ def token(request: Request, endpoint: str) -> dict:
     expires = int(time.time()) + identifiers.LIFETIME
     return {
         "accessToken": identity.make_token(
-            context, identifiers.AUDIENCE, expires, document["keys"]["primaryKey"]
+            context, identifiers.AUDIENCE, expires, _token_key(context, document)
         ),
         "tokenType": "Bearer",
         "expiryTimeUtc": expires,

@@ -84,6 +84,18 @@ def test_metadata_is_kept(container):
     assert container.get_blob_client("noted").get_blob_properties().metadata == {"upload_status": "completed"}
 
 
+@pytest.mark.parametrize(
+    ("name", "value"), [("a&b", "1"), ("1a", "1"), ("a-b", "1"), ("a", "\x01"), ("a", "\x9b2J")]
+)
+def test_metadata_that_a_listing_could_not_show_is_refused_before_a_blob_is_written(
+    http, signature, container, name, value
+):
+    kind = {"x-ms-blob-type": "BlockBlob", f"x-ms-meta-{name}": value.encode("latin-1")}
+    told = http.put(f"{STORE}/odd-metadata?{signature}", content=b"x", headers=kind)
+    assert (told.status_code, told.headers["x-ms-error-code"]) == (400, "InvalidMetadata")
+    assert "odd-metadata" not in [blob.name for blob in container.list_blobs()]
+
+
 def test_metadata_is_replaced_whole(container):
     blob = container.upload_blob("noted-again", b"x", metadata={"a": "1"}, overwrite=True)
     blob.set_blob_metadata({"b": "2"})

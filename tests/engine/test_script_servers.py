@@ -9,6 +9,7 @@ import time
 import warnings
 
 import httpx
+import jwt
 import pytest
 from conftest import token_of
 
@@ -369,6 +370,18 @@ def test_the_token_of_an_endpoint_opens_nothing_else(http, anonymous, arm):
     http.put(path, json={"location": "eastus", "properties": {"authMode": "AMLToken"}})
     token = http.post(f"{path}/token").json()["accessToken"]
     answer = anonymous.get(f"{arm.workspace}/jobs", headers={"Authorization": f"Bearer {token}"})
+    assert answer.status_code == 401
+
+
+def test_who_had_the_key_of_an_endpoint_makes_no_tokens_of_it(http, anonymous, arm):
+    path = f"{arm.workspace}/onlineEndpoints/own-changed"
+    http.put(path, json={"location": "eastus", "properties": {"authMode": "Key"}})
+    key = http.post(f"{path}/listKeys").json()["primaryKey"]
+    http.patch(path, json={"properties": {"authMode": "AMLToken"}})
+    made = jwt.encode({"exp": time.time() + 60}, key, algorithm="HS256")
+    answer = anonymous.post(
+        "/endpoints/own-changed/score", json={}, headers={"Authorization": f"Bearer {made}"}
+    )
     assert answer.status_code == 401
 
 

@@ -8,6 +8,7 @@ PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
 PARAMETERS ?= -p compare_with_base True  # costs nothing here, and a second machine on Azure
 LAB_OPTIONS ?=
+RUN_OPTIONS ?=  # of the emulator, such as --fault quota-short
 NAME ?= control_plane
 
 python := .venv/bin/python
@@ -40,7 +41,7 @@ install: .venv/installed ## Make the environment in .venv; the other targets do 
 run: .venv/installed ## Execute the notebook on the emulator; PARAMETERS="-p dataset_split_pc 10" changes some
 	@$(make_run_folder); status=0; \
 	echo "Executing $(notebook) in $$folder, on the emulator"; \
-	$(python) -m local_azureml run -- $(python) tools/run_notebook.py $(notebook) $$folder/$(notebook) \
+	$(python) -m local_azureml run $(RUN_OPTIONS) -- $(python) tools/run_notebook.py $(notebook) $$folder/$(notebook) \
 	    --cwd $$folder $(PARAMETERS) || status=$$?; \
 	test ! -f $$folder/$(notebook) || echo "Executed notebook: $$folder/$(notebook)"; \
 	exit $$status
@@ -49,7 +50,7 @@ run: .venv/installed ## Execute the notebook on the emulator; PARAMETERS="-p dat
 lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the emulator; LAB_OPTIONS adds options
 	@$(make_run_folder); cp $(notebook) $$folder/; \
 	echo "Your copy of the notebook: $$folder/$(notebook)"; \
-	exec $(python) -m local_azureml run -- $(python) -m jupyterlab $(LAB_OPTIONS) $$folder/$(notebook)
+	exec $(python) -m local_azureml run $(RUN_OPTIONS) -- $(python) -m jupyterlab $(LAB_OPTIONS) $$folder/$(notebook)
 
 .PHONY: test
 test: .venv/installed ## Run the tests

@@ -46,6 +46,7 @@ UNKEPT = (
     "video",
     "videos",
 )
+READ = {"role", "from", "content", "value", "weight", "tool_calls", "function_call"}  # fields of a message
 TEXTS = ("text", "input_text", "output_text")  # the types of a part of a content
 SPECIAL = re.compile(r"<\|\w+\|>|<(?:start|end)_of_turn>|\[/?INST\]|</?s>")
 SHAPES = (
@@ -196,7 +197,13 @@ class Check:
             return None
         self.rows += 1
         self.shapes[described(columns)] += 1
-        self.unused.update(row.keys() - {*columns, *SYSTEM})
+        turns = row[columns[0]] if isinstance(row[columns[0]], list) else []
+        fields = {
+            f"{columns[0]}.{name}" for turn in turns for name in turn.keys() - READ if turn[name] is not None
+        }
+        self.unused.update(
+            fields | {name for name in row.keys() - {*columns, *SYSTEM} if row[name] is not None}
+        )
         self.turns.append(len(messages))
         self.characters.append(sum(len(message["content"]) for message in messages))
         self.special += any(SPECIAL.search(message["content"]) for message in messages)

@@ -146,8 +146,10 @@ def needed_groups(hub: HfFileSystem, split: str, footers: dict, rows: int, schem
             before += held
 
 
-def read_group(file, footer, number: int, rows: int, schema: pyarrow.Schema) -> Iterator[pyarrow.Table]:
-    """The first `rows` rows of a row group as `datasets` has them, a few megabytes at a time."""
+def read_group(
+    file, footer, number: int, rows: int, schema: pyarrow.Schema | None
+) -> Iterator[pyarrow.Table]:
+    """The first `rows` rows of a row group, as `datasets` has them by a schema, a few megabytes at a time."""
     from datasets.table import table_cast
 
     size = footer.row_group(number).total_byte_size
@@ -157,7 +159,8 @@ def read_group(file, footer, number: int, rows: int, schema: pyarrow.Schema) -> 
     while rows:
         batch = next(batches).slice(0, rows)
         rows -= len(batch)
-        yield table_cast(pyarrow.Table.from_batches([batch]), schema)
+        table = pyarrow.Table.from_batches([batch])
+        yield table_cast(table, schema) if schema else table
 
 
 def read_ahead(groups: list[tuple]) -> Iterator[tuple[str, int, Iterable]]:
@@ -250,7 +253,8 @@ def of_parquet(splits: dict, first: str, features: dict | None, options, _: Path
     for split, paths in splits.items():
         held = sum(footers[path].num_rows for path in paths)
         own, rows = {path: footers[path] for path in paths}, first_rows(split, held, options)
-        yield split, held, list(needed_groups(hub, split, own, rows, schema))
+        typed = schema if options.no_check else None  # a message may have other fields in another file
+        yield split, held, list(needed_groups(hub, split, own, rows, typed))
 
 
 def downloaded(splits: dict, _: str, features: dict | None, options, folder: Path) -> Iterator[tuple]:

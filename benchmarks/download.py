@@ -258,6 +258,7 @@ def commands(percent: float, options: argparse.Namespace) -> dict[str, list[str]
     run, rest = [sys.executable, "-c"], [REPOSITORY, str(percent), *SPLITS]
     known = {"ordinary": [*run, ORDINARY, *rest], "streaming": [*run, STREAMING, *rest]}
     script = [sys.executable, str(SCRIPT), "--dataset_split_pc", str(percent), "--download_dir", "out"]
+    script += ["--splits", *SPLITS]
     return {way: {**known, "script": script}[way] for way in options.ways}
 
 

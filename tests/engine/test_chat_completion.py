@@ -312,6 +312,9 @@ def test_rows_are_cut_at_max_seq_length_and_dropped_if_no_answer_is_left(tmp_pat
     lengths = tokens(run, "train")["lengths"]
     assert (len(lengths), max(lengths)) == (24, 30)
     assert "1 without a token to learn from were dropped" in run.log(PREPROCESS)
+    assert re.search(
+        r"train: 24 rows; \d+ longer than 30 tokens were cut by [\d,]+ in all, ", run.log(PREPROCESS)
+    )
 
 
 def test_rows_that_are_all_longer_than_the_model_takes_fail_the_job(tmp_path, preprocess):

@@ -349,6 +349,19 @@ def test_the_splits_train_and_test_are_found_and_only_messages_written(test, lin
     )
 
 
+def test_a_later_file_may_have_more_fields_in_a_message(link, run, tmp_path):
+    write_repository(link.root, "made/grown", {"train": chats(30)})
+    more = [turn | {"weight": None, "name": "me"} for turn in GOOD]
+    later = pyarrow.Table.from_pylist([{"prompt": "Why?", "messages": more}] * 30)
+    folder = link.root / "datasets" / "made" / "grown" / "data"
+    pyarrow.parquet.write_table(later, folder / "train-00001-of-00002.parquet")
+    ended = run("--dataset", "made/grown", "--dataset_split_pc", 100, "--download_dir", "out")
+    assert (ended.status, ended.err) == (0, "")
+    rows = read(tmp_path / "out" / "train.jsonl") + read(tmp_path / "out" / "test.jsonl")
+    assert rows == [{"messages": GOOD}] * 60
+    assert "; not used: " in ended.out and "messages.name" in ended.out
+
+
 def test_rows_of_ultrachat_are_written_whole(link, run, tmp_path):
     rows = [{"prompt": "Why?", "prompt_id": str(number), "messages": GOOD} for number in range(20)]
     write_repository(link.root, "made/whole", {"train_sft": rows, "test_sft": rows})

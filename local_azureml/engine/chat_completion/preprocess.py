@@ -88,15 +88,16 @@ class TokenWriter:
 
     def write(self, rows: pyarrow.Table, path: Path) -> int:
         """Write the tokens of `rows` to `path` and return how many rows were kept."""
-        kept = cut = 0
+        kept = cut = lost = 0
         with pyarrow.OSFile(str(path), "wb") as file, pyarrow.ipc.new_stream(file, SCHEMA) as stream:
             for batch in self._encoded(rows):
                 good = [row for row in batch if row[1][: self.length].any()]
-                cut += sum(len(ids) > self.length for ids, _ in batch)
+                over = [len(ids) - self.length for ids, _ in batch if len(ids) > self.length]
+                cut, lost = cut + len(over), lost + sum(over)
                 kept += len(good)
                 stream.write_batch(self._batch(good))
         print(
-            f"{path.stem}: {kept} rows; {cut} longer than {self.length} tokens were cut,"
+            f"{path.stem}: {kept} rows; {cut} longer than {self.length} tokens were cut by {lost:,} in all,"
             f" {len(rows) - kept} without a token to learn from were dropped",
             flush=True,
         )

@@ -1,7 +1,7 @@
 """How long download-dataset.py takes for a large file of one's own, and how much memory.
 
-Writes the same conversations in each format, and checks and converts each in a fresh process; prints a table in
-Markdown: the file's size, seconds, processor seconds, peak memory.
+Writes the same conversations in each format, checks and converts each in a fresh process, and prints a
+table in Markdown: the file's size, seconds, peak memory.
 """
 
 import argparse

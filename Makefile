@@ -19,9 +19,8 @@ workers := $(shell $(PYTHON) -c "import os; print(min(os.cpu_count() + 1, 4))")
 schema := .venv/bin/check-jsonschema --builtin-schema
 beside_notebook := $(wildcard *.py)  # the programs that its cells call
 make_run_folder = set -e; folder=runs/$(shell date +%Y-%m-%dT%H-%M-%S); mkdir -p $$folder; cp $(beside_notebook) $$folder/
-# azureml-mlflow 1.62 would hold mlflow at 3.15 and pandas at 2; jsonschema 4.25 builds a grammar of addresses each
-# time it is imported, so that every kernel would start 1.5 s later
-held_back := torch==2.13.0 mlflow==3.17.2 jsonschema==4.24.1
+# jsonschema 4.25 builds a grammar of addresses each time it is imported: every kernel would start 2 s later
+held_back := torch==2.13.0 jsonschema==4.24.1
 
 .PHONY: help
 help: ## List the targets
@@ -45,6 +44,13 @@ run: .venv/installed ## Execute the notebook on the emulator; PARAMETERS="-p dat
 	    --cwd $$folder $(PARAMETERS) || status=$$?; \
 	test ! -f $$folder/$(notebook) || echo "Executed notebook: $$folder/$(notebook)"; \
 	exit $$status
+
+.PHONY: oldest
+oldest: .venv/installed ## Execute the notebook in an environment of the oldest versions in requirements.txt, on the emulator
+	@$(make_run_folder); cp $(notebook) $$folder/; $(python) -m venv $$folder/oldest; \
+	$(python) local_azureml/engine/install.py --python $$folder/oldest/bin/python --quiet --resolution=lowest-direct \
+	    -r requirements.txt -c <(echo "numpy<2"); cd $$folder; export PYTHONPATH=$(CURDIR); \
+	$(CURDIR)/$(python) -m local_azureml run -- env -u PYTHONPATH oldest/bin/papermill $(notebook) out.ipynb
 
 .PHONY: lab
 lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the emulator; LAB_OPTIONS adds options
@@ -112,9 +118,10 @@ clean-azure: .venv/installed ## List and remove what runs older than a day left 
 	$(python) tools/clean_azure.py $(if $(RUN),--run $(RUN))
 
 .PHONY: constraints
-constraints: ## Choose the newest versions again (needs uv); then run the tests
-	uv pip compile --universal --python-version 3.10 --upgrade --no-annotate --no-header \
-	    --constraint <(printf "%s\n" $(held_back)) $(requirements) -o constraints.txt
+constraints: ## Choose the newest versions of this day's beginning again (needs uv); then run the tests
+	@until=$$(date -u +%Y-%m-%dT00:00:00Z); echo "# made for $$until" > constraints.txt; \
+	uv pip compile --quiet --universal --python-version 3.10 --exclude-newer $$until --no-annotate --no-header \
+	    --constraint <(printf "%s\n" $(held_back)) $(requirements) >> constraints.txt
 
 .PHONY: clean
 clean: ## Remove the environment, the runs and the caches

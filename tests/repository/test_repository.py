@@ -5,6 +5,8 @@ import json
 import re
 import runpy
 import shlex
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import yaml
 from packaging.requirements import Requirement
 
 from local_azureml.cli import parse
+from local_azureml.engine.install import find_uv
 
 ROOT = Path(__file__).parents[2]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", ROOT / "local_azureml" / "README.md"]
@@ -45,9 +48,13 @@ SAID_BY_AZURE = {  # or by what runs there: what people search for, and nothing 
     "SubscriptionNotRegistered",
     "UnexpectedKeywordError",
     "isn't registered with Subscription",
+    "jobs.download(output_name=)",
+    "logged-models failed with error code 404",
+    "not 'ChainedTokenCredential'",
+    "unexpected keyword argument 'tracking_uri'",
     "upstream request timeout",
 }
-PYTHONS = ["3.10", "3.11", "3.12", "3.13"]
+PYTHONS = ["3.10", "3.11", "3.12", "3.13", "3.14"]
 
 
 def text(page: Path) -> str:
@@ -167,26 +174,39 @@ def test_the_troubleshooting_quotes_what_is_said_here_or_by_azure():
 
 def pins(python: str) -> dict[str, Requirement]:
     """Return the constraints that hold for a Python on Linux, by package."""
-    lines = [Requirement(line) for line in text(ROOT / "constraints.txt").splitlines()]
+    lines = versions(text(ROOT / "constraints.txt"))
     here = {"python_version": python, "python_full_version": f"{python}.9", "sys_platform": "linux"}
     return {line.name: line for line in lines if not line.marker or line.marker.evaluate(here)}
 
 
+def versions(listed: str) -> list[Requirement]:
+    """Return what a file of requirements, or of constraints, lists."""
+    return [Requirement(line) for line in re.sub(" *#.*", "", listed).splitlines() if line]
+
+
 def requirements() -> list[Requirement]:
-    lines = [
-        line.partition("#")[0]
-        for name in ("", "-local")
-        for line in text(ROOT / f"requirements{name}.txt").splitlines()
-    ]
-    return [Requirement(line) for line in lines if line.strip()]
+    return [wanted for file in sorted(ROOT.glob("requirements*.txt")) for wanted in versions(text(file))]
 
 
 @pytest.mark.parametrize("python", PYTHONS)
 def test_the_constraints_name_one_version_in_range_for_every_requirement(python):
-    versions = {name: next(iter(pin.specifier)).version for name, pin in pins(python).items()}
-    assert [
-        str(wanted) for wanted in requirements() if versions.get(wanted.name) not in wanted.specifier
-    ] == []
+    chosen = {name: next(iter(pin.specifier)).version for name, pin in pins(python).items()}
+    assert [str(wanted) for wanted in requirements() if chosen.get(wanted.name) not in wanted.specifier] == []
+
+
+def test_the_constraints_are_what_a_plain_install_gave_that_day_but_for_what_is_held_back():
+    constraints = text(ROOT / "constraints.txt")
+    day = re.match("# made for (.+)", constraints)[1]
+    command = ["compile", "--quiet", "--universal", "--python-version", "3.10", "--exclude-newer", day]
+    command += ["--no-annotate", "--no-header", ROOT / "requirements.txt"]
+    plain = subprocess.run(
+        [find_uv(sys.executable), "pip", *command], capture_output=True, text=True, check=True
+    )
+    chosen = {str(pin) for pin in versions(constraints)}
+    names = {pin.name for pin in versions(constraints)}
+    others = {pin.name for pin in versions(plain.stdout) if str(pin) not in chosen and pin.name in names}
+    held = re.search("^held_back := (.+)", text(ROOT / "Makefile"), re.M)[1]
+    assert others <= {Requirement(pin).name for pin in held.split()}
 
 
 def test_every_requirement_has_a_lower_and_an_upper_bound():

@@ -169,12 +169,13 @@ class Training:
         if known and card:
             least, gpus = self.memory(self.gpus), {size.name: size.gpus for size in sizes}
             cards = {name: of_name(CARDS, name) or (0, 0) for name in gpus}
-            fits = [name for name in gpus if self.memory(gpus[name]) <= cards[name][0]]
+            fits = [name for name in gpus if 1.25 * self.memory(gpus[name]) <= cards[name][0]]
             advice = f"{f'choose compute_size {fits[0]}, or ' if fits else ''}{lower} or max_seq_length"
             needed = f"{least:.0f} GB or more"
             yield Check("memory of a GPU", f"{card[0]} GB", needed, least <= card[0], advice)
         least, advice = self.minutes(), "raise it, or lower dataset_split_pc or num_train_epochs"
-        yield Check("job_limit_minutes", self.limit, f"{least:.0f} or more", self.limit >= least, advice)
+        needed = f"{math.ceil(least)} or more"
+        yield Check("job_limit_minutes", self.limit, needed, self.limit >= least, advice)
         most = max(1, 3 * self.rows // max(1, self.held_out))  # to evaluate a row costs a third
         needed = f"at most {most}, or they cost more than the training"
         advice = "raise eval_steps or evaluation_steps_interval"

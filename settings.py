@@ -15,7 +15,7 @@ from typing import NamedTuple
 from jsonschema import validators
 
 COUNT = {"type": "integer", "minimum": 1}
-TEXT = {"type": "string", "title": "text, which papermill takes by -r"}
+TEXT = {"type": "string"}
 FLAG = {"type": "boolean"}
 NAME = r"[A-Za-z](-?[A-Za-z0-9])*\Z"
 LEGAL = "letters, digits and single dashes, a letter first"
@@ -62,7 +62,7 @@ PARAMETERS = {
     "job_limit_minutes": {
         "type": "number",
         "exclusiveMinimum": 0,
-        "description": "a job that takes longer is cancelled, while this kernel watches it",
+        "description": "a longer job is cancelled, while this kernel watches it: it bounds the bill",
     },
     "resume_job_name": TEXT
     | {"description": "a job that an earlier run submitted, to watch instead of a new one"},
@@ -224,7 +224,7 @@ def check_parameters(given: dict) -> None:
     checks = [check(name, given[name], schema, "") for name, schema in PARAMETERS.items()]
     wrong = [f"parameter {one.what} is {one.found}: it takes {one.needed}" for one in checks if not one.fine]
     if wrong:
-        raise ValueError("; ".join(wrong))
+        raise ValueError("; ".join(wrong).replace("takes text", "takes text, by -r of papermill"))
 
 
 def declared(known) -> dict:
@@ -267,8 +267,8 @@ def check_inputs(component, settings: dict, given: dict, answering: dict) -> lis
                 checks.append(Check(name, repr(value), words, False, f"mend {where}{nearest(name, known)}"))
     final = {name: known.default for name, known in component.inputs.items()} | settings
     for name, schema, other, value in CONFLICTS:
-        one = check(name, final[name], schema, "finetune_parameters")
-        if final[other] == value and not one.fine:
+        one = check(name, final.get(name), schema, "finetune_parameters")
+        if final.get(other) == value and not one.fine:
             checks.append(one._replace(needed=f"{one.needed} where {other} is {value!r}"))
     if given.get("max_steps", -1) != -1 and "num_train_epochs" in given:
         checks.append(

@@ -4,6 +4,7 @@ import argparse
 import os
 import re
 import socket
+import sqlite3
 import tempfile
 import threading
 from functools import partial
@@ -16,6 +17,7 @@ from local_azureml.context import Context
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import checkpoint
 from local_azureml.engine.processes import UserError
+from local_azureml.errors import full_disk
 from local_azureml.faults import Faults
 from local_azureml.listener import Listener
 
@@ -80,6 +82,17 @@ def data_folder(folder: Path) -> Path:
     return folder.resolve()
 
 
+def opened(folder: Path, *options) -> Context:
+    """Return the context that is kept in a folder; refuse one whose state can't be read."""
+    try:
+        return Context(folder, *options)
+    except sqlite3.DatabaseError as error:
+        if full_disk(error):
+            raise
+        message = f"--data-dir {folder}: its state.sqlite can't be read ({error}): remove it, or give another"
+        raise UsageError(message) from None
+
+
 def claimed(folder: Path) -> filelock.FileLock:
     """Return the lock that keeps a second emulator out of the folder while this process lives."""
     try:
@@ -105,7 +118,7 @@ class Server:
         self._listener = bind(options.port)
         port = self._listener.getsockname()[1]
         settings = (options.poll, faults, options.one_python, options.full_mlflow, options.hub)
-        self.context = Context(folder, port, model, *settings)
+        self.context = opened(folder, port, model, *settings)
         from local_azureml.app import create_app
         from local_azureml.timeouts import TimeoutProtocol
 

@@ -155,7 +155,7 @@ class Stage:
             names = [file.name for file in place.iterdir() if file.is_socket()]
             handle = os.open(place, os.O_RDONLY)  # its path may be longer than a socket's may be
             for name in names * 20:
-                with socket.socket(socket.AF_UNIX) as client:
+                with socket.socket(socket.AF_UNIX) as client, suppress(ConnectionRefusedError):
                     client.connect(f"/proc/self/fd/{handle}/{name}")
             os.close(handle)
 

@@ -17,52 +17,27 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
 from pathlib import Path
 
 from scenarios import notebook_runs as runs
 from scenarios.by_hand import try_by_hand
+from scenarios.cases import DONE, FIRST_CASES, Case
 from scenarios.interruptions import WAYS, cut_off
 from scenarios.notebook_runs import ROOT, Row
 
 KEPT = ROOT / "docs" / "faults.md"
-SIZE = "Standard_NC24ads_A100_v4"
-TAKEN = "somebody-elses"  # an endpoint name
-DONE = "Nothing left running"
 BY_HAND = "cell by cell: step 8 fails; steps 2 to 9 run again succeed"
-
-
-@dataclass(frozen=True)
-class Case:
-    """A fault, and what a run with it has to come to; without one, a model by the notebook's parameters."""
-
-    fault: str
-    step: int | None  # the step that stops; 0 where the run goes through, None where either may be
-    says: str = ""  # a pattern in what the user reads
-    parameters: dict = field(default_factory=dict)
-    spends: bool = True  # False: known beforehand, so nothing is billed, and no more is created than this:
-    creates: tuple[str, ...] = ()
-    leaves: int = 0  # endpoints
-    kills: bool = False  # the emulator, while the job runs; another takes its place
-
-    @property
-    def name(self) -> str:
-        """Return what happens, as the table says it."""
-        if self.kills:
-            return "emulator killed, and started again"
-        return self.fault or "no fault: {model_name} {model_version}".format(**self.parameters)
-
-
-def without_fault(model: str, version: str) -> Case:
-    """Return the case of a run of all nine steps with a model of the registry."""
-    says = f"models/{model}/versions/{version}, trained by.*{DONE}"
-    return Case("", 0, says, {"model_name": model, "model_version": version})
-
 
 LATE_CASES = [  # the slow ones first, so that the last one to end is short
     Case("upload-broken", 5, "no job was submitted: [^<]+; where the network failed, run this cell again"),
     Case("throttled=10", 0, "trying again.*Nothing left running"),
-    Case("", 5, "the emulator stopped while the job ran", kills=True),
+    Case(
+        "",
+        5,
+        "the emulator stopped while the job ran",
+        kills=True,
+        what="emulator killed, and started again",
+    ),
     Case("reset", None),
     Case("slow=0.1", 0, DONE),
     Case("preempted", 0, f"preempted.*{DONE}", {"compute_tier": "low_priority"}),
@@ -83,36 +58,13 @@ LATE_CASES = [  # the slow ones first, so that the last one to end is short
     Case("validation-failed", 5, "ft_nlp_common_validation: the fault validation-failed"),
     Case("compute-failed", 3, "no capacity"),
     Case("delete-failed", 0, DONE),
-    Case("model-archived", 0, f"Warning: the component has no input learning_rate_max.*{DONE}"),
     Case("delete-failed=1000", 0, "Still running and billed.*az ml online-endpoint delete", leaves=1),
     Case("answer-shape=vllm", 0, DONE),
     Case("answer-shape=openai", 0, DONE),
     Case("answer-shape=mlflow", 0, DONE),
-    without_fault("Phi-3-mini-4k-instruct", "14"),
-    without_fault("Phi-3-mini-4k-instruct", "15"),
-    without_fault("Phi-4", "8"),
-]
-EARLY_CASES = [
-    Case(
-        "hub-unreachable",
-        4,
-        "nothing was billed.*cannot reach",
-        spends=False,
-        creates=("computes/gpu-cluster",),  # at zero machines
-    ),
-    Case("no-credential", 1, "no Azure login was found.*az login", spends=False),
-    Case("workspace-missing", 1, "the workspace.*did not open", spends=False),
-    Case("registry-forbidden", 1, "the registry.*Forbidden", spends=False),
-    Case("model-missing", 2, "no model 'Phi-3-mini-4k-instruct'", spends=False),
-    Case(f"size-missing={SIZE}", 3, f"nothing was created.*{SIZE}", spends=False),
-    Case("quota-short", 3, "nothing was created.*quota.*: 0 cores", spends=False),
-    Case("quota-forbidden", 3, "nothing was created.*can't be read.*Reader", spends=False),
-    Case(
-        f"endpoint-taken={TAKEN}", 3, f"nothing was created.*{TAKEN}", {"endpoint_name": TAKEN}, spends=False
-    ),
 ]
 WAITING = {"upload-broken", "throttled=10"}  # the SDK's pauses between tries make up most of them
-CASES = {case.name: case for case in [*LATE_CASES, *EARLY_CASES]}
+CASES = {case.name: case for case in [*FIRST_CASES, *LATE_CASES]}
 
 
 def main() -> int:
@@ -122,7 +74,7 @@ def main() -> int:
     parser.add_argument("--at-once", type=int, default=2, metavar="N", help="runs side by side (%(default)s)")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the executed notebooks there")
     options = parser.parse_args()
-    names = [*WAYS, BY_HAND, *CASES]
+    names = [*CASES, BY_HAND, *WAYS]
     if unknown := sorted(set(options.only) - set(names)):
         parser.error(f"no row {unknown[0]!r}; there is: {', '.join(names)}")
     if options.list:
@@ -263,6 +215,9 @@ shortest training there is, and stops with an error where a line is not as it sh
 from the start of the run to the step that stops, or to the end, on the machine named under the table: they
 say what is quick and what is slow, not how long Azure takes. *Node-seconds* is what Azure would bill,
 10 seconds of idle time after each job included. *Left* is what still costs when the run is over.
+
+First comes what people meet: a misspelt name, a retired model, quota, settings and data at fault; then what
+Azure, the network and the machine do; last who is cut off.
 
 What can be known beforehand costs nothing, and creates nothing, or a cluster of zero machines where the data
 is at fault. Whatever else goes wrong leaves no endpoint, except where the whole machine goes (*all killed*)

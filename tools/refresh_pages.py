@@ -15,6 +15,7 @@ from bs4 import BeautifulSoup
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+import settings  # noqa: E402
 from local_azureml import app, identifiers  # noqa: E402
 from local_azureml.data_plane import mlflow_compatibility  # noqa: E402
 from local_azureml.engine.chat_completion.inputs import USES  # noqa: E402
@@ -46,11 +47,12 @@ def answers() -> list[list[str]]:
     return [[cell.get_text().replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in texts]
 
 
-def parameters() -> Iterator[tuple[str, str, str]]:
-    """Give each parameter of the notebook: its name, its default, what it is."""
-    source = notebook_cells()["parameters"].source
-    for line in source.splitlines():
-        yield re.fullmatch(r"(\w+) = (.+?)  # (.+)", line).groups()
+def parameters() -> Iterator[tuple[str, str, str, str]]:
+    """Give each parameter of the notebook: its name, its default, what it takes, what it is."""
+    for line in notebook_cells()["parameters"].source.splitlines():
+        name, default = re.match(r"(\w+) = (.+?)(?:  #|$)", line).groups()
+        rule = settings.PARAMETERS[name]
+        yield name, default, settings.needed(rule), rule["description"]
 
 
 def operations() -> Iterator[tuple[str, str, str]]:
@@ -83,8 +85,8 @@ def table(head: str, rows: Iterable[str]) -> str:
 
 
 def parameter_table() -> str:
-    rows = (f"| `{name}` | `{default}` | {what} |" for name, default, what in parameters())
-    return table("| parameter | default | what it is |", rows)
+    rows = (f"| `{name}` | `{default}` | {takes} | {what} |" for name, default, takes, what in parameters())
+    return table("| parameter | default | takes | what it is |", rows)
 
 
 def answer_table() -> str:

@@ -152,6 +152,9 @@ class CompatibilityMiddleware:
             log.warning(FULL)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if (packed := Headers(scope=scope).get("content-encoding", "identity")) != "identity":
+            told = f"a body in {packed!r} is not read here, since it may be of any size: send it as it is"
+            return await JSONResponse({"message": told}, 415)(scope, receive, send)
         if self._context.full_mlflow or "authorization" not in Headers(scope=scope):
             return await self.app(scope, receive, send)
         method, path = scope["method"], scope["path"].partition(self._prefix)[2]

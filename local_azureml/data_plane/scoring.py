@@ -4,7 +4,6 @@ import hmac
 import random
 import time
 import uuid
-from collections.abc import Mapping
 from contextlib import suppress
 
 import httpx
@@ -69,7 +68,7 @@ async def score(request: Request, endpoint: str) -> Response:
     deployment = _pick(context, document, request.headers.get("azureml-model-deployment"))
     started = time.perf_counter()
     answer = await _ask(request, deployment, "/score")
-    shown = _passed_on(answer.headers) | {
+    shown = _passed_on(answer.headers.raw) | {
         "azureml-model-deployment": deployment["name"],
         "x-ms-run-fn-exec-ms": f"{(time.perf_counter() - started) * 1000:.3f}",
         "x-request-id": request.headers.get("x-request-id") or str(uuid.uuid4()),
@@ -89,8 +88,10 @@ async def _mirror(request: Request, document: dict) -> None:
                 await _ask(request, mirrored, "/score")
 
 
-def _passed_on(headers: Mapping[str, str]) -> dict[str, str]:
-    return {name.lower(): value for name, value in headers.items() if name.lower() not in OURS}
+def _passed_on(raw: list[tuple[bytes, bytes]]) -> dict[str, str]:
+    """Return headers in small letters, read as Latin-1, in which any bytes can be written again."""
+    headers = {name.decode("latin-1").lower(): value.decode("latin-1") for name, value in raw}
+    return {name: value for name, value in headers.items() if name not in OURS}
 
 
 async def _ask(request: Request, deployment: dict, path: str) -> httpx.Response:
@@ -103,10 +104,11 @@ async def _ask(request: Request, deployment: dict, path: str) -> httpx.Response:
     # with verify, httpx would read all the authorities' certificates for each request
     transport = httpx.AsyncHTTPTransport(uds=str(socket), verify=False)
     async with httpx.AsyncClient(transport=transport, timeout=longest) as client:
-        headers = {"content-type": "application/json"} | _passed_on(request.headers)
+        headers = {"content-type": "application/json"} | _passed_on(request.headers.raw)
+        sent = {name: value.encode("latin-1") for name, value in headers.items()}
         try:
             address = httpx.URL(f"http://deployment{path}", query=request.url.query.encode())
-            return await client.request(request.method, address, content=body, headers=headers)
+            return await client.request(request.method, address, content=body, headers=sent)
         except httpx.ReadTimeout:
             message = f"no answer of {endpoints.label(deployment)} within its request timeout"
             raise AzureError(408, "RequestTimeout", message) from None
@@ -134,7 +136,7 @@ async def describe(request: Request, endpoint: str) -> Response:
         asked = f"an OpenAPI description of {endpoints.label(deployment)} in version {version}"
         raise not_played(asked, "scripts are described, in version 2")
     answer = await _ask(request, deployment, "/swagger.json")
-    return Response(answer.content, answer.status_code, _passed_on(answer.headers))
+    return Response(answer.content, answer.status_code, _passed_on(answer.headers.raw))
 
 
 @router.post(f"{endpoints.PATH}/{{endpoint}}/token")

@@ -1,12 +1,14 @@
 """Experiments, runs and metrics: the real MLflow server, mounted where the SDK looks for it."""
 
+import errno
 import logging
 import os
 import re
 import threading
 import time
 import warnings
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 
 from starlette.concurrency import run_in_threadpool
 from starlette.types import Message, Receive, Scope, Send
@@ -15,12 +17,23 @@ from local_azureml import identifiers
 from local_azureml.context import Context
 from local_azureml.control_plane import operations
 from local_azureml.data_plane import artifacts
-from local_azureml.errors import AzureError
+from local_azureml.errors import AzureError, full_disk
 
 PREFIX = (
     f"/mlflow/v2.0{identifiers.WORKSPACE_ID}"  # azureml-mlflow asks for v2.0 where the workspace says v1.0
 )
 OWN_ROOT = re.compile(f"{artifacts.STORED}(?!/)")  # two slashes would name a host
+
+
+@contextmanager
+def _telling_a_full_disk() -> Iterator[None]:
+    """Raise the system's own error for a full disk, which MLflow wraps in others."""
+    try:
+        yield
+    except Exception as error:
+        if full_disk(error):
+            raise OSError(errno.ENOSPC, str(error)) from error
+        raise
 
 
 class Tracking:
@@ -56,6 +69,7 @@ class Tracking:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's own use of what Starlette deprecates
             from mlflow.exceptions import MlflowException
+            from mlflow.server import app as flask
             from mlflow.server.fastapi_app import app
             from mlflow.server.handlers import _model_registry_store_registry, _tracking_store_registry
             from mlflow.store.tracking.dbmodels.models import SqlLoggedModel, SqlRun
@@ -92,6 +106,9 @@ class Tracking:
                 raise operations.stopped()
             store = OwnArtifacts(uri, artifacts.ROOT)
         models = Models(self._context, store)
+        too_deep = {"error_code": "INVALID_PARAMETER_VALUE", "message": "the body is nested too deeply"}
+        with suppress(AssertionError):  # an emulator before this one in the same process has done it
+            flask.register_error_handler(RecursionError, lambda error: (too_deep, 400))
         _tracking_store_registry.register("sqlite", lambda **_: store)
         _model_registry_store_registry.register("sqlite", lambda **_: models)
         return app, store
@@ -110,6 +127,7 @@ class Tracking:
         with self._storing:
             self._closed = True
 
+    @_telling_a_full_disk()
     def start_run(self, name: str, experiment: str, title: str, tags: dict[str, str]) -> None:
         """Create a run whose id is the job's name, as Azure does; MLflow itself would draw a random one."""
         store = self._store  # before any import of MLflow's, which the loading of it must not meet

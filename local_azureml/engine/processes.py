@@ -184,7 +184,8 @@ class Process:
         """Kill the child and all that it started; one that has not begun yet never does."""
         self._killed = True
         if self._child and self._child.pid:
-            self._kill(self._child.pid)
+            if self.alive:  # else another process may have its id by now
+                self._kill(self._child.pid)
         elif self._child:
             self._child.end()
 
@@ -200,8 +201,8 @@ class Process:
                 if self._child.pid or self._killed:
                     break
             self._result = self._child.ended
-        except OSError as error:  # there is no process, or no descriptor, to be had
-            message = f"the process could not be started: {error}"
+        except Exception as error:  # there is no process, or no descriptor, to be had
+            message = f"the process could not be started: {error!r}"
             self._result = {"exit": 1, "error": {"code": "SystemError", "message": message}}
         shutil.rmtree(self._temporary, ignore_errors=True)
         self._ended.set()

@@ -1,5 +1,6 @@
 """MLflow behind the workspace's tracking address: azureml-mlflow's plugin, and MLflow's own page."""
 
+import gzip
 import re
 import subprocess
 import sys
@@ -9,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
-from conftest import raw_client
+from conftest import PLAIN_JOB, raw_client
 
 from local_azureml.data_plane import browser_sessions, tracking
 from local_azureml.identifiers import SUBSCRIPTION
@@ -45,6 +46,28 @@ def test_the_tracking_address_is_the_plugins(mlflow):
 def test_a_run_comes_back_with_what_was_logged(mlflow, run):
     data = mlflow.get_run(run.run_id).data
     assert (data.params, data.tags["colour"], data.metrics) == ({"epochs": "3"}, "blue", {"loss": 1.0})
+
+
+def test_a_body_that_is_nested_deeply_or_packed_is_refused(http):
+    create = f"{tracking.PREFIX}/api/2.0/mlflow/runs/create"
+    kind = {"Content-Type": "application/json"}
+    deep = http.post(create, content="[" * 100_000, headers=kind)
+    packed = http.post(create, content=gzip.compress(b"{}"), headers=kind | {"Content-Encoding": "gzip"})
+    assert (deep.status_code, packed.status_code) == (400, 415)
+
+
+def test_a_job_for_which_the_disk_has_no_room_is_refused_with_a_sentence(emulator_with, arm):
+    """MLflow's file may not grow, as on a full disk."""
+    from sqlalchemy import event
+
+    server = emulator_with()
+    with raw_client(server.context.environment()) as opened:
+        engine = server.context.runs.load()[1].engine
+        event.listen(engine, "checkout", lambda of_sqlite, *_: of_sqlite.execute("PRAGMA max_page_count=1"))
+        tags = {f"tag{number}": "x" * 200 for number in range(200)}
+        body = {"properties": PLAIN_JOB | {"command": "true", "tags": tags}}
+        told = opened.put(f"{arm.workspace}/jobs/no-room", json=body)
+    assert (told.status_code, "No space left on device" in told.text) == (507, True)
 
 
 def test_a_metric_keeps_its_steps(mlflow, run):

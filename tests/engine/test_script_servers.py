@@ -252,10 +252,14 @@ def run(request: AMLRequest):
 def test_a_script_may_take_requests_and_answer_as_they_come(client, place, tmp_path, package):
     name = f"own-raw-{len(package)}"
     place(name, **script_of(tmp_path, RAW.format(package=package)))
-    sent = {"files": {"image": b"\xff\x00"}, "params": {"times": "2"}, "headers": {**BLUE, "X-Name": "mine"}}
+    sent = {
+        "files": {"image": b"\xff\x00"},
+        "params": {"times": "2"},
+        "headers": {**BLUE, "X-Name": "Zoë".encode("latin-1")},
+    }
     answer = post(client, name, None, **sent)
     headers = [answer.headers[name] for name in ("content-type", "x-name", "azureml-model-deployment")]
-    assert (answer.status_code, answer.content, headers) == (200, b"\xff\0" * 2, ["image/x", "mine", "blue"])
+    assert (answer.status_code, answer.content, headers) == (200, b"\xff\0" * 2, ["image/x", "Zoë", "blue"])
     refused = post(client, name, {})
     told = (refused.status_code, refused.headers["ms-azureml-model-error-statuscode"], refused.text)
     assert told == (424, "400", "no image")

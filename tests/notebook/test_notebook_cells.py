@@ -166,7 +166,7 @@ def test_step_4_says_why_the_data_cannot_be_had(steps):
         ),
         (
             {"workspace_name": 123},
-            "parameter workspace_name is 123: it takes text, which papermill takes by -r",
+            "parameter workspace_name is 123: it takes text, by -r of papermill",
         ),
         ({"score_seed": "x"}, "parameter score_seed is 'x': it takes a whole number"),
         ({"keep_endpoint": "false"}, "parameter keep_endpoint is 'false': it takes True or False"),

@@ -213,6 +213,12 @@ def test_a_port_in_use_is_said_without_a_traceback():
     )
 
 
+def test_a_state_that_is_no_database_is_said_without_a_traceback(tmp_path, capsys, variables_kept):
+    (tmp_path / "state.sqlite").write_text("gone" * 1000)
+    assert main(["serve", "--data-dir", str(tmp_path)]) == 2
+    assert f"--data-dir {tmp_path}: its state.sqlite can't be read (file is not" in capsys.readouterr().err
+
+
 def test_a_data_folder_in_use_is_said_and_left_alone(emulator):
     command = [*PROGRAM, "serve", "--data-dir", emulator.folder]
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)

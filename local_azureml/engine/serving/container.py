@@ -49,8 +49,8 @@ class Container:
         return self._end()
 
     def _end(self) -> str:
-        if self.process.alive:
-            self.process.kill()
-            self.process.wait()
-            return "did not answer its probe"
-        return "ended"
+        reason = "did not answer its probe" if self.process.alive else "ended"
+        self.process.kill()
+        self.process.wait()
+        self.socket.unlink(missing_ok=True)
+        return reason

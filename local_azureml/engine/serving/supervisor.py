@@ -46,7 +46,8 @@ class Deployments:
             if state != "Failed":
                 endpoints.set_properties(context, document, provisioningState="Updating")
                 again.append(document)
-        threading.Thread(target=self._recover, args=(again,), daemon=True).start()
+        for document in again:
+            threading.Thread(target=self._recover, args=(document,), daemon=True).start()
 
     def _documents(self) -> list[dict]:
         there = self._context.state.children(endpoints.BASE)
@@ -56,10 +57,9 @@ class Deployments:
             for found in endpoints.deployments_of(self._context, each["name"]).values()
         ]
 
-    def _recover(self, documents: list[dict]) -> None:
-        for document in documents:
-            with suppress(AzureError):  # the deployment's own state says Failed
-                self.begin(document)
+    def _recover(self, document: dict) -> None:
+        with suppress(AzureError):  # the deployment's own state says Failed
+            self.begin(document)
 
     def begin(self, document: dict) -> None:
         """Start the process of a deployment and return when it is healthy; it is billed from now on."""

@@ -40,7 +40,6 @@ MODELS = {  # in a model's name -> billions of weights, tokens of its context. S
     "phi-4$": (14.7, 16384),
 }
 CHARACTERS = 4  # of English in a token, about
-HELD_OUT = 5  # of so many training rows the component holds one out, to evaluate with
 
 
 def of_name(table: dict, name: str) -> tuple | None:
@@ -59,13 +58,23 @@ class Training:
     gpus: int  # of each node
     idle_seconds: int  # that the machines stay after the job
     limit: float  # of the job, in minutes
-    lengths: list[int]  # characters of each conversation
+    lengths: list[int]  # characters of each conversation to train on
+    tested: int  # conversations to evaluate with
 
     @classmethod
     def of(
-        cls, model, component, settings: dict, cluster, size: str, gpus: int, limit: float, file: Path
+        cls,
+        model,
+        component,
+        settings: dict,
+        cluster,
+        size: str,
+        gpus: int,
+        limit: float,
+        train: Path,
+        test: Path,
     ) -> "Training":
-        """Return what the settings and the file of training rows come to on a cluster."""
+        """Return what the settings and the files of rows come to on a cluster."""
         kinds = {"integer": int, "number": float}
         values = {name: known.default for name, known in component.inputs.items()} | settings
         values = {
@@ -73,21 +82,16 @@ class Training:
             for name, value in values.items()
             if value is not None
         }
-        with file.open(encoding="utf-8") as lines:
-            talks = [json.loads(line)["messages"] for line in lines]
+        with train.open(encoding="utf-8") as lines, test.open("rb") as others:
+            talks, tested = [json.loads(line)["messages"] for line in lines], sum(1 for _ in others)
         lengths = [sum(len(message["content"]) for message in talk) for talk in talks]
         gpus = int(settings.get("number_of_gpu_to_use_finetuning", gpus))
         idle = cluster.idle_time_before_scale_down
-        return cls(model.name, values, size, cluster.tier.lower(), gpus, idle, limit, lengths)
+        return cls(model.name, values, size, cluster.tier.lower(), gpus, idle, limit, lengths, tested)
 
     @property
     def nodes(self) -> int:
         return self.values["num_nodes_finetune"]
-
-    @cached_property
-    def held_out(self) -> int:
-        """Return how many rows it evaluates with; 0 where they are in a file of their own."""
-        return 0 if "validation_file_path" in self.values else len(self.lengths) // HELD_OUT
 
     @cached_property
     def batch(self) -> int:
@@ -97,8 +101,7 @@ class Training:
     @cached_property
     def epoch(self) -> int:
         """Return the steps of an epoch."""
-        rows = len(self.lengths) - self.held_out
-        return math.ceil(rows / self.batch / self.values["gradient_accumulation_steps"])
+        return math.ceil(len(self.lengths) / self.batch / self.values["gradient_accumulation_steps"])
 
     @cached_property
     def steps(self) -> int:
@@ -108,7 +111,7 @@ class Training:
     @cached_property
     def rows(self) -> int:
         """Return how many rows it learns from, those of a second epoch counted again."""
-        return math.ceil(self.steps / self.epoch * (len(self.lengths) - self.held_out))
+        return math.ceil(self.steps / self.epoch * len(self.lengths))
 
     @cached_property
     def evaluations(self) -> int:
@@ -159,7 +162,7 @@ class Training:
     def checks(self, sizes: Iterable) -> Iterator[Check]:
         """Give what decides whether it can succeed, and is of use; `sizes`: the machines to choose from."""
         values, card, known = self.values, of_name(CARDS, self.size), of_name(MODELS, self.model)
-        train, lower = len(self.lengths) - self.held_out, "lower per_device_train_batch_size"
+        train, lower = len(self.lengths), "lower per_device_train_batch_size"
         needed = f"{self.batch} or more, a batch on each GPU"
         advice = f"{lower}, or raise dataset_split_pc"
         yield Check("training rows", train, needed, train >= self.batch, advice)
@@ -176,11 +179,11 @@ class Training:
         least, advice = self.minutes(), "raise it, or lower dataset_split_pc or num_train_epochs"
         needed = f"{math.ceil(least)} or more"
         yield Check("job_limit_minutes", self.limit, needed, self.limit >= least, advice)
-        most = max(1, 3 * self.rows // max(1, self.held_out))  # to evaluate a row costs a third
+        most = max(1, 3 * self.rows // max(1, self.tested))  # to evaluate a row costs a third
         needed = f"at most {most}, or they cost more than the training"
         advice = "raise eval_steps or evaluation_steps_interval"
         yield Check("evaluations", self.evaluations, needed, self.evaluations <= most, advice)
-        if values["evaluation_strategy"] == "steps":  # the best model is loaded at the end
+        if values["evaluation_strategy"] == "steps" and not values["evaluation_steps_interval"]:
             fine, needed = self.evaluations > 0, f"at most {self.steps}, the steps of the training"
             yield Check("eval_steps", values["eval_steps"], needed, fine, "lower it, or evaluate each epoch")
         if values["apply_early_stopping"] == "true":

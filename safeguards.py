@@ -1,15 +1,13 @@
 """What keeps a run of finetune_phi3_ultrachat.ipynb from costing more than it should.
 
-Checks before anything is billed (by the rules in settings.py), the reading of failures, the watcher that
-deletes the endpoint, and tables that read well. Nothing in here is needed to learn the SDK: its calls stand
-in the notebook's cells.
+Checks before anything is billed (by the rules in settings.py), the reading of failures, and the watcher that
+deletes the endpoint. Nothing in here is needed to learn the SDK: its calls stand in the notebook's cells.
 """
 
 import ast
 import atexit
 import hashlib
 import itertools
-import json
 import logging
 import math
 import re
@@ -19,33 +17,33 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
+from contextlib import contextmanager, suppress
 from datetime import date
+from os import environ
 from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
 from azure.ai.ml import MLClient
-from azure.ai.ml.exceptions import JobException, MlException
+from azure.ai.ml.exceptions import JobException
 from azure.core.exceptions import AzureError, ClientAuthenticationError, ResourceNotFoundError
 from azure.identity import DefaultAzureCredential, InteractiveBrowserCredential
 from IPython.core.error import StdinNotImplementedError
-from IPython.display import display
 
+import explain
+import show
 from costs import CARDS, Training, of_name
-from settings import Check
-from settings import check_inputs as check_inputs
-from settings import check_parameters as check_parameters
+from explain import by_hand, masked, why
+from settings import Check, check_inputs, check_parameters
 
 MADE_BY = "finetune_phi3_ultrachat"  # a tag of all that the notebook creates
-RESULTS = ("workspace", "component", "cluster", "files", "job", "registered", "address")  # of steps 1 to 7
+RUN_ID = str(int(time.time()))  # one for each kernel
 ENDED = ("Completed", "Failed", "Canceled")
 RETIRED = {  # fine-tuning ended on; what to take instead. Source: Azure/azureml-assets, read 2026-07-23
     "Phi-3-mini-4k-instruct": ("2025-08-30", "Phi-4"),  # no public call tells it of version 15
 }
 ROOMY = 32  # GB of each GPU that are enough for most models
 UNRESERVED = re.compile("a100|h100|nd40rs")  # to all other deployments Azure adds a fifth in reserve
-
 logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)  # hides which of its classes are experimental
 told_failures: set[str] = set()  # jobs of which this kernel has said that they failed
 watchers: dict[str, subprocess.Popen] = {}  # endpoint -> the process that deletes it when this kernel ends
@@ -57,14 +55,21 @@ def say_retry(request) -> None:
         print("Azure is busy or out of reach: trying again, for up to a minute.")
 
 
-QUIET = {"show_progress": False, "enable_telemetry": False, "retry_connect": 6, "raw_request_hook": say_retry}
+PATIENT = {
+    "show_progress": False,
+    "enable_telemetry": False,
+    "retry_connect": 6,
+    "raw_request_hook": say_retry,
+}
 
 
-def after_step(number: int, given: dict) -> None:
-    """Raise RuntimeError with the first of the steps up to `number` whose result this kernel lacks."""
-    missing = [step for step, name in enumerate(RESULTS[:number], 1) if given.get(name) is None]
-    if missing:
-        raise RuntimeError(f"run step {missing[0]} first; its result is missing in this kernel")
+def begin(notebook: dict) -> dict[str, str]:
+    """Check the parameters, explain from now on what fails in any cell, and return the tags of this run."""
+    import azureml.mlflow  # noqa: F401  lets mlflow read a workspace; missed in step 5, it would be too late
+
+    check_parameters(notebook)
+    explain.switch_on()
+    return {"made_by": MADE_BY, "run_id": RUN_ID, "data": short_name(notebook["dataset_name"])}
 
 
 def tag(thing, name: str) -> str | None:
@@ -72,56 +77,14 @@ def tag(thing, name: str) -> str | None:
     return (thing.tags or {}).get(name)
 
 
-def masked(text: str) -> str:
-    """Return a text without the ids of subscriptions."""
-    return re.sub(r"(?i)(subscriptions?\W{1,3})[0-9a-f]{8}-[0-9a-f-]{27}", r"\1...", text)
-
-
-def why(error: Exception) -> str:
-    """Return the first line of what Azure says, without colours, Python's classes and subscription ids."""
-    said = re.sub(r"\x1b\[\d+m", "", getattr(error, "message", None) or str(error))
-    if "Resolutions:" in said:  # of an upload: between two headings, over many lines
-        said = " ".join(said.partition("Details:")[2].partition("Resol")[0].split()).rpartition("Met ")[2]
-    said = re.sub(r"<class '[\w.]+'>:? ?", "", said).strip()
-    return masked(said.splitlines()[0]) if said else type(error).__name__
-
-
-def without(noise: str, stream) -> SimpleNamespace:
-    """Return a stream that leaves out texts that are all noise, and the ids of subscriptions."""
-    write = lambda text: None if re.fullmatch(noise, text) else stream.write(masked(text))  # noqa: E731
-    return SimpleNamespace(write=write, flush=stream.flush)
-
-
-@contextmanager
-def calm() -> Iterator[None]:
-    """Leave out what the SDK writes while it waits: lone dots, and bare colour codes, an empty box."""
-    plain = without(r"(\x1b\[\d*m|\s)*", sys.stderr)
-    with redirect_stdout(without(r"\.", sys.stdout)), redirect_stderr(plain):
-        yield
-
-
-@contextmanager
-def explained(failure: str, advice: str) -> Iterator[None]:
-    """Turn an error of Azure into one sentence: what failed, why, and what to do."""
-    try:
-        with calm():
-            yield
-    except (AzureError, MlException) as error:
-        raise RuntimeError(f"{failure}: {why(error)}; {advice}") from None
-
-
-def show_table(frame: pd.DataFrame) -> None:
-    """Show a table with its texts on the left and their line breaks; nothing where it has no rows."""
-    if frame.empty:
-        return
-    style = "text-align: left; white-space: pre-wrap; vertical-align: top"
-    heads = [name for name in frame.index.names if name]
-    frame = frame.rename_axis(index=[None] * frame.index.nlevels, columns=", ".join(heads) or None)
-    styler = frame.map(str).style.format(escape="html").format_index(escape="html").set_uuid("table")
-    styler = styler.set_table_styles([{"selector": "th, td", "props": style}])
-    html = styler.set_table_attributes('class="dataframe"').to_html().replace("&nbsp;", "")
-    with pd.option_context("display.max_colwidth", None, "display.width", 250):
-        display({"text/html": html, "text/plain": str(frame)}, raw=True)
+def place(*given: str) -> list[str]:
+    """Return subscription, group and workspace as given, else of the environment, else of a config.json."""
+    names = ("SUBSCRIPTION", "RESOURCEGROUP", "WORKSPACE_NAME")
+    found = [one or environ.get(f"AZUREML_ARM_{name}") for one, name in zip(given, names, strict=True)]
+    if all(found):
+        return found
+    there = MLClient.from_config(DefaultAzureCredential())
+    return [there.subscription_id, there.resource_group_name, there.workspace_name]
 
 
 def log_in(credential):
@@ -153,18 +116,20 @@ def existing(get: Callable, *place: str):
 def what_runs(workspace: MLClient, cluster: str) -> pd.DataFrame:
     """Return what is billed of the notebook's runs: unfinished jobs, endpoints, machines of the cluster."""
     rows = []
-    with explained("what still runs can't be listed", "look at Jobs, Endpoints and Compute in Studio"):
-        for job in workspace.jobs.list(tag="made_by"):  # None stands for one that the SDK can't read
-            if job and tag(job, "made_by") == MADE_BY and job.status not in ENDED:
-                rows.append((job.name, f"job, {job.status}", f'to watch it: resume_job_name = "{job.name}"'))
-        for found in workspace.online_endpoints.list():
-            if tag(found, "made_by") == MADE_BY:
-                meter = f"billed until: {by_hand(workspace, found.name)}"
-                rows.append((found.name, f"endpoint of run {tag(found, 'run_id')}", meter))
-        if there := existing(workspace.compute.get, cluster):
-            leaves = f"gone after {there.idle_time_before_scale_down} s without work"
-            nodes = workspace.compute.list_nodes(cluster)
-            rows += [(cluster, f"machine, {node.node_state}", leaves) for node in nodes]
+    for job in workspace.jobs.list(tag="made_by"):  # None stands for one that the SDK can't read
+        if job and tag(job, "made_by") == MADE_BY and job.status not in ENDED:
+            rows.append((job.name, f"job, {job.status}", f'to watch it: resume_job_name = "{job.name}"'))
+    endpoints = {found.name: found for found in workspace.online_endpoints.list()}
+    for gone in watchers.keys() - endpoints.keys():
+        keep(gone)  # nothing is left to delete
+    for found in endpoints.values():
+        if tag(found, "made_by") == MADE_BY:
+            meter = f"billed until: {by_hand(workspace, found.name)}"
+            rows.append((found.name, f"endpoint of run {tag(found, 'run_id')}", meter))
+    if there := existing(workspace.compute.get, cluster):
+        leaves = f"gone after {there.idle_time_before_scale_down} s without work"
+        nodes = workspace.compute.list_nodes(cluster)
+        rows += [(cluster, f"machine, {node.node_state}", leaves) for node in nodes]
     return pd.DataFrame(rows, columns=["name", "what", "meter"]).set_index("name")
 
 
@@ -198,8 +163,7 @@ def check_model(workspace: MLClient, model, resume_job_name: str) -> None:
     if untold:
         print(f"The registry doesn't say of {model.name} {model.version} {', or '.join(untold)}.")
     if resume_job_name:
-        with explained(f"no job {resume_job_name!r} in {workspace.workspace_name}", "see Jobs in Studio"):
-            trained = tag(workspace.jobs.get(resume_job_name), "base_model") or model.id
+        trained = tag(workspace.jobs.get(resume_job_name), "base_model") or model.id
         if trained != model.id:
             advice = f"set model_name and model_version to what it trained: {trained}"
             raise RuntimeError(f"job {resume_job_name} did not train {model.id}: {advice}")
@@ -214,16 +178,14 @@ def accepted(component, recommended: dict) -> dict:
 
 def region(workspace: MLClient) -> tuple[dict, dict]:
     """Return the region's sizes by name in small letters, and the cores left by tier and family."""
-    left, unread = {}, "nothing was created. sizes and quota can't be read"
-    with explained(unread, "ask for the role Reader on the subscription"):
-        sizes = {size.name.lower(): size for size in workspace.compute.list_sizes()}
-        for size in sizes.values():
-            size.cores = vars(size).get("vCPUs", size.v_cp_us)  # newer answers of the service have the first
-        for usage in workspace.compute.list_usage():
-            tier = "low_priority" if "lowpriority" in f"{usage.type} {usage.name}".lower() else "dedicated"
-            if usage.limit != -1 and "/workspaces/" not in usage.id:  # no limit; a workspace's share of one
-                used = vars(usage).get("currentValue", usage.current_value) or 0
-                left[tier, usage.name["value"].lower()] = usage.limit - used
+    left, sizes = {}, {size.name.lower(): size for size in workspace.compute.list_sizes()}
+    for size in sizes.values():
+        size.cores = vars(size).get("vCPUs", size.v_cp_us)  # newer answers of the service have the first
+    for usage in workspace.compute.list_usage():
+        tier = "low_priority" if "lowpriority" in f"{usage.type} {usage.name}".lower() else "dedicated"
+        if usage.limit != -1 and "/workspaces/" not in usage.id:  # no limit; a workspace's share of one
+            used = vars(usage).get("currentValue", usage.current_value) or 0
+            left[tier, usage.name["value"].lower()] = usage.limit - used
     return sizes, left
 
 
@@ -297,10 +259,28 @@ def check_endpoint(workspace: MLClient, endpoint: str, run_id: str) -> Check:
     return Check("endpoint", endpoint, "a free name, or this run's own", fine, advice)
 
 
+def short_name(dataset: str) -> str:
+    """Return what a dataset, or a file of one's own, is called in names of Azure: "ultrachat-200k"."""
+    words = re.findall("[A-Za-z0-9]+", re.split(r"[\\/]", dataset)[-1].partition(".")[0])
+    return "-".join(words).lower() or "chats"
+
+
+def check_before_paying(notebook: dict) -> None:
+    """Show what could fail later as a table; raise RuntimeError with what would."""
+    given = SimpleNamespace(**notebook)
+    to_deploy = 0 if is_ours(given.workspace, given.address, RUN_ID) else 1 + given.compare_with_base
+    answering = (given.instance_type, given.instance_count, to_deploy)
+    stop_unless_fine(
+        *check_machines(given.workspace, given.model, given.wanted, given.settings, answering),
+        *check_inputs(given.component, given.settings, given.finetune_parameters, given.score_parameters),
+        check_endpoint(given.workspace, given.address, RUN_ID),
+    )
+
+
 def stop_unless_fine(*checks: Check) -> None:
     """Show the checks as a table; raise RuntimeError with those that are not fine."""
     lines = [(*check[:3], "ok" if check.fine else check.advice) for check in checks]
-    show_table(pd.DataFrame(lines, columns=["what", "found", "needed", "verdict"]).set_index("what"))
+    show.table(pd.DataFrame(lines, columns=["what", "found", "needed", "verdict"]).set_index("what"))
     if stops := [one for one in checks if not one.fine]:
         raise RuntimeError(f"nothing was created. {listed(stops)}")
 
@@ -315,16 +295,6 @@ def run_script(*words: str) -> str:
     if ended.returncode:
         raise RuntimeError(f"nothing was billed. {ended.stderr.strip().splitlines()[-1]}")
     return ended.stdout.rstrip()
-
-
-def check_rows(files: dict[str, Path]) -> None:
-    """Raise RuntimeError where the files hold too few conversations to train on and to evaluate with."""
-    for split, least in (("train_sft", 13), ("test_sft", 1)):  # of 13, three are held out, and 10 trained on
-        with files[split].open("rb") as lines:
-            rows = sum(1 for _ in lines)
-        if rows < least:
-            needed = f"rows of {split}: {rows}, needed {least} or more; raise dataset_split_pc"
-            raise RuntimeError(f"nothing was billed. {needed}")
 
 
 def forecast(given: dict) -> None:
@@ -342,7 +312,8 @@ def forecast(given: dict) -> None:
         sizes[now.cluster.size.lower()].name,
         now.gpus_per_node,
         now.job_limit_minutes,
-        now.files["train_sft"],
+        now.folder / now.data["train"],
+        now.folder / now.data["test"],
     )
     fitting = [sizes[name] for name in usable(sizes, told(now.model)[0])]
     stops = [one for one in training.checks(fitting) if not one.fine]
@@ -360,7 +331,7 @@ def next_try(name: str) -> str:
 
 def fingerprint(*order: object) -> str:
     """Return eight characters that differ where anything in the order of a job differs."""
-    return hashlib.sha256(json.dumps(order, sort_keys=True, default=str).encode()).hexdigest()[:8]
+    return hashlib.sha256(repr([str(part) for part in order]).encode()).hexdigest()[:8]
 
 
 def insist(action: Callable, tries: int, pause: float) -> str:
@@ -384,7 +355,7 @@ def watched(workspace: MLClient, job, minutes: float) -> Iterator[None]:
     limit.start()
     goes_on = f"job {job.name} goes on, but nobody watches it: run this cell again to do so"
     try:
-        with calm(), suppress(JobException):  # of a failure or an interrupt, told below
+        with suppress(JobException):  # of a failure or an interrupt, told below
             yield
         while (job := workspace.jobs.get(job.name)).status in ("CancelRequested", "Finalizing"):
             time.sleep(1)  # the stream does not wait for these
@@ -410,42 +381,12 @@ def failure(workspace: MLClient, job, minutes: float) -> str:
     return f"job {job.name} did not complete. {name}: {reason} ({log}). Run this cell again for another try"
 
 
-def note_parameters(tracking, job, settings_hash: str, inputs: dict) -> None:
-    """Put a job's inputs on its page in MLflow; say so where it had others, or none are taken."""
-    from mlflow.entities import Param  # takes seconds to import, which the watcher can save
-    from mlflow.exceptions import MlflowException
-
-    if tag(job, "settings_hash") != settings_hash:
-        return print(f"Job {job.name} was submitted with other settings or data than those above.")
-    try:
-        tracking.log_batch(job.name, params=[Param(name, str(value)) for name, value in inputs.items()])
-    except MlflowException as error:
-        print(f"The inputs are not on the job's page in MLflow: {why(error)}")
-
-
-def judge(training: list, evaluation: list) -> None:
-    """Say what the last point of the loss means; warn where it is no number, or well above the first."""
-    if training:
-        first, last = training[0].value, (evaluation or training)[-1].value
-        which = "evaluation" if evaluation else "training"
-        print(f"The {which} loss ended at {last:.3f}: perplexity {math.exp(min(last, 700)):.2f}.")
-        if not last < 1.1 * first:
-            print(f"Warning: it began at {first:.3f}, so nothing was learned: lower learning_rate.")
-
-
-def by_hand(workspace: MLClient, endpoint: str) -> str:
-    """Return the command that deletes an endpoint."""
-    place = f"-g {workspace.resource_group_name} -w {workspace.workspace_name}"
-    return f"az ml online-endpoint delete --yes {place} --name {endpoint}"
-
-
 def delete_ours(delete: Callable, workspace: MLClient, endpoint: str, run_id: str, tries=3, pause=0) -> None:
     """Delete the endpoint if this run made it; say how to do it by hand where Azure goes on to refuse."""
 
     def delete_if_ours() -> None:
         if is_ours(workspace, endpoint, run_id):
-            with calm():
-                delete()
+            delete()
 
     if refused := insist(delete_if_ours, tries, pause):  # as it does while a deployment is being made
         command = by_hand(workspace, endpoint)
@@ -480,6 +421,13 @@ def delete_when_kernel_ends(workspace: MLClient, endpoint: str, run_id: str, unl
         atexit.register(delete_from_inside, workspace, endpoint, run_id)
 
 
+def serving(workspace: MLClient, wanted):
+    """Return a deployment that is there and serves the same model; else None."""
+    there = existing(workspace.online_deployments.get, wanted.name, wanted.endpoint_name)
+    same = there and there.model.rpartition("/models/")[2] == wanted.model.rpartition("/models/")[2]
+    return there if same else None
+
+
 def delete_from_inside(workspace: MLClient, endpoint: str, run_id: str) -> None:
     """Delete this run's endpoint as its kernel ends, unless it is to be kept."""
     if endpoint in watchers:
@@ -492,37 +440,3 @@ def delete_from_outside(endpoint: str, run_id: str, *place: str) -> None:
     ends = MLClient(DefaultAzureCredential(), *place)
     delete = ends.online_endpoints.begin_delete
     delete_ours(lambda: delete(endpoint).result(), ends, endpoint, run_id, tries=180, pause=10)
-
-
-@contextmanager
-def log_on_failure(workspace: MLClient, deployment) -> Iterator[None]:
-    """Say what is being made; where it fails, print its container's log, and raise RuntimeError with why."""
-    name, endpoint = deployment.name, deployment.endpoint_name
-    print(f"Making deployment {name}, which takes Azure about ten minutes.")
-    try:
-        with calm():
-            yield
-    except (AzureError, MlException) as error:
-        with suppress(AzureError):  # refused before there was anything to log
-            print(workspace.online_deployments.get_logs(name, endpoint, lines=50))
-        stays = "" if endpoint in watchers else f"; it is billed, until: {by_hand(workspace, endpoint)}"
-        raise RuntimeError(f"the deployment failed: {why(error)}{stays}") from None
-
-
-def answer(ask: Callable, deployment: str, messages: list[dict]) -> str:
-    """Ask in the nested form, then in the flat one; return the text of any of the three forms of answers."""
-    for conversation in ([messages], messages):
-        try:
-            reply = json.loads(ask(deployment, conversation))
-            reply = reply[0] if isinstance(reply, list) else reply  # [{"0": ...}], or {"output": ...}
-            return reply.get("output", reply.get("0"))
-        except ResourceNotFoundError:
-            raise RuntimeError("the endpoint is not there, or no longer: run step 7 first") from None
-        except (AzureError, MlException) as error:  # the latter: a plain text, its status lost
-            status = getattr(error, "status_code", None)
-            if conversation is messages or status not in (None, 400, 422, 424):
-                reason = f"{status} {error.reason}, {why(error)}" if status else why(error)
-                log = f"the log of deployment {deployment} in Studio says more"
-                raise RuntimeError(f"the endpoint refused: {reason}; {log}") from None
-        except TypeError:  # the SDK trips over status 408
-            raise RuntimeError("the endpoint took over 90 s (408): lower max_new_tokens") from None

@@ -47,14 +47,14 @@ PARAMETERS = {
     "compute_idle_seconds": COUNT
     | {"description": "after so long without work the cluster has zero machines"},
     "dataset_name": TEXT
-    | {"description": "a dataset of the Hugging Face hub with its splits and a column `messages`"},
+    | {"description": "a dataset of the Hugging Face hub, or the path of a file or a folder of your own"},
     "dataset_split_pc": {
         "type": "number",
         "exclusiveMinimum": 0,
         "maximum": 100,
-        "description": "how many percent of each split are used",
+        "description": "how many percent of a dataset of the hub are used; a file of your own is taken whole",
     },
-    "download_dir": TEXT | {"description": "the folder for the rows"},
+    "download_dir": TEXT | {"description": "the folder for the rows; empty is named after the dataset"},
     "finetune_parameters": {
         "type": "object",
         "description": 'training inputs that win over all others, as {"num_train_epochs": 2}',
@@ -111,7 +111,7 @@ INPUTS = {  # of the component: what it leaves out
     "metric_for_best_model": {"enum": ["loss"]},  # the chat task measures no other
 }
 OF_THE_NOTEBOOK = re.compile(
-    "compute_|mlflow_model_path|train_|test_|pytorch_model_path|huggingface_id|task_name"
+    "compute_|mlflow_model_path|train_|validation_|test_|pytorch_model_path|huggingface_id|task_name"
 )
 CONFLICTS = [  # what an input has to be where another has a value
     ("auto_find_batch_size", {"enum": ["false"]}, "apply_deepspeed", "true"),

@@ -26,7 +26,7 @@ from scenarios.interruptions import WAYS, cut_off
 from scenarios.notebook_runs import ROOT, Row
 
 KEPT = ROOT / "docs" / "faults.md"
-BY_HAND = "cell by cell: step 8 fails; steps 2 to 9 run again succeed"
+BY_HAND = "cell by cell: step 8 fails; steps 1 to 9 run again succeed"
 
 LATE_CASES = [  # the slow ones first, so that the last one to end is short
     Case("upload-broken", 5, "no job was submitted: [^<]+; where the network failed, run this cell again"),
@@ -43,11 +43,11 @@ LATE_CASES = [  # the slow ones first, so that the last one to end is short
     Case("preempted", 0, f"preempted.*{DONE}", {"compute_tier": "low_priority"}),
     Case("token-seconds=20", 0, DONE),
     Case("stuck-preparing", 5, "did not complete.*canceled, within", {"job_limit_minutes": 0.05}),
-    Case("scoring-status=401", 8, "refused: 401"),
+    Case("scoring-status=401", 8, r"refused: \(Unauthorized\)"),
     Case("scoring-status=408", 8, "408"),
     Case("scoring-status=424", 8, "refused: An unexpected error occurred in scoring script"),
-    Case("scoring-status=429", 8, "refused: 429"),
-    Case("scoring-status=500", 8, "refused: 500"),
+    Case("scoring-status=429", 8, r"refused: \(429\)"),
+    Case("scoring-status=500", 8, r"refused: \(InternalServerError\)"),
     Case("deployment-unhealthy", 7, "the deployment failed"),
     Case("endpoint-taken", 7, "is taken in"),
     Case("register-refused", 6, "may not register models"),
@@ -57,8 +57,8 @@ LATE_CASES = [  # the slow ones first, so that the last one to end is short
     Case("preprocess-failed", 5, "chat_completion_datapreprocess: the fault preprocess-failed"),
     Case("validation-failed", 5, "ft_nlp_common_validation: the fault validation-failed"),
     Case("compute-failed", 3, "no capacity"),
-    Case("delete-failed", 0, DONE),
-    Case("delete-failed=1000", 0, "Still running and billed.*az ml online-endpoint delete", leaves=1),
+    Case("delete-failed", 9, "it still runs and is billed"),
+    Case("delete-failed=1000", 9, "it still runs and is billed.*az ml online-endpoint delete", leaves=1),
     Case("answer-shape=vllm", 0, DONE),
     Case("answer-shape=openai", 0, DONE),
     Case("answer-shape=mlflow", 0, DONE),
@@ -226,7 +226,7 @@ The same run without the fault succeeds; from step 6 on it goes on with the job 
 (`resume_job_name`). A job goes on when its notebook is cut off, on purpose.
 
 In the line *cell by cell*, one kernel runs the cells as a person does, up to the refusal that you read. Then
-the fault is over, and the same kernel runs steps 2 to 9 again: they find the endpoint and the paid job there,
+the fault is over, and the same kernel runs steps 1 to 9 again: they find the endpoint and the paid job there,
 and succeed.
 """
 

@@ -28,15 +28,17 @@ STANDS_FOR = [  # what a run prints, and what is stored in its place
 ]
 
 
-def execute(notebook: Path) -> nbformat.NotebookNode:
-    """Return the notebook as it is after a run on an emulator of its own, in a folder of its own."""
+def execute(notebook: Path) -> list[nbformat.NotebookNode]:
+    """Return the notebook's cells as they are after a run on an emulator and in a folder of their own."""
     with tempfile.TemporaryDirectory() as folder:
         for program in ROOT.glob("*.py"):  # that the cells call
             shutil.copy(program, folder)
         executed = Path(folder, "executed.ipynb")
         papermill = [sys.executable, "-m", "papermill", notebook.resolve(), executed, "--cwd", folder]
+        papermill += ["-p", "compare_with_base", "True"]  # so that the stored answers show what changed
         subprocess.run([sys.executable, "-m", "local_azureml", "run", "--", *papermill], cwd=ROOT, check=True)
-        return nbformat.read(executed, as_version=4)
+        cells = nbformat.read(executed, as_version=4).cells
+    return [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
 
 
 def clean(text: str, numbers: dict[str, int]) -> str:
@@ -75,7 +77,7 @@ def main() -> None:
     path = parser.parse_args().notebook
     notebook, numbers = nbformat.read(path, as_version=4), defaultdict(itertools.count(1).__next__)
     counts = itertools.count(1)
-    for cell, executed in zip(notebook.cells, execute(path).cells, strict=True):
+    for cell, executed in zip(notebook.cells, execute(path), strict=True):
         if cell.cell_type == "code":
             cell.outputs = stored_outputs(executed.outputs, numbers)
             cell.execution_count = next(counts)

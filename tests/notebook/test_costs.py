@@ -23,7 +23,7 @@ def component(registry_client):
 
 @pytest.fixture
 def training(component, tmp_path):
-    """A function that returns a training of so many conversations of 4,800 characters."""
+    """A function that returns a training of so many conversations of 4,800 characters, a fifth to test."""
 
     def of(
         settings: dict, rows: int = 10_000, size: str = A100, gpus: int = 1, model: str = "Phi-3-mini-4k-x"
@@ -34,12 +34,12 @@ def training(component, tmp_path):
                 {"role": "assistant", "content": "é" * 2400},
             ]
         }
-        file = tmp_path / "train.jsonl"
+        file = tmp_path / "one.jsonl"
         file.write_text(f"{json.dumps(talk)}\n")
         cluster = SimpleNamespace(tier="Dedicated", idle_time_before_scale_down=120)
-        given = (SimpleNamespace(name=model), component, TUTORIAL | settings, cluster, size, gpus, 240, file)
-        once = costs.Training.of(*given)
-        return dataclasses.replace(once, lengths=once.lengths * rows)
+        given = (SimpleNamespace(name=model), component, TUTORIAL | settings, cluster, size, gpus, 240)
+        once = costs.Training.of(*given, file, file)
+        return dataclasses.replace(once, lengths=once.lengths * (rows - rows // 5), tested=rows // 5)
 
     return of
 

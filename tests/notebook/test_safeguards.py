@@ -2,15 +2,12 @@
 
 import contextlib
 import io
-import json
-import math
 import os
 import subprocess
 import sys
 import time
 from types import SimpleNamespace
 
-import pandas
 import pytest
 from conftest import ROOT
 
@@ -149,80 +146,6 @@ def test_an_input_that_the_component_lacks_is_dropped_with_a_warning(component, 
     assert "no input learning_rate_max; the recommended 0.0001 is dropped" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(
-    ("said", "reason"),
-    [
-        (
-            "(Forbidden) ask for a role\nCode: Forbidden\nException Details:\t(Forbidden) no",
-            "(Forbidden) ask for a role",
-        ),
-        (
-            "\x1b[37m\nError:\n\x1b[39mDetails: \x1b[31m\n\n(x) Met <class 'azure.core.exceptions."
-            "ServiceResponseError'>: ('Connection\naborted.')\n\n\x1b[39mResolutions: \n1) Try",
-            "('Connection aborted.')",
-        ),
-        ("no /subscriptions/01234567-89ab-cdef-0123-456789abcdef/x", "no /subscriptions/.../x"),
-    ],
-)
-def test_a_reason_is_one_line_without_colours_classes_and_subscription_ids(said, reason):
-    assert safeguards.why(RuntimeError(said)) == reason
-
-
-def test_an_upload_leaves_no_empty_box_of_colour_codes(capsys):
-    with safeguards.explained("no job was submitted", "run it again"):
-        print("\x1b[39m\n", file=sys.stderr)
-        print("a warning", file=sys.stderr)
-    assert capsys.readouterr().err.strip() == "a warning"
-
-
-@pytest.mark.parametrize(
-    ("raw", "text"),
-    [
-        ('{"output": "Hi"}', "Hi"),
-        ('[{"0": "Hi"}]', "Hi"),
-        ('{"output": "Hi", "finish_reason": "stop"}', "Hi"),
-    ],
-    ids=["vllm", "mlflow", "openai"],
-)
-def test_each_form_of_answers_is_read(raw, text):
-    assert safeguards.answer(lambda *_: raw, "demo", [{"role": "user", "content": "Hello?"}]) == text
-
-
-def test_the_flat_form_is_asked_in_where_the_nested_one_is_refused_in_plain_text():
-    from azure.ai.ml.exceptions import MlException
-
-    def ask(_, conversation: list) -> str:
-        if isinstance(conversation[0], list):
-            raise MlException("An unexpected error occurred", "")  # as the SDK does where the body is no JSON
-        return json.dumps({"output": conversation[0]["content"]})
-
-    assert safeguards.answer(ask, "demo", [{"role": "user", "content": "Hello?"}]) == "Hello?"
-
-
-@pytest.mark.parametrize(
-    ("training", "evaluation", "warns"),
-    [
-        ([4.0, 1.0], [1.2], False),
-        ([4.0, 8.3], [8.3], True),
-        ([4.0], [math.nan], True),
-        ([4.0, 3.0], [], False),
-    ],
-)
-def test_a_loss_that_ends_well_above_its_beginning_is_warned_of(training, evaluation, warns, capsys):
-    safeguards.judge(*([SimpleNamespace(value=value) for value in curve] for curve in (training, evaluation)))
-    assert ("nothing was learned" in capsys.readouterr().out) == warns
-
-
-def test_a_table_has_texts_on_the_left_with_their_line_breaks_and_no_markup_of_theirs(capsys):
-    safeguards.show_table(pandas.DataFrame({"said": ["<b>one</b>\ntwo"]}))
-    page = capsys.readouterr().out
-    assert (
-        "text-align: left" in page
-        and "white-space: pre-wrap" in page
-        and "&lt;b&gt;one&lt;/b&gt;\\ntwo" in page
-    )
-
-
 def test_only_the_endpoint_of_the_watchers_own_run_is_deleted(client):
     endpoint(client, "fixed-name", "2")
     safeguards.delete_from_outside("fixed-name", "1", *place(client))  # of an older kernel
@@ -273,22 +196,33 @@ def test_a_failed_try_is_followed_by_one_of_another_name(monkeypatch):
     assert [safeguards.next_try("a"), safeguards.next_try("b")] == ["a-3", "b"]
 
 
+class Order:
+    """A pipeline job as `fingerprint` sees it: as the text that the SDK would submit."""
+
+    def __init__(self, text: str):
+        self.text = text
+
+    def __str__(self) -> str:
+        return self.text
+
+
 def test_a_fingerprint_differs_where_anything_in_the_order_does():
-    order = ("model/1", "data, 5 %", {"max_steps": 2})
-    others = [("model/2", *order[1:]), (order[0], "data, 6 %", order[2]), (*order[:2], {"max_steps": 3})]
-    assert len({safeguards.fingerprint(*each) for each in (order, *others)}) == 4
-    assert safeguards.fingerprint(*order) == safeguards.fingerprint(*order[:2], dict(order[2]))
+    orders = [("max_steps: 2", "abc"), ("max_steps: 3", "abc"), ("max_steps: 2", "abd")]
+    assert len({safeguards.fingerprint(Order(text), content) for text, content in orders}) == 3
+    assert safeguards.fingerprint(Order("a"), "b") == safeguards.fingerprint(Order("a"), "b")
 
 
-def test_a_notebook_opened_without_the_module_says_to_clone_the_repository(tmp_path):
-    import nbformat
-
-    cells = nbformat.read(ROOT / "finetune_phi3_ultrachat.ipynb", as_version=4).cells
-    [setup] = [cell.source for cell in cells if cell.id == "setup"]
-    (tmp_path / "setup.py").write_text(setup)
-    ended = subprocess.run([sys.executable, "setup.py"], cwd=tmp_path, capture_output=True, text=True)
-    last = ended.stderr.splitlines()[-1]
-    assert last.startswith("ModuleNotFoundError: this kernel has no safeguards: clone the whole repository")
+@pytest.mark.parametrize(
+    ("dataset", "name"),
+    [
+        ("HuggingFaceH4/ultrachat_200k", "ultrachat-200k"),
+        ("../my chats.jsonl.gz", "my-chats"),
+        (r"C:\data\Café.csv", "caf"),
+        ("对话.jsonl", "chats"),
+    ],
+)
+def test_a_dataset_is_called_by_its_last_part_in_letters_that_azure_takes(dataset, name):
+    assert safeguards.short_name(dataset) == name
 
 
 def test_a_script_that_fails_is_quoted_with_its_last_line(tmp_path):

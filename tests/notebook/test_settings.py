@@ -46,6 +46,7 @@ SAME_JOB = {  # parameters that make no other job, and why
     "subscription_id resource_group workspace_name": "a job is looked for in its workspace",
     "resume_job_name": "it names the job",
     "job_limit_minutes": "it says how long the job is waited for",
+    "dataset_name dataset_split_pc": "the content of the files is in it, their sha256",
     "download_dir": "where the rows lie, not which they are",
     "endpoint_name instance_type instance_count keep_endpoint": "of the endpoint, made after the job",
     "score_samples score_seed score_parameters compare_with_base": "of the questions, asked after the job",

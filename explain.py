@@ -1,0 +1,133 @@
+"""Says in one sentence why a cell of finetune_phi3_ultrachat.ipynb failed, and keeps noise out of its output.
+
+An error is explained where it arrives, so that no cell has to expect one: IPython hands over each that nobody
+caught, and FAILURES says what it means that this call failed.
+"""
+
+import ast
+import itertools
+import linecache
+import re
+import sys
+import traceback
+from contextlib import suppress
+
+from azure.ai.ml import MLClient
+from azure.ai.ml.exceptions import MlException
+from azure.core.exceptions import AzureError
+from IPython import get_ipython
+
+OURS = ("__main__", "safeguards", "settings", "costs", "show")  # the cells, and what lies beside the notebook
+FAILURES = {  # a call -> what failed with it, and what to do
+    "workspaces.get": (
+        "the workspace did not open",
+        "check the first three parameters, or add a config.json",
+    ),
+    "registry_name=": ("the registry did not open", "check registry_name"),
+    "registry.models.get": ("no such model", "pick one from https://ml.azure.com/models"),
+    "workspace.jobs.get": ("no such job", "see Jobs in Studio"),
+    "compute.list_": (
+        "nothing was created. sizes and quota can't be read",
+        "ask for the role Reader on the subscription",
+    ),
+    "compute.begin_create": ("no cluster was created", "nothing is billed; another size or region may do"),
+    "jobs.list(tag": ("what still runs can't be listed", "look at Jobs, Endpoints and Compute in Studio"),
+    "jobs.create": ("no job was submitted", "where the network failed, run this cell again"),
+    "models.create": ("no model was registered", "the job keeps its files: run this cell again"),
+    "online_endpoints.begin_create": ("the endpoint is not ready", "the model stays: run this cell again"),
+    "online_deployments.begin_create": ("the deployment failed", "run this cell again, or stop paying: {}"),
+    "online_endpoints.invoke": ("the endpoint refused", "its deployment's log in Studio says more"),
+    "online_endpoints.begin_delete": ("it still runs and is billed", "run this cell again, or: {}"),
+}
+
+
+def switch_on() -> None:
+    """Explain the errors of all cells to come; leave out what the SDK writes while it waits.
+
+    That is lone dots, and bare colour codes, which make an empty box.
+    """
+    leave_out(r"\.", sys.stdout)
+    leave_out(r"\s*(\x1b\[\d*m\s*)+", sys.stderr)
+    if shell := get_ipython():
+        shell.set_custom_exc((AzureError, MlException, NameError, RuntimeError, ValueError), show_error)
+
+
+def leave_out(noise: str, stream) -> None:
+    """Keep from a stream texts that are all noise, with the line end after one, and ids of subscriptions."""
+    if "write" in vars(stream):  # done already
+        return
+    write, silent = stream.write, False
+
+    def filtered(text: str) -> int:
+        nonlocal silent
+        ends, silent = silent and text == "\n", re.fullmatch(noise, text) is not None
+        return len(text) if ends or silent else write(masked(text))
+
+    stream.write = filtered
+
+
+def show_error(shell, kind: type, error: Exception, trace, tb_offset: int | None = None) -> None:
+    """Show an error as IPython does; one that is understood without the lines that led to it."""
+    if plain := explained(error, trace):
+        kind, error, trace = type(plain), plain, None
+    shell.showtraceback((kind, error, trace), tb_offset=tb_offset)
+
+
+def explained(error: Exception, trace) -> Exception | None:
+    """Return an error that says what failed, why, and what to do; None where nothing is known of it."""
+    frames = list(traceback.walk_tb(trace))
+    ours = [(frame, line) for frame, line in frames if frame.f_globals.get("__name__") in OURS]
+    if isinstance(error, (AzureError, MlException)):
+        for (frame, line), call in itertools.product(ours[::-1], FAILURES):
+            if call in (failed := statement(frame, line)):
+                return RuntimeError(
+                    f"{FAILURES[call][0]}: {why(error)}; {advice(call, failed, frame.f_globals)}"
+                )
+    elif frames[-1:] == ours[-1:]:
+        in_a_cell = frames[-1][0].f_globals["__name__"] == "__main__"
+        if isinstance(error, NameError) and in_a_cell:
+            return NameError(f"{error}: run the steps above first")
+        if not in_a_cell:
+            return type(error)(str(error))
+    return None
+
+
+def statement(frame, line: int) -> str:
+    """Return the first line of the innermost statement that a line of a frame belongs to, as if unwrapped."""
+    source = "".join(linecache.getlines(frame.f_code.co_filename, frame.f_globals))
+    nodes = [node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.stmt)]
+    around = [node for node in nodes if node.lineno <= line <= node.end_lineno]
+    return ast.unparse(max(around, key=lambda node: node.lineno)).splitlines()[0]
+
+
+def advice(call: str, failed: str, notebook: dict) -> str:
+    """Return what to do after a call failed; print the container's log where a deployment did."""
+    words = FAILURES[call][1]
+    if "{}" not in words:
+        return words
+    workspace, endpoint = notebook["workspace"], notebook["endpoint"].name
+    if call.startswith("online_deployments"):
+        deployment = notebook[re.search(r"update\((\w+)\)", failed)[1]].name
+        with suppress(AzureError):  # refused before there was anything to log
+            print(workspace.online_deployments.get_logs(deployment, endpoint, lines=50))
+    return words.format(by_hand(workspace, endpoint))
+
+
+def masked(text: str) -> str:
+    """Return a text without the ids of subscriptions."""
+    return re.sub(r"(?i)(subscriptions?\W{1,3})[0-9a-f]{8}-[0-9a-f-]{27}", r"\1...", text)
+
+
+def why(error: Exception) -> str:
+    """Return the first line of what Azure says, without colours, Python's classes and subscription ids."""
+    said = re.sub(r"\x1b\[\d+m", "", getattr(error, "message", None) or str(error))
+    if "Resolutions:" in said:  # of an upload: between two headings, over many lines
+        said = " ".join(said.partition("Details:")[2].partition("Resol")[0].split()).rpartition("Met ")[2]
+    said = re.sub(r"<class '[\w.]+'>:? ?", "", said).strip()
+    return masked(said.splitlines()[0]) if said else type(error).__name__
+
+
+def by_hand(workspace: MLClient, endpoint: str) -> str:
+    """Return the command that deletes an endpoint."""
+    place = f"-g {workspace.resource_group_name} -w {workspace.workspace_name}"
+    return f"az ml online-endpoint delete --yes {place} --name {endpoint}"

@@ -1,0 +1,71 @@
+"""show.py: tables, what the curves of the loss come to, answers."""
+
+import json
+import math
+from types import SimpleNamespace
+
+import pandas
+import pytest
+
+import show
+
+
+def points(values: list[float]) -> list:
+    """Return a curve as MLflow gives it."""
+    return [SimpleNamespace(step=10 * number, value=value) for number, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize(
+    ("raw", "text"),
+    [
+        ('{"output": "Hi"}', "Hi"),
+        ('[{"0": "Hi"}]', "Hi"),
+        ('{"output": "Hi", "finish_reason": "stop"}', "Hi"),
+    ],
+    ids=["vllm", "mlflow", "openai"],
+)
+def test_each_form_of_answers_is_read(raw, text):
+    assert show.answer(lambda *_: raw, "demo", [{"role": "user", "content": "Hello?"}]) == text
+
+
+def test_the_flat_form_is_asked_in_where_the_nested_one_is_refused_in_plain_text():
+    from azure.ai.ml.exceptions import MlException
+
+    def ask(_, conversation: list) -> str:
+        if isinstance(conversation[0], list):
+            raise MlException("An unexpected error occurred", "")  # as the SDK does where the body is no JSON
+        return json.dumps({"output": conversation[0]["content"]})
+
+    assert show.answer(ask, "demo", [{"role": "user", "content": "Hello?"}]) == "Hello?"
+
+
+@pytest.mark.parametrize(
+    ("training", "evaluation", "warns"),
+    [
+        ([4.0, 1.0], [1.2], False),
+        ([4.0, 8.3], [8.3], True),
+        ([4.0], [math.nan], True),
+        ([4.0, 3.0], [], False),
+        ([], [2.0], False),
+        ([], [], False),
+    ],
+)
+def test_a_loss_that_ends_well_above_its_beginning_is_warned_of(training, evaluation, warns, capsys):
+    show.judge(points(training), points(evaluation))
+    assert ("nothing was learned" in capsys.readouterr().out) == warns
+
+
+def test_a_table_has_texts_on_the_left_with_their_line_breaks_and_no_markup_of_theirs(capsys):
+    show.table(pandas.DataFrame({"said": ["<b>one</b>\ntwo"]}))
+    page = capsys.readouterr().out
+    assert (
+        "text-align: left" in page
+        and "white-space: pre-wrap" in page
+        and "&lt;b&gt;one&lt;/b&gt;\\ntwo" in page
+    )
+
+
+def test_where_the_evaluation_loss_was_lowest_is_said_if_it_rose_again(capsys):
+    show.judge(points([4.0, 1.0, 0.5]), points([2.0, 1.25, 1.5]))
+    said = capsys.readouterr().out.splitlines()
+    assert said[1] == "It was lowest at step 20, 1.250: the weights of that moment are kept."

@@ -34,6 +34,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from local_azureml import identifiers
 from local_azureml.control_plane import registry
+from local_azureml.data_plane.mlflow_compatibility import TABLE
 
 CHANGES = {
     "ids": "placeholders of subscription, resource group, workspace and registry are filled in",
@@ -55,6 +56,7 @@ SIZES = {size["name"].lower() for size in json.loads((identifiers.SEEDS / "sizes
 CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 NOTHING = "nothing: it reached its end"
+REFUSED = re.compile(r"API request to endpoint (\S+) failed with error code (\d+)")  # MLflow's words
 PATIENCE = 900  # seconds for one cell
 CAUSE = re.compile(r"^(?!UserError)(\S+(?:Error|Exception): .+|.+: command not found)$", re.MULTILINE)
 GUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")  # an author's subscription, say
@@ -248,10 +250,18 @@ def line(row: Row) -> str:
         row.reason.partition("\nCode:")[0].replace(identifiers.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
     )
     reason = GUID.sub("ID", " ".join(reason.split()))
-    reason = reason[:300] + ("…" if len(reason) > 300 else "") or NOTHING
+    reason = reason[:300] + ("…" if len(reason) > 300 else "") + lack(reason) or NOTHING
     jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))
     cells = [row.notebook, ", ".join(row.changes), f"{row.cells} of {row.of}", jobs]
     return f"| {' | '.join([*cells, f'{row.seconds:.0f}', reason])} |"
+
+
+def lack(reason: str) -> str:
+    """Return what Azure's tracking server lacks too, where that is the reason, and where it is said."""
+    path, status = found.groups() if (found := REFUSED.search(reason)) else ("", "")
+    verbs = ("GET", "POST", "PATCH", "DELETE")
+    lines = [line for line in TABLE if any(line.match(verb, path, {}) for verb in verbs)]
+    return next((f"; {line.lack}" for line in lines if str(line.status) == status), "")
 
 
 def page(lines: dict[str, str]) -> str:
@@ -259,7 +269,8 @@ def page(lines: dict[str, str]) -> str:
     done = sum(NOTHING in line for line in lines.values())
     refused = sum("(NotImplemented)" in line for line in lines.values())
     changes = "\n".join(f"- *{name}*: {what}." for name, what in CHANGES.items())
-    counts = {"done": done, "count": len(lines), "refused": refused}
+    there_too = sum("Azure's tracking server lacks" in line for line in lines.values())
+    counts = {"done": done, "count": len(lines), "refused": refused, "there_too": there_too}
     return INTRODUCTION.format(**counts, changes=changes) + f"\n{table(lines)}\n"
 
 
@@ -267,9 +278,10 @@ INTRODUCTION = """\
 # Other people's notebooks
 
 Microsoft's public samples of the SDK (Azure/azureml-examples), each run on the emulator to its end or to
-the cell that stops it: {done} of {count} reach their end with every job completed, and {refused} come to
-what the emulator refuses by name, with status 501. The others stop at a site, a command or a container that
-is not there, or at themselves: written for other versions of their libraries, or for what their authors had.
+the cell that stops it: {done} of {count} reach their end with every job completed, {refused} come to what
+the emulator refuses by name, with status 501, and {there_too} to what Azure's tracking server lacks too: the
+line names the source. The others stop at a site, a command or a container that is not there, or at
+themselves: written for other versions of their libraries, or for what their authors had.
 The page is made by `python -m scenarios.samples`, which takes any folder of notebooks; the samples are not
 part of this repository. Their code is unchanged except for:
 
@@ -279,7 +291,8 @@ MLflow is told of the workspace, as on a compute instance. Prose was left out. T
 rows in the form of the originals, and models trained on such; some scripts beside the notebooks could not be
 had and were written anew, some without torchvision or TensorFlow, and `load_component(path=)`, which the SDK
 no longer takes, is spelt `source=`; 1d and copy_data were mended by hand to come as far as they do. *Cells*
-counts those with code, *jobs* what they submitted. They were not all run with one state of the emulator.
+counts those with code, *jobs* what they submitted. They were not all run with one state of the emulator:
+what logs models ran before it lacked what Azure lacks.
 """
 
 

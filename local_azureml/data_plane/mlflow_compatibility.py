@@ -35,6 +35,11 @@ class Calls:
     instead: str = ""  # what works on Azure and here
     only: tuple[str, str] = ("", "")  # where this field of the query or of the body matches that
 
+    @property
+    def lack(self) -> str:
+        """A clause that says that Azure has not these calls, and where that is said."""
+        return f"Azure's tracking server lacks {self.what} ({self.source})"
+
     def match(self, method: str, path: str, asked: dict) -> bool:
         """Return whether a request is one of these calls."""
         field, pattern = self.only
@@ -166,7 +171,7 @@ class CompatibilityMiddleware:
         if line.status == 200:
             return await self.app(scope, receive, send)
         advice = f"; there and here works: {line.instead}" if line.instead else ""
-        told = f"Azure's tracking server lacks {line.what} ({line.source}){advice}"
+        told = f"{line.lack}{advice}"
         log.warning("%s %r answered %d: %s", method, path[:100], line.status, told)
         if line.status == 400:  # as Azure refuses a filter
             answer = JSONResponse({"error_code": "INVALID_PARAMETER_VALUE", "message": told}, 400)

@@ -41,7 +41,7 @@ from datafiles import file_groups, own_files, read, roles, split_of
 AHEAD = 40 << 20  # decoded bytes of row groups that are fetched ahead; a larger group is streamed
 BATCH = 2 << 20  # decoded bytes of rows that are written at once
 MEND = "nothing is written; mend them, or leave them out with --drop_bad_rows"
-LEAST = {"train": 13, "test": 1}  # rows: of 13 the training holds out three, and refuses fewer than ten
+LEAST = {"train": 10, "test": 1}  # rows; the training component refuses fewer than ten
 HEADS = (("", "", *["turns"] * 3, *["characters"] * 3), ("good", "bad", *["median", "95% up to", "most"] * 2))
 FAILURES = (OSError, ValueError, TypeError, RuntimeError, httpx.HTTPError, pyarrow.ArrowException)
 
@@ -366,7 +366,7 @@ def describe(saved: dict[str, tuple], of: dict, options, too_few: str) -> tuple[
     for role, least in LEAST.items() if trains else ():
         rows = found[use[role]]["rows"]
         if rows < least:
-            beside = f", since {held_out} of them are held out to test with" if held_out else ""
+            beside = f", since {held_out} of {rows + held_out} is held out" if held_out and rows else ""
             needed = f"{rows} conversations to {role} with{beside}, and {least} or more are needed"
             raise RuntimeError(f"{options.dataset} has {needed}: {too_few}")
     if trains:

@@ -371,7 +371,7 @@ def test_rows_of_ultrachat_are_written_whole(link, run, tmp_path):
 
 def test_too_few_rows_are_one_sentence_with_what_to_change(chat, run, tmp_path):
     said = sentence(run("--dataset", chat, "--dataset_split_pc", 1, "--download_dir", "out"))
-    assert f"{chat} has 4 conversations to train with, and 13 or more are needed" in said
+    assert f"{chat} has 4 conversations to train with, and 10 or more are needed" in said
     assert "raise dataset_split_pc, which is 1" in said
     assert visible(tmp_path / "out") == []
 

@@ -273,10 +273,10 @@ UNREADABLE = {
     "twice.csv": ("answer,answer\na,b\n", "has two columns of one name"),
     "torn.jsonl.gz": (gzip.compress(LINES.encode())[:-20], "is damaged"),
     "torn.parquet": (as_parquet(QUESTIONS)[:-9], "Parquet magic bytes not found in footer"),
-    "empty.jsonl": ("", "has 0 conversations to train with, and 13 or more are needed"),
+    "empty.jsonl": ("", "has 0 conversations to train with, and 10 or more are needed"),
     "few.jsonl": (
-        as_lines(QUESTIONS[:13]),
-        "has 12 conversations to train with, since 1 of them are held out",
+        as_lines(QUESTIONS[:10]),
+        "has 9 conversations to train with, since 1 of 10 is held out",
     ),
 }
 

@@ -58,26 +58,27 @@ def python_of(specification: dict | None, folder: Path) -> str:
     return str(python)
 
 
-def layer(place: Path, inherited: dict[str, str]) -> dict[str, str]:
-    """Return the variables of a program in the emulator's own Python, with a layer for what it installs."""
-    venv.EnvBuilder().create(place)
-    bins, packages = place.resolve() / "bin", place / "lib" / f"python{OWN}" / "site-packages"
-    below = [f"import site; site.addsitedir({folder!r})" for folder in site.getsitepackages()]
-    (packages / "below.pth").write_text("\n".join(below), encoding="utf-8")
-    for name in ("pip", "pip3"):  # those of the emulator would install there
+def layer(python: str, place: Path, inherited: dict[str, str]) -> dict[str, str]:
+    """Return the variables of a program in that Python, with a layer of its own for what it installs there.
+
+    The environments are shared: what one job writes is no other's.
+    """
+    shutil.rmtree(place, ignore_errors=True)
+    below, others = site.getsitepackages(), inherited.get("PATH", os.defpath).split(os.pathsep)
+    if python == sys.executable:
+        venv.EnvBuilder().create(place)
+    else:
+        subprocess.run([python, "-m", "venv", "--without-pip", place], check=True)
+        below = [str(folder) for folder in Path(python).parents[1].glob("lib/python*/site-packages")]
+        ours = Path(sys.executable).parent
+        others = [str(Path(python).parent), *(other for other in others if Path(other) != ours)]
+    bins = place.resolve() / "bin"
+    (packages,) = place.glob("lib/python*/site-packages")
+    lines = [f"import site; site.addsitedir({folder!r})" for folder in below]
+    (packages / "below.pth").write_text("\n".join(lines), encoding="utf-8")
+    for name in ("pip", "pip3"):  # those below would install there
         (bins / name).write_text(PIP, encoding="utf-8")
         (bins / name).chmod(0o755)
-    search = os.pathsep.join([str(bins), inherited.get("PATH", os.defpath)])
-    return inherited | {"PATH": search, "VIRTUAL_ENV": str(bins.parent)}
-
-
-def variables(python: str, inherited: dict[str, str]) -> dict[str, str]:
-    """Return the variables with which a program finds that Python, and nothing of the emulator's, first."""
-    if python == sys.executable:
-        return inherited
-    bins = Path(python).parent
-    ours = Path(sys.executable).parent
-    others = [place for place in inherited.get("PATH", os.defpath).split(os.pathsep) if Path(place) != ours]
     return inherited | {"PATH": os.pathsep.join([str(bins), *others]), "VIRTUAL_ENV": str(bins.parent)}
 
 

@@ -53,7 +53,7 @@ def made_of(*lines: str, name: str = "made", **options):
     )
 
 
-SHOW = "python -c 'import localmade, sys; print(localmade.VERSION, sys.prefix)'"
+SHOW = "python -c 'import localmade; print(localmade.VERSION, localmade.__file__)'"
 
 
 @pytest.mark.parametrize(
@@ -81,11 +81,14 @@ def test_an_environment_is_made_once(client, tmp_path):
     assert ": reused" in texts[1] and "made in" not in texts[1]
 
 
-def test_what_a_job_installs_stays_in_its_environment(client, tmp_path):
-    text = "python -m pip install localmade==1.0"
-    assert ended(client, make_command(text, environment=made_of("localmade=2.0"))).status == "Completed"
-    found = subprocess.run([sys.executable, "-c", "import localmade"], capture_output=True)
-    assert found.returncode == 1
+def test_what_a_job_installs_or_writes_in_its_environment_is_no_other_jobs(client, tmp_path):
+    left = "import localmade, pathlib, site; pathlib.Path(site.getsitepackages()[0], 'left.py').touch()"
+    write = f'pip install localmade==1.0 && python -c "{left}; print(localmade.VERSION)"'
+    job = ended(client, make_command(write, environment=made_of("localmade=2.0")))
+    assert log_of(client, job, tmp_path / "first").splitlines()[-1] == "1.0"
+    look = "import importlib.util, localmade; print(localmade.VERSION, importlib.util.find_spec('left'))"
+    job = ended(client, make_command(f'python -c "{look}"', environment=made_of("localmade=2.0")))
+    assert log_of(client, job, tmp_path / "second").splitlines()[-1] == "2.0 None"
 
 
 def test_what_a_job_without_a_specification_installs_is_the_jobs_alone(client, tmp_path):

@@ -2,7 +2,6 @@
 
 import shutil
 import socket
-import sys
 import time
 from pathlib import Path
 
@@ -32,10 +31,7 @@ def run(specification: dict) -> None:
             shutil.copy(source, code)
     command, paths = fill(specification)
     python = environments.python_of(specification["environment"], Path(specification["environments"]))
-    if python == sys.executable:
-        environment = environments.layer(Path("layer"), processes.here.environment)
-    else:
-        environment = environments.variables(python, processes.here.environment)
+    environment = environments.layer(python, Path("layer"), processes.here.environment)
     environment |= specification["variables"] | paths
     started = [
         psutil.Popen(["bash", "-c", command], cwd=code, env=environment | rank)

@@ -24,7 +24,7 @@ def run(specification: dict) -> None:
     script, model = specification["script"], specification["model"]
     asked = specification["environment"] if script else _of_model(Path(model), specification["one_python"])
     python = environments.python_of(asked, Path(specification["environments"]))
-    variables = environments.variables(python, processes.here.environment)
+    variables = environments.layer(python, Path("layer"), processes.here.environment)
     code, place = Path("code"), Path("model")
     for folder in (code, place):
         shutil.rmtree(folder, ignore_errors=True)
@@ -45,7 +45,8 @@ def run(specification: dict) -> None:
     }
     file = Path("server.json").resolve()
     file.write_text(json.dumps(told), encoding="utf-8")
-    ended = subprocess.run([python, "-u", SERVER, file], cwd=code, env=variables)
+    command = [Path("layer/bin/python").absolute(), "-u", SERVER, file]
+    ended = subprocess.run(command, cwd=code, env=variables)
     raise UserError(f"the scoring server ended with exit status {ended.returncode}; its output is above")
 
 

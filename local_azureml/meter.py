@@ -86,6 +86,6 @@ def _node_seconds(entries: list[dict]) -> float:
         fresh = [_Node(start) for _ in range(entry["nodes"] - len(taken))]
         for node in taken + fresh:
             node.free = start if entry["spare"] else entry["ended"] or now
-            node.until = max(node.until, entry["stop"] or now)
+            node.until = max(node.until, start, entry["stop"] or now)  # a clock may have been set back
         nodes += fresh
     return sum(node.until - node.came for node in nodes)

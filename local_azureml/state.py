@@ -2,6 +2,7 @@
 
 import json
 import sqlite3
+import string
 import threading
 import time
 from collections.abc import Iterable
@@ -41,6 +42,9 @@ GIVEN = (
     "SELECT key AS number, json_extract(value, '$.systemData.createdAt') AS created, value AS body"
     " FROM json_each(?)"
 )
+
+
+SMALL = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)  # as in SQLite: of K, not of Kelvin's
 
 
 class Where(NamedTuple):
@@ -94,7 +98,7 @@ class Query:
 
 
 def _key(resource_id: str) -> str:
-    return resource_id.rstrip("/").lower()  # Azure compares resource ids without regard to capitals
+    return resource_id.rstrip("/").translate(SMALL)  # Azure compares ids without regard to capitals
 
 
 class State:

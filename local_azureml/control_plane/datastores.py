@@ -17,7 +17,7 @@ PATH = f"{identifiers.WORKSPACE_PATH}/datastores"
 DEFAULT = "workspaceblobstore"
 ADDRESS = re.compile(r"azureml://(?:.*/)?datastores/([^/]+)/paths/(.*)", re.IGNORECASE)
 CONTAINERS = storage.CONTAINERS
-NAME = re.compile(r"[a-z0-9_]{1,255}", re.IGNORECASE)
+NAME = re.compile(r"[a-zA-Z0-9_]{1,255}")
 OTHERS = f"{identifiers.WORKSPACE_ID}/datastores"  # below it, those of other storage accounts
 
 

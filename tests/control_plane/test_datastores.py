@@ -44,6 +44,15 @@ def test_a_job_that_reads_another_account_fails_and_names_it(client, other):
     assert "the storage account 'canary' of the datastore 'elsewhere' is not part of the emulator" in said
 
 
+def test_a_letter_that_only_becomes_k_when_it_is_small_is_no_k(http, arm):
+    kelvin = "\u212a"
+    asked = {"datastoreType": "AzureBlob", "credentials": {"credentialsType": "None"}}
+    assert http.put(f"{arm.workspace}/datastores/k", json={"properties": asked}).status_code == 201
+    told = http.put(f"{arm.workspace}/datastores/{kelvin}", json={"properties": asked})
+    assert (told.status_code, http.get(f"{arm.workspace}/datastores/{kelvin}").status_code) == (400, 404)
+    assert http.delete(f"{arm.workspace}/datastores/k").status_code == 200
+
+
 def test_a_deleted_datastore_is_gone(client, other):
     from azure.core.exceptions import ResourceNotFoundError
 

@@ -181,6 +181,19 @@ def test_weights_are_never_read_from_a_pickle(tmp_path, base, rows):
     assert "never from pickles" in import_failure(tmp_path, model, rows)[2]
 
 
+def test_an_index_that_names_a_pickle_is_no_index(tmp_path, base, rows):
+    model = broken(base, tmp_path / "model")
+    index = {"weight_map": {"lm_head.weight": "pytorch_model.bin"}}
+    (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    (model / "pytorch_model.bin").write_bytes(b"\x80\x04.")
+    assert "never from pickles" in import_failure(tmp_path, model, rows)[2]
+
+
+def test_a_config_with_more_layers_than_there_are_weights_is_refused_before_any_is_made(tmp_path, base, rows):
+    model = broken(base, tmp_path / "model", config_json=config_with(base, num_hidden_layers=10**9))
+    assert "says 1000000000 for num_hidden_layers" in import_failure(tmp_path, model, rows)[2]
+
+
 def test_a_cut_off_weight_file_is_refused(tmp_path, base, rows):
     whole = (base / "model.safetensors").read_bytes()
     model = broken(base, tmp_path / "model", model_safetensors=whole[: len(whole) // 2])

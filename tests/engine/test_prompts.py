@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,7 +15,10 @@ from local_azureml import identifiers
 
 TIMEOUT = 8  # seconds
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
-TEMPLATE = f"{{% if 'for ever' in messages[0].content %}}{LOOP * 99}{{% endif %}}What is one plus one?"
+TEMPLATE = (
+    f"{{% if 'for ever' in messages[0].content %}}{LOOP * 99}{{% endif %}}"
+    "{% if 'a lot' in messages[0].content %}{{ 'x' * 10 ** 9 }}{% endif %}What is one plus one?"
+)
 
 
 @pytest.fixture(scope="module")
@@ -61,3 +65,8 @@ def test_a_template_that_does_not_end_holds_up_nobody_else(ask):
         assert (ask("Hello").status_code, endless.done()) == (200, False)
         assert endless.result().status_code == 408
     assert ask("Hello").status_code == 200
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the limit on memory is Linux's")
+def test_a_template_that_fills_the_memory_is_the_models_failure(ask):
+    assert [ask(text).status_code for text in ("a lot", "Hello")] == [424, 200]

@@ -71,6 +71,15 @@ def test_deleting_takes_all_below_and_nothing_beside(tmp_path_factory, names, be
     assert (left, children) == (names[1:], names[1:])
 
 
+def test_a_clock_that_is_set_back_bills_nothing_less(state, monkeypatch):
+    meter, now = Meter(state), time.time()
+    for resource in ("ended", "open"):
+        meter.start(resource, resource, "size", 1)
+    monkeypatch.setattr(time, "time", lambda: now - 3600)
+    meter.stop("ended")
+    assert [bill.node_seconds for bill in meter.bills()] == [0, 0]
+
+
 def test_a_store_opened_again_holds_what_was_put(tmp_path):
     for _ in range(2):
         store = State(tmp_path)

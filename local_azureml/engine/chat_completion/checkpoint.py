@@ -87,9 +87,9 @@ def weight_files(folder: Path) -> list[Path]:
     else:
         names = ["model.safetensors"]
     missing = [name for name in names if not (is_plain(name) and (folder / name).is_file())]
-    if missing:
+    if foreign := missing or [name for name in names if not name.endswith(".safetensors")]:
         raise UserError(
-            f"the base model has no file {missing[0]}; weights are read from safetensors alone,"
+            f"the base model has no file {foreign[0]} in safetensors; weights are read from nothing else,"
             " never from pickles"
         )
     return [folder / name for name in names]

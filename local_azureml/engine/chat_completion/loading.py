@@ -26,6 +26,7 @@ ATTENTION = {"full_attention", "sliding_attention"}  # kinds of layers, as confi
 def load_config(folder: Path) -> PreTrainedConfig:
     """Return a checkpoint's config; raise for one that transformers can't read without foreign code."""
     given, _ = PreTrainedConfig.get_config_dict(folder)
+    _check_layers(folder, given)
     kind, rope = given.get("model_type"), given.get("rope_scaling") or {}
     if kind not in CONFIG_MAPPING:
         raise UserError(
@@ -38,6 +39,17 @@ def load_config(folder: Path) -> PreTrainedConfig:
         return AutoConfig.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # each kind of model has checks of its own
         raise UserError(f"transformers can't read the base model's config.json: {_first(error)}") from error
+
+
+def _check_layers(folder: Path, given: dict) -> None:
+    """Raise for a config with more layers than there are weights: made without weights, each takes memory."""
+    if any(folder.glob("*.safetensors")):
+        most = len(checkpoint.shapes(folder))
+        for name, value in [*given.items(), *(given.get("text_config") or {}).items()]:
+            if "layer" in name and isinstance(value, int) and value > most:
+                raise UserError(
+                    f"the base model's config.json says {value} for {name}; its files hold {most} weights"
+                )
 
 
 def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:

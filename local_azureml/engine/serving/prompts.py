@@ -1,17 +1,22 @@
 """Prompts: conversations in the words of a model's template, made by a child that can be ended.
 
-A template is a program that comes with the model. It reads no file and runs no code, but it may not end.
+A template is a program that comes with the model. It reads no file and runs no code, but it may not end, or
+fill the memory.
 """
 
 import queue
+import resource
+import sys
 import time
 from pathlib import Path
 
+import psutil
 from transformers import PreTrainedTokenizerBase
 
 from local_azureml.engine import child, processes
 from local_azureml.engine.chat_completion import loading
 
+ROOM = 256 * 2**20  # bytes for prompts, of which the longest take some
 SOON = 0.25  # seconds to wait for a child that is busy, before another is started
 
 
@@ -66,6 +71,8 @@ def load_tokenizer(folder: Path) -> PreTrainedTokenizerBase:
 def work(specification: dict) -> None:
     """Answer each conversation with its tokens, or with the name of the template's exception."""
     tokenizer = load_tokenizer(Path(specification["folder"]))
+    if sys.platform == "linux":  # elsewhere it is not kept
+        resource.setrlimit(resource.RLIMIT_AS, (psutil.Process().memory_info().vms + ROOM, -1))
     while True:
         messages = child.messages.get()
         try:

@@ -6,7 +6,6 @@ import re
 import socket
 import struct
 import uuid
-from typing import NamedTuple
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -76,88 +75,61 @@ class CaseInsensitivePaths:
         await self.app(scope, receive, send)
 
 
-class Refusal(NamedTuple):
-    """What a fault answers in place of a service."""
-
-    fault: str  # with =VALUE where it is one of several values
-    requests: str  # a pattern of method and path
-    status: int
-    code: str
-    message: str  # with the names that the pattern finds
-    times: bool = False  # as often as the fault's VALUE says, else always
-
-    def of(self, request: str, faults: Faults) -> errors.AzureError | None:
-        """Return the error that a request is answered with, None where the fault leaves it alone."""
-        name, _, value = self.fault.partition("=")
-        if name not in faults or (value and str(faults.value(name)) != value):
-            return None
-        found = re.fullmatch(self.requests, request)
-        if found is None or (self.times and not faults.first(name)):
-            return None
-        code, _, detail = self.code.partition("/")
-        return errors.AzureError(self.status, code, self.message.format(**found.groupdict()), detail)
-
-
 IN_WORKSPACE = rf".*/{PROVIDER}/workspaces"
-REFUSALS = (
-    Refusal(
-        "no-credential",
+REFUSALS = {  # a fault, with =VALUE where it is one of several: requests; status, code, detail; message
+    "no-credential": (
         "GET /identity/token",
-        400,
-        "invalid_request",
+        "400 invalid_request",
         "no managed identity matches this X-IDENTITY-HEADER",
     ),
-    Refusal(
-        "workspace-missing",
+    "workspace-missing": (
         rf"\w+ {IN_WORKSPACE}/(?P<name>[^/]+).*",
-        404,
-        "ResourceNotFound",
+        "404 ResourceNotFound",
         "The workspace {name!r} could not be found; there is: none",
     ),
-    Refusal(
-        "registry-forbidden",
-        r"GET /(registrymanagement|mferp)/.*/registries/(?P<name>[^/]+)/.*",
-        403,
-        "Forbidden",
+    "registry-forbidden": (
+        "GET /(registrymanagement|mferp)/.*/registries/(?P<name>[^/]+)/.*",
+        "403 Forbidden",
         "you may not read the registry {name!r}: ask for the role AzureML Registry User",
     ),
-    Refusal(
-        "model-missing",
-        r"GET /mferp/.*/registries/(?P<registry>[^/]+)/models/(?P<name>[^/]+).*",
-        404,
-        "UserError/ModelNotFound",
-        "no model named {name!r} in the registry {registry!r}; there is: none",
+    "model-missing": (
+        "GET /mferp/.*/registries/(?P<of>[^/]+)/models/(?P<name>[^/]+).*",
+        "404 UserError ModelNotFound",
+        "no model named {name!r} in the registry {of!r}; there is: none",
     ),
-    Refusal(
-        "quota-forbidden",
+    "quota-forbidden": (
         rf"GET /subscriptions/[^/]+/providers/{PROVIDER}/locations/[^/]+/(vmSizes|usages)",
-        403,
-        "AuthorizationFailed",
+        "403 AuthorizationFailed",
         "a role on the workspace does not reach the subscription's locations",
     ),
-    Refusal(
-        "register-refused",
+    "register-refused": (
         rf"PUT {IN_WORKSPACE}/[^/]+/models/.*",
-        403,
-        "Forbidden",
+        "403 Forbidden",
         "you may not register models in this workspace: ask for the role AzureML Data Scientist",
     ),
-    Refusal(
-        "delete-failed",
+    "delete-failed": (
         rf"DELETE {IN_WORKSPACE}/[^/]+/onlineEndpoints/(?P<name>[^/]+)",
-        409,
-        "Conflict",
+        "409 Conflict",
         "the endpoint {name!r} is busy: try again",
-        times=True,
     ),
-    Refusal(
-        "scoring-status=500",
-        r"POST /endpoints/[^/]+/score",
-        500,
-        "InternalServerError",
+    "scoring-status=500": (
+        "POST /endpoints/[^/]+/score",
+        "500 InternalServerError",
         "the service failed (the fault scoring-status is on)",
     ),
-)
+}
+
+
+def refusal(faults: Faults, request: str) -> errors.AzureError | None:
+    """Return what a fault answers to a request in place of its service; one with a number, so many times."""
+    for fault, (requests, answer, message) in REFUSALS.items():
+        name, _, value = fault.partition("=")
+        if name not in faults or not (found := re.fullmatch(requests, request)):
+            continue
+        if str(faults.value(name)) == value if value else faults.value(name) is None or faults.first(name):
+            status, code, *detail = answer.split()
+            return errors.AzureError(int(status), code, message.format(**found.groupdict()), *detail)
+    return None
 
 
 class FaultMiddleware:
@@ -176,9 +148,8 @@ class FaultMiddleware:
             status, code = (503, "ServerBusy") if of_blobs else (429, "TooManyRequests")
             error = errors.AzureError(status, code, "too many requests", headers={"Retry-After": "1"})
             return await errors.answer(error)(scope, receive, send)
-        for refusal in REFUSALS:
-            if error := refusal.of(f"{scope['method']} {scope['path']}", self.faults):
-                return await errors.answer(error)(scope, receive, send)
+        if error := refusal(self.faults, f"{scope['method']} {scope['path']}"):
+            return await errors.answer(error)(scope, receive, send)
         if self._breaks(scope):
             await receive()  # a part of the body, where there is one
             return await _reset(receive)

@@ -38,6 +38,7 @@ from local_azureml.engine.chat_completion import (
     inputs,
     loading,
     machine,
+    memory,
     model_import,
     preprocess,
 )
@@ -179,7 +180,7 @@ def ours(values: dict, folder: Path) -> dict:
 
 def plain(values: dict, folder: Path) -> dict:
     """Train with transformers' own Trainer and its defaults, on rows in random order."""
-    kind = machine.plan(loading.outline(folder / "base"), values).kind
+    kind = memory.plan(loading.load_config(folder / "base"), values).kind
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / "plain"),

@@ -15,9 +15,11 @@ from transformers.trainer_utils import get_last_checkpoint
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion.attention import WITHIN_ROWS
 from local_azureml.engine.chat_completion.inputs import typed
-from local_azureml.engine.chat_completion.loading import load_model, load_tokenizer, outline
-from local_azureml.engine.chat_completion.machine import GIB, Layout, Machine, layout, plan
+from local_azureml.engine.chat_completion.loading import load_config, load_model, load_tokenizer
+from local_azureml.engine.chat_completion.machine import GIB, Layout, Machine, layout
+from local_azureml.engine.chat_completion.memory import plan
 from local_azureml.engine.chat_completion.model_import import link_files
+from local_azureml.engine.chat_completion.packing import DistributedBatchSampler
 from local_azureml.engine.chat_completion.trainer import Trainer, training_arguments
 from local_azureml.engine.chat_completion.turns import end_tokens
 from local_azureml.engine.processes import UserError
@@ -145,11 +147,11 @@ def build(task: Task, running: Layout, deepspeed: dict | None) -> Trainer:
     """Return the trainer, its model loaded and its rows at hand."""
     values = task.values
     rows = _rows(task, "train")
-    need = plan(outline(task.base), values, max(rows["length"]))
+    need = plan(load_config(task.base), values, _largest_batch(rows["length"], values, running))
     if os.environ.get("RANK", "0") == "0":
         free = Machine.here().free / GIB
         print(f"{need}, {free:.2f} GiB free; computing in {need.kind}{need.why}", flush=True)
-    arguments = training_arguments(values, running, deepspeed, task.output, need.checkpointing, need.kind)
+    arguments = training_arguments(values, running, deepspeed, task.output, need.recomputed, need.kind)
     set_seed(values["seed"])
     return Trainer(
         _model(task, torch.bfloat16 if values["apply_lora"] and need.kind == "bf16" else torch.float32),
@@ -160,6 +162,16 @@ def build(task: Task, running: Layout, deepspeed: dict | None) -> Trainer:
         values,
         task.faults,
     )
+
+
+def _largest_batch(lengths: list[int], values: dict, running: Layout) -> list[int]:
+    """Return how many tokens the rows of a process's largest batch have."""
+    size, accumulation = values["per_device_train_batch_size"], values["gradient_accumulation_steps"]
+    last = running.processes - 1  # which gets the longest rows of each step
+    epochs = DistributedBatchSampler(
+        lengths, size, accumulation * running.repeats, running.processes, last, values["seed"]
+    )
+    return epochs.largest(values["num_train_epochs"])
 
 
 def _rows(task: Task, split: str) -> Dataset:

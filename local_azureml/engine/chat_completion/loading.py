@@ -17,6 +17,7 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from local_azureml.engine.chat_completion import checkpoint
 from local_azureml.engine.chat_completion.attention import WITHIN_ROWS
+from local_azureml.engine.chat_completion.memory import TWO_ROWS, kept
 from local_azureml.engine.chat_completion.turns import Turns
 from local_azureml.engine.processes import UserError
 
@@ -65,14 +66,8 @@ def load_model(folder: Path, **how) -> PreTrainedModel:
     )
 
 
-def outline(folder: Path) -> PreTrainedModel:
-    """Return a checkpoint's model without its weights."""
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(load_config(folder), attn_implementation=WITHIN_ROWS)
-
-
-def examine(folder: Path, tokenizer_folder: Path) -> PreTrainedModel:
-    """Return the model of a checkpoint without its weights; raise where it can't be trained or served."""
+def examine(folder: Path, tokenizer_folder: Path) -> PreTrainedConfig:
+    """Return a checkpoint's config; raise where the model can't be trained or served, which is tried."""
     config = load_config(folder)
     if type(config) not in MODEL_FOR_CAUSAL_LM_MAPPING:
         raise UserError(f"the base model is of the type {config.model_type!r}, no causal language model")
@@ -86,7 +81,7 @@ def examine(folder: Path, tokenizer_folder: Path) -> PreTrainedModel:
             output_loading_info=True,
         )
         if is_all_attention(model):
-            _read_two_rows(model)
+            kept(config, TWO_ROWS, "bf16", lora=True)
     except Exception as error:  # whatever a kind of model stumbles over
         raise UserError(
             f"models of the type {config.model_type!r} can't be trained here: {_first(error)}"
@@ -103,10 +98,10 @@ def examine(folder: Path, tokenizer_folder: Path) -> PreTrainedModel:
         )
     tokenizer = load_tokenizer(tokenizer_folder)
     Turns(tokenizer)
-    rows, most = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
-    if most >= rows:
-        raise UserError(f"the base model's tokenizer has a token {most}; its config.json says {rows} tokens")
-    return model
+    known, most = model.get_input_embeddings().weight.shape[0], max(tokenizer.get_vocab().values())
+    if most >= known:
+        raise UserError(f"the base model's tokenizer has a token {most}; its config.json says {known} tokens")
+    return config
 
 
 def is_all_attention(model: PreTrainedModel) -> bool:
@@ -118,18 +113,6 @@ def is_all_attention(model: PreTrainedModel) -> bool:
 def examine_base_model(specification: dict) -> None:
     """Raise where the checkpoint in `folder` can't be trained or served."""
     examine(*checkpoint.check(Path(specification["folder"])))
-
-
-def _read_two_rows(model: PreTrainedModel) -> None:
-    """Let a model without weights read two rows laid end to end, as training does."""
-    kinds = set(getattr(model.config.get_text_config(), "layer_types", None) or ())
-    if not model.is_backend_compatible() or kinds - ATTENTION:
-        raise ValueError(
-            "rows that share a batch would see one another, since not all its layers are attention"
-        )
-    places = torch.tensor([[0, 1, 0, 1, 2]], device="meta")
-    last = torch.tensor([4], device="meta")
-    model(places, position_ids=places, row_lengths=[2, 3], logits_to_keep=last, use_cache=False)
 
 
 def _first(error: Exception) -> str:

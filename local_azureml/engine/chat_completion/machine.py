@@ -1,4 +1,4 @@
-"""What the fine-tune runs on: devices, processes, precision, and whether it fits in memory."""
+"""What the fine-tune runs on: devices, processes and precision."""
 
 import json
 import os
@@ -7,12 +7,8 @@ from pathlib import Path
 
 import psutil
 import torch
-from transformers import PreTrainedModel
-
-from local_azureml.engine.processes import UserError
 
 GIB = 1 << 30
-OPTIMIZER_BYTES = {"adamw_torch": 8, "adafactor": 1}  # for each trained weight; gradients come on top
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 PLAYED = "LOCAL_AZUREML_MACHINE"  # a variable with fields of Machine in JSON, to play another machine
 BF16_PAYS_FROM = 50_000_000  # parameters of a model on a CPU; benchmarks/README.md has the figures
@@ -98,74 +94,3 @@ def precision(values: dict, parameters: int) -> tuple[str, str]:
     if parameters < machine.half_pays_from:
         return "fp32", f", since a model of {parameters / 1e6:.1f} million parameters gains nothing from bf16"
     return machine.half, ""
-
-
-@dataclass(frozen=True)
-class Need:
-    """Bytes that one process of the fine-tune takes at its peak."""
-
-    parameters: int
-    kind: str  # fp32, bf16 or fp16
-    why: str  # where that is not what the input asks for
-    weights: int
-    training: int  # gradients and optimizer state
-    activations: int
-    checkpointing: bool  # recompute activations layer by layer in the backward pass
-
-    @property
-    def total(self) -> int:
-        return self.weights + self.training + self.activations
-
-    def __str__(self) -> str:
-        return (
-            f"{self.total / GIB:.2f} GiB planned: weights {self.weights / GIB:.2f}, gradients and optimizer"
-            f" {self.training / GIB:.2f}, activations {self.activations / GIB:.2f}"
-            f"{' with recomputation' if self.checkpointing else ''}"
-        )
-
-
-def plan(model: PreTrainedModel, values: dict, longest: int = 0) -> Need:
-    """Return what training a model on rows of up to `longest` tokens takes; raise if it does not fit.
-
-    Activations are recomputed in the backward pass only where they do not fit otherwise.
-    """
-    running, free = layout(values), Machine.here().free
-    room = free if running.gpus else free // running.processes
-    for checkpointing in (False, True):
-        need = _need(model, values, longest, checkpointing)
-        if need.total <= room:
-            return need
-    raise UserError(
-        f"the base model does not fit: {need} for each of {running.processes} processes,"
-        f" {room / GIB:.2f} GiB free; lower max_seq_length or per_device_train_batch_size, or set apply_lora"
-    )
-
-
-def _need(model: PreTrainedModel, values: dict, longest: int, checkpointing: bool) -> Need:
-    linear = [part for part in model.modules() if isinstance(part, torch.nn.Linear)]
-    widths = [sum(part.weight.shape) for part in linear if part is not model.get_output_embeddings()]
-    parameters, lora = model.num_parameters(), values["apply_lora"]
-    trained = values["lora_r"] * sum(widths) if lora else parameters
-    kind, why = precision(values, parameters)
-    half = lora and kind == "bf16"  # adapters, and weights that are trained, stay in 32 bits
-    return Need(
-        parameters,
-        kind,
-        why,
-        weights=parameters * (2 if half else 4) + (trained * 4 if lora else 0),
-        training=trained * (4 + OPTIMIZER_BYTES[values["optim"]]),
-        activations=values["per_device_train_batch_size"]
-        * longest
-        * _activations(model, sum(widths), checkpointing, 4 if kind == "fp32" else 2),
-        checkpointing=checkpointing,
-    )
-
-
-def _activations(model: PreTrainedModel, widths: int, checkpointing: bool, width: int) -> int:
-    """Return the bytes that the backward pass needs of one token."""
-    config = model.config.get_text_config()
-    layers = 1.5 * widths  # what linear parts take in and give out, and half as much for the rest
-    if checkpointing:
-        layers = layers / config.num_hidden_layers + config.num_hidden_layers * config.hidden_size
-    logits = 3 * config.vocab_size  # with their softmax and its gradient, in 32 bits
-    return round(layers * width + logits * 4)

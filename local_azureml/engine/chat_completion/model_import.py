@@ -7,8 +7,8 @@ from pathlib import Path
 
 from local_azureml.engine.chat_completion.checkpoint import check
 from local_azureml.engine.chat_completion.inputs import typed
-from local_azureml.engine.chat_completion.loading import examine, load_config
-from local_azureml.engine.chat_completion.machine import plan
+from local_azureml.engine.chat_completion.loading import examine
+from local_azureml.engine.chat_completion.memory import plan
 
 
 def run(specification: dict) -> None:
@@ -16,16 +16,16 @@ def run(specification: dict) -> None:
     values = typed(specification["inputs"])
     given = values.get("pytorch_model_path", values.get("mlflow_model_path"))
     folder, tokenizer = check(given)
-    model = examine(folder, tokenizer)
-    need = plan(model, values)
+    config = examine(folder, tokenizer)
+    need = plan(config, values)
     output = Path(specification["output"])
     output.mkdir(parents=True, exist_ok=True)
-    (output / "config.json").write_text(load_config(folder).to_json_string(), encoding="utf-8")
+    (output / "config.json").write_text(config.to_json_string(), encoding="utf-8")
     link_files(folder, output)
     if tokenizer != folder:
         link_files(tokenizer, output)
     _keep_checkpoints(given, output)
-    print(f"imported {type(model).__name__} with {need.parameters:,} parameters; {need}", flush=True)
+    print(f"imported a {config.model_type} model of {need.parameters:,} parameters; {need}", flush=True)
 
 
 def link_files(source: Path, target: Path, weights: bool = True) -> None:

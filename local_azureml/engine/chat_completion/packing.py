@@ -37,6 +37,14 @@ class DistributedBatchSampler(Sampler[list[int]]):
         size = self.rows * self.accumulation * self.processes
         return [order[first : first + size] for first in range(0, len(order), size)]
 
+    def largest(self, epochs: int) -> list[int]:
+        """Return the lengths of the rows of the batch with the most tokens in so many epochs."""
+        most: list[int] = []
+        for epoch in range(epochs):
+            self.set_epoch(epoch)
+            most = max(most, *(self.lengths[batch].tolist() for batch in self), key=sum)
+        return most
+
     def _parts(self, rows: int) -> int:
         return math.ceil(rows / (self.rows * self.processes))
 

@@ -4,14 +4,26 @@ import json
 from pathlib import Path
 
 import torch
+from peft import LoraConfig, get_peft_model
+from peft.helpers import disable_input_dtype_casting
 from tiny_phi3 import TINY, make_tokenizer
-from transformers import AutoModelForCausalLM
+from torch.autograd.graph import saved_tensors_hooks
+from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from trl import chat_template_utils
 
+from local_azureml.engine.chat_completion import finetune, machine, memory
+from local_azureml.engine.chat_completion.attention import WITHIN_ROWS
+from local_azureml.engine.chat_completion.packing import FlatteningCollator
 from local_azureml.engine.chat_completion.turns import Turns
 
 GROUPED = TINY | {"num_key_value_heads": 2, "pad_token_id": None}
+WIDER = {
+    "hidden_size": 128,
+    "intermediate_size": 352,
+    "rope_scaling": None,
+}  # so that what grows with the rank counts for little
+ROWS = [200, 140]  # tokens of a batch
 LONG = {
     "short_factor": [1.0] * 2,
     "long_factor": [2.0] * 2,
@@ -144,3 +156,70 @@ def compare_with_marks(specification: dict) -> None:
         found = (ids.tolist(), spoken.astype(int).tolist())
         same[name] = found == (expected["input_ids"], expected["assistant_masks"])
     Path("marks.json").write_text(json.dumps(same))
+
+
+def compare_with_plain_training(specification: dict) -> None:
+    """Write to `compared.json` loss and gradients of a batch, next to those of the same rows, padded.
+
+    The gradients as the length of their difference, over their own length.
+    """
+    task = finetune.Task.of(specification)
+    trainer = finetune.build(task, machine.layout(task.values), None)
+    trained = [parameter for parameter in trainer.model.parameters() if parameter.requires_grad]
+    with torch.no_grad():
+        for parameter in trained:
+            parameter.add_(torch.randn_like(parameter) * 0.02)  # adapters begin with zeros, without gradients
+    model = trainer.accelerator.prepare(trainer.model).eval()
+    batch = next(iter(trainer.get_train_dataloader()))
+    rows = [
+        {name: part.tolist() for name, part in zip(("input_ids", "labels"), parts, strict=True)}
+        for parts in zip(
+            *(batch[name][0].split(batch["row_lengths"]) for name in ("input_ids", "labels")), strict=True
+        )
+    ]
+    tokens = int((batch["labels"] != -100).sum())
+    with disable_input_dtype_casting(trainer.model):
+        ours = trainer.compute_loss(model, batch, num_items_in_batch=tokens)
+    gradients = torch.autograd.grad(ours, trained)
+    trainer.model.config.pad_token_id = 0
+    trainer.accelerator.unwrap_model(model).set_attn_implementation("sdpa")
+    padded = DataCollatorForSeq2Seq(trainer.processing_class)(rows)
+    plain = model(**padded).loss
+    expected = torch.autograd.grad(plain, trained)
+    far = sum((a.float() - b.float()).square().sum() for a, b in zip(gradients, expected, strict=True)).sqrt()
+    long = sum(gradient.float().square().sum() for gradient in expected).sqrt()
+    Path("compared.json").write_text(json.dumps([ours.item(), plain.item(), (far / long).item()]))
+
+
+def report_memory(specification: dict) -> None:
+    """Write to `memory.json`, for families and ways of training, the bytes planned over those really kept."""
+    ratios = {}
+    for family, (kind, changes, _, _) in FAMILIES.items():
+        config = CONFIG_MAPPING[kind].from_dict({"vocab_size": 400, **GROUPED, **changes, **WIDER})
+        for lora, half in ((True, True), (True, False), (False, False)):
+            planned = memory.kept(config, ROWS, "bf16" if half else "fp32", lora)
+            ratios[f"{family}, {lora=}, {half=}"] = planned / _really_kept(config, lora, half)
+    Path("memory.json").write_text(json.dumps(ratios))
+
+
+def _really_kept(config, lora: bool, half: bool) -> int:
+    """Return the bytes that autograd keeps of a step, and the gradients of its logits."""
+    model = AutoModelForCausalLM.from_config(
+        config, attn_implementation=WITHIN_ROWS, dtype=torch.bfloat16 if lora and half else torch.float32
+    ).train()
+    if lora:
+        model = get_peft_model(model, LoraConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    found = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        found[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage()
+        return tensor
+
+    own = {tensor.untyped_storage().data_ptr() for tensor in (*model.parameters(), *model.buffers())}
+    batch = FlatteningCollator(0)([{"input_ids": [5] * rows, "labels": [5] * rows} for rows in ROWS])
+    labels = batch.pop("labels")[0]
+    with saved_tensors_hooks(keep, lambda tensor: tensor), disable_input_dtype_casting(model):
+        with torch.autocast("cpu", torch.bfloat16, enabled=half):
+            logits = model(**batch, use_cache=False).logits[0].float()
+        torch.nn.functional.cross_entropy(logits, labels)
+    return sum(part.nbytes() for key, part in found.items() if key not in own) + 2 * logits.nbytes

@@ -8,9 +8,7 @@ on rows of ultrachat_200k's own lengths, which would take a CPU too long to trai
 """
 
 import argparse
-import json
 import os
-import random
 import statistics
 import tempfile
 import time
@@ -18,7 +16,6 @@ from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the emulator's processes run under
 
-import pyarrow.parquet
 import torch
 import transformers
 from datasets import Dataset
@@ -27,12 +24,11 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    Phi3Config,
-    Phi3ForCausalLM,
     PreTrainedTokenizerBase,
     TrainingArguments,
 )
 
+from benchmarks.synthetic import full_size, write_rows
 from local_azureml.engine.chat_completion import (
     finetune,
     inputs,
@@ -44,12 +40,15 @@ from local_azureml.engine.chat_completion import (
 )
 from local_azureml.engine.chat_completion.packing import DistributedBatchSampler
 from local_azureml.engine.chat_completion.trainer import adapters
+from local_azureml.identifiers import SMALL_MODEL
 
-SEEDS = Path(finetune.__file__).parents[2] / "seeds"
-SAMPLE = SEEDS / "hub/datasets/HuggingFaceH4/ultrachat_200k/data/train_sft-00000-of-00001.parquet"
-SPREAD = 0.5  # standard deviation of a length's logarithm
-TOKENS_A_TURN = 32  # of the sample's tokenizer, roughly
 ULTRACHAT_MEDIAN = 1200  # tokens of a row
+FIRST_STEPS = 3  # not counted
+SIXTEEN_BITS = {
+    "H100": 989e12,
+    "H200": 989e12,
+    "A100": 312e12,
+}  # operations a second, by NVIDIA's data sheets
 LONG_ROWS = 2000  # of that median, on which the preprocess step is timed
 
 
@@ -75,7 +74,7 @@ def main() -> None:
 def parse() -> argparse.Namespace:
     """Return the command line's options."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--base-model", type=Path, default=SEEDS / "base_model", help="a checkpoint folder")
+    parser.add_argument("--base-model", type=Path, default=SMALL_MODEL, help="a checkpoint folder")
     parser.add_argument(
         "--full-size-layers", type=int, help="random weights of Phi-3-mini's size, so many layers (32)"
     )
@@ -114,31 +113,6 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
     return inputs.typed(given), specification
 
 
-def full_size(layers: int, folder: Path) -> Path:
-    """Write a checkpoint of Phi-3-mini's widths with random weights in 16 bits."""
-    config = Phi3Config(num_hidden_layers=layers, pad_token_id=0, bos_token_id=0, eos_token_id=0)
-    with torch.device("cuda" if torch.cuda.is_available() else "cpu"):
-        torch.set_default_dtype(torch.bfloat16)
-        model = Phi3ForCausalLM(config)
-        torch.set_default_dtype(torch.float32)
-    model.cpu().save_pretrained(folder / "full")
-    AutoTokenizer.from_pretrained(SEEDS / "base_model").save_pretrained(folder / "full")
-    return folder / "full"
-
-
-def write_rows(path: Path, rows: int, median: int, seed: int) -> None:
-    """Write conversations whose lengths are log-normal around `median` tokens."""
-    draw = random.Random(seed)
-    sample = pyarrow.parquet.read_table(SAMPLE)["messages"].to_pylist()
-    with path.open("w", encoding="utf-8") as lines:
-        for _ in range(rows):
-            turns = max(2, round(draw.lognormvariate(0, SPREAD) * median / TOKENS_A_TURN / 2) * 2)
-            messages: list[dict] = []
-            while len(messages) < turns:
-                messages += draw.choice(sample)
-            lines.write(json.dumps({"messages": messages[:turns]}) + "\n")
-
-
 def tokenizer_share(specification: dict, folder: Path) -> float:
     """Run the preprocess step on long rows and return the share of its time that passes in the tokenizer.
 
@@ -175,11 +149,11 @@ def ours(values: dict, folder: Path) -> dict:
     task = finetune.Task(values, folder / "base", folder / "tokens", folder / "ours", {})
     trainer = finetune.build(task, machine.layout(values), None)
     trainer.args.save_strategy = "no"
-    return measured(trainer, folder)
+    return measured(trainer, values, folder)
 
 
-def plain(values: dict, folder: Path) -> dict:
-    """Train with transformers' own Trainer and its defaults, on rows in random order."""
+def plain(values: dict, folder: Path, recomputed: bool = False) -> dict:
+    """Train with transformers' own Trainer on rows in random order, recomputing where it must."""
     kind = memory.plan(loading.load_config(folder / "base"), values).kind
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
@@ -191,6 +165,7 @@ def plain(values: dict, folder: Path) -> dict:
         optim=values["optim"],
         bf16=kind == "bf16",
         fp16=kind == "fp16",
+        gradient_checkpointing=recomputed,
         seed=values["seed"],
         save_strategy="no",
         report_to="none",
@@ -210,7 +185,14 @@ def plain(values: dict, folder: Path) -> dict:
     rows = in_random_order(Dataset.from_file(str(folder / "tokens/train.arrow")), values)
     trainer = transformers.Trainer(model, arguments, DataCollatorForSeq2Seq(tokenizer), rows)
     trainer.remove_callback(transformers.PrinterCallback)
-    return measured(trainer, folder)
+    try:
+        return measured(trainer, values, folder)
+    except torch.OutOfMemoryError:
+        if recomputed:
+            raise
+    del model, trainer
+    print("the plain Trainer does not fit, and recomputes activations", flush=True)
+    return plain(values, folder, recomputed=True)
 
 
 def in_random_order(rows: Dataset, values: dict) -> Dataset:
@@ -219,21 +201,41 @@ def in_random_order(rows: Dataset, values: dict) -> Dataset:
     return rows.select(epochs.steps()[0])
 
 
-def measured(trainer: transformers.Trainer, folder: Path) -> dict:
-    """Train and return useful tokens a second, seconds, evaluation loss and, on a GPU, its peak memory."""
+class Clock(transformers.TrainerCallback):
+    """Begins when the first steps are done, which load kernels and find room."""
+
+    def on_step_end(self, args, state, control, **kwargs):
+        """Begin."""
+        if state.global_step == FIRST_STEPS:
+            self.begun = self.now()
+
+    @staticmethod
+    def now() -> tuple[float, float]:
+        """Return seconds on the clock and of the processor, when the GPU has done what it was told."""
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        return time.perf_counter(), time.process_time()
+
+
+def measured(trainer: transformers.Trainer, values: dict, folder: Path) -> dict:
+    """Train and return what the steps after the first took, the evaluation loss and a GPU's peak memory."""
     if torch.cuda.is_available():
         torch.cuda.reset_peak_memory_stats()
-    begun, busy = time.perf_counter(), time.process_time()
+    clock = Clock()
+    trainer.add_callback(clock)
     trainer.train()
-    seconds, busy = time.perf_counter() - begun, time.process_time() - busy
-    useful = sum(trainer.train_dataset["length"]) * trainer.args.num_train_epochs
+    seconds, busy = (end - begun for end, begun in zip(clock.now(), clock.begun, strict=True))
+    rows = in_random_order(Dataset.from_file(str(folder / "tokens/train.arrow")), values)
+    useful = sum(rows["length"][FIRST_STEPS * values["per_device_train_batch_size"] :])
     peak = torch.cuda.max_memory_allocated() / machine.GIB if torch.cuda.is_available() else 0
+    operations = (4 if values["apply_lora"] else 6) * trainer.model.num_parameters()
     return {
         "tokens": useful / seconds,
         "seconds": seconds,
         "busy": busy,
         "loss": evaluation_loss(trainer.model, folder),
         "memory": peak,
+        "operations": operations * useful / seconds,
     }
 
 
@@ -271,6 +273,8 @@ def show(results: dict[str, list[dict]]) -> None:
     cpu = f"{torch.get_num_threads()} CPU threads"
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else cpu
     print(f"\non {device}: {tokens:.2f} x the useful tokens a second, {loss - 1:+.1%} evaluation loss")
+    if peak := next((most for name, most in SIXTEEN_BITS.items() if name in device), None):
+        print(f"the fine-tune step does {medians['ours']['operations'] / peak:.0%} of what the card can")
 
 
 if __name__ == "__main__":

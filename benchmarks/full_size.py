@@ -16,7 +16,7 @@ from pathlib import Path
 import nbformat
 import psutil
 
-from benchmarks.finetune import full_size
+from benchmarks.synthetic import full_size
 from local_azureml.engine.chat_completion.checkpoint import shapes
 from local_azureml.engine.chat_completion.machine import GIB
 from scenarios.notebook_runs import EMULATOR, own, papermill, prepare

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from datasets import Dataset
-from peft.helpers import disable_input_dtype_casting
 from transformers import PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.trainer_utils import get_last_checkpoint
 
@@ -124,8 +123,7 @@ def train(task: Task, running: Layout, deepspeed: dict | None) -> None:
         os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else the Trainer would split batches over all
     try:
         trainer = build(task, running, deepspeed)
-        with disable_input_dtype_casting(trainer.model):  # autocast does that, once
-            trainer.train(resume_from_checkpoint=_checkpoint(task))
+        trainer.train(resume_from_checkpoint=_checkpoint(task))
         if trainer.is_world_process_zero():
             save(trainer, task)
         trainer.tracker.close()

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from datasets import Dataset
 from peft import LoraConfig
+from peft.helpers import disable_input_dtype_casting
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
@@ -115,6 +116,11 @@ class Trainer(SFTTrainer):
 
     def create_model_card(self, *args, **kwargs):
         """Write none: trl's would name this machine's paths."""
+
+    def train(self, *args, **kwargs):
+        """Train; adapters leave it to autocast to convert what a layer is given."""
+        with disable_input_dtype_casting(self.model):
+            return super().train(*args, **kwargs)
 
     def get_train_dataloader(self) -> EpochLoader:
         """Return this process's share of the training rows, in batches."""

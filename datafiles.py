@@ -56,7 +56,12 @@ def own_files(dataset: str) -> dict[str, list[Path]]:
             files.setdefault(split.lower(), []).append(file)
     if not files:
         raise RuntimeError(f"there are no data in the folder {there}: it takes {', '.join(SUFFIXES)}")
-    return {split: files[split] for split in dict.fromkeys(roles(files, dataset).values())}
+    used = {split: files[split] for split in roles(files, dataset).values()}
+    for split, found in used.items():
+        if len(found) > 1:
+            names = ", ".join(file.name for file in found)
+            raise RuntimeError(f"{there} has several files for {split}: {names}; leave one of them there")
+    return used
 
 
 def split_of(path: Path) -> str:
@@ -177,7 +182,7 @@ def _of_csv(text: io.TextIOBase) -> Iterator[tuple[int, object]]:
     head = text.readline()
     delimiter = max(",;\t", key=head.count)
     rows = csv.DictReader(itertools.chain([head], text), delimiter=delimiter, strict=True)
-    rows.fieldnames = [name.strip() for name in rows.fieldnames or []]
+    rows.fieldnames = [name.strip().lower() for name in rows.fieldnames or []]
     if len(set(rows.fieldnames)) < len(rows.fieldnames):
         raise ValueError(f"has two columns of one name: {', '.join(rows.fieldnames)}")
     for row in rows:

@@ -116,6 +116,7 @@ FORMATS = {
     "table.csv": as_csv(QUESTIONS),
     "messages.csv": as_csv([{"messages": json.dumps(row["messages"])} for row in rows_of("messages")]),
     "semicolons.csv": as_csv(QUESTIONS, ";"),
+    "capitals.csv": as_csv([{"Question": row["question"], " Answer": row["answer"]} for row in QUESTIONS]),
     "table.tsv": as_csv(QUESTIONS, "\t"),
     "table.parquet": as_parquet(rows_of("messages")),
     "windows.jsonl": LINES.replace("\n", "\r\n"),
@@ -306,6 +307,14 @@ def test_a_folder_without_data_or_without_a_split_to_train_on_is_refused(script,
         (tmp_path / "mine" / name).write_text(LINES)
     refusal = sentence(script(tmp_path, "--dataset", "mine"))
     assert "mine has no split called train to learn from; it has one, two" in refusal
+
+
+def test_two_files_for_one_split_are_refused(script, tmp_path):
+    (tmp_path / "mine").mkdir()
+    for name in ("train.jsonl", "train.csv", "test.jsonl"):
+        (tmp_path / "mine" / name).write_text(LINES)
+    refusal = sentence(script(tmp_path, "--dataset", "mine"))
+    assert "mine has several files for train: train.csv, train.jsonl; leave one of them there" in refusal
 
 
 def test_ones_own_files_are_never_written_over(own, script, tmp_path):

@@ -7,6 +7,7 @@ import torch
 from peft import LoraConfig, get_peft_model
 from peft.helpers import disable_input_dtype_casting
 from tiny_phi3 import TINY, make_tokenizer
+from tokenizers import AddedToken
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import AutoModelForCausalLM, DataCollatorForSeq2Seq
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
@@ -121,11 +122,17 @@ def make_model(specification: dict) -> None:
 
 
 def report_answers(specification: dict) -> None:
-    """Write to `answers.json` what each template of `templates` lets the assistant write in `messages`."""
+    """Write to `answers.json` what each template of `templates` lets the assistant write in `messages`.
+
+    With `swallows`, the templates' own tokens take the space after them along, as those of Phi-3 do.
+    """
     found = {}
     for name in specification["templates"]:
         _, _, template, own = FAMILIES[name]
-        found[name] = _learned(make_tokenizer(template, own), specification["messages"])
+        tokenizer = make_tokenizer(template, own)
+        if specification.get("swallows"):
+            tokenizer.add_tokens([AddedToken(token, rstrip=True, normalized=False) for token in own])
+        found[name] = _learned(tokenizer, specification["messages"])
     Path("answers.json").write_text(json.dumps(found))
 
 

@@ -50,6 +50,13 @@ def test_what_the_assistant_writes_is_found_in_any_template(tmp_path):
     assert reported("tiny_models:report_answers", asked, tmp_path, "answers.json") == LEARNED
 
 
+def test_a_token_that_swallows_the_space_after_it_is_not_taken_for_the_answers_first(tmp_path):
+    name = "phi-3 of April 2024, 128k"
+    asked = {"templates": [name], "messages": TALK, "swallows": True}
+    found = reported("tiny_models:report_answers", asked, tmp_path, "answers.json")
+    assert found == {name: ["A cow. \n<|end|>", "A duck.<|end|>"]}
+
+
 def test_the_tokens_found_are_those_that_trl_marks_by_hand_where_it_knows_the_template(tmp_path):
     asked = {"templates": MARKED_BY_TRL, "messages": TALK}
     same = reported("tiny_models:compare_with_marks", asked, tmp_path, "marks.json")

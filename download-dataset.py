@@ -17,6 +17,7 @@ import contextlib
 import datetime
 import errno
 import hashlib
+import itertools
 import json
 import re
 import shutil
@@ -37,9 +38,11 @@ from tqdm import tqdm
 
 from conversations import SHAPES, Check, hold_out, json_line, shape, summary, written
 from datafiles import file_groups, own_files, read, roles, split_of
+from terminal import plain
 
-AHEAD = 40 << 20  # decoded bytes of row groups that are fetched ahead; a larger group is streamed
+AHEAD = 40 << 20  # bytes of row groups that are fetched ahead; a larger group is streamed
 BATCH = 2 << 20  # decoded bytes of rows that are written at once
+ROWS = 64  # likewise; a text that stands in each row takes next to nothing in a file, and much in memory
 MEND = "nothing is written; mend them, or leave them out with --drop_bad_rows"
 LEAST = {"train": 10, "test": 1}  # rows; the training component refuses fewer than ten
 HEADS = (("", "", *["turns"] * 3, *["characters"] * 3), ("good", "bad", *["median", "95% up to", "most"] * 2))
@@ -58,7 +61,7 @@ def main() -> None:
         except FAILURES as error:
             status = error.response.status_code if isinstance(error, HfHubHTTPError) else 0
             if attempt >= options.retries or not (status >= 429 or isinstance(error, httpx.TransportError)):
-                sys.exit(f"download-dataset.py: {explain(error, status)}")
+                sys.exit(f"download-dataset.py: {plain(explain(error, status))}")
         except KeyboardInterrupt:
             sys.exit("download-dataset.py: interrupted; the same command goes on where it stopped")
         time.sleep(min(8, 2**attempt))
@@ -107,13 +110,13 @@ def show(found: dict[str, dict], advice: str = "") -> None:
     for name, entry in found.items():
         counts = [entry["rows"], sum(entry["bad_rows"].values())]
         counts += [*entry["turns"].values(), *entry["characters"].values()]
-        print(name.ljust(width), *map("{:>10,}".format, counts))
+        print(plain(name).ljust(width), *map("{:>10,}".format, counts))
     if special := sum(entry["special"] for entry in found.values()):
         print(f"Warning: special tokens such as <|end|>, which end a turn, are in {special:,} conversations.")
     bad = sum((Counter(entry["bad_rows"]) for entry in found.values()), Counter())
     if bad and advice:
         first, *others = (quote for entry in found.values() for quote in entry["quotes"])
-        print(*others, sep="\n", end="\n" * bool(others), file=sys.stderr)
+        print(*map(plain, others), sep="\n", end="\n" * bool(others), file=sys.stderr)
         rows = bad.total() + sum(entry["rows"] for entry in found.values())
         categories = ", ".join(f"{count:,} {category}" for category, count in bad.most_common())
         failed = f"{bad.total():,} of {rows:,} rows fail the check ({categories})"
@@ -128,7 +131,7 @@ def recognised(found: dict[str, dict], held_out: int, dataset: str) -> str:
     said = ", ".join(f"{count:,} conversations in {name}" for name, count in shapes.most_common())
     said = f"{said or 'Rows as they are'}, of {dataset}"
     said += f"; {held_out:,} are held out to test with" if held_out else ""
-    return said + (f"; not used: {', '.join(list(unused)[:10])}" if unused else "")
+    return plain(said + (f"; not used: {', '.join(list(unused)[:10])}" if unused else ""))
 
 
 # Reading and writing
@@ -153,7 +156,7 @@ def read_group(
     from datasets.table import table_cast
 
     size = footer.row_group(number).total_byte_size
-    step = max(1, BATCH * footer.row_group(number).num_rows // max(1, size))
+    step = max(1, min(ROWS, BATCH * footer.row_group(number).num_rows // max(1, size)))
     reader = pyarrow.parquet.ParquetFile(file, metadata=footer, pre_buffer=size <= AHEAD, buffer_size=BATCH)
     batches = reader.iter_batches(step, row_groups=[number])
     while rows:
@@ -170,11 +173,16 @@ def read_ahead(groups: list[tuple]) -> Iterator[tuple[str, int, Iterable]]:
         while waiting or coming:
             while waiting and (not coming or held + waiting[0][2] <= AHEAD):
                 *known, size, tables = waiting.popleft()
-                coming.append((*known, size, pool.submit(list if size <= AHEAD else iter, tables)))
+                coming.append((*known, size, pool.submit(begun if size <= AHEAD else iter, tables)))
                 held += size
             name, before, size, tables = coming.popleft()
             held -= size
             yield name, before, tables.result()
+
+
+def begun(tables: Iterator) -> Iterator:
+    """The same tables, when the first has come; the bytes of all others then come by themselves."""
+    return itertools.chain([*itertools.islice(tables, 1)], tables)
 
 
 def save_split(path: Path, groups: list[tuple], no_check: bool) -> list[dict]:
@@ -183,7 +191,7 @@ def save_split(path: Path, groups: list[tuple], no_check: bool) -> list[dict]:
     lines = notes.read_text().splitlines(keepends=True) if path.exists() and notes.exists() else []
     parts = [json.loads(line) for line in lines if line.endswith("\n")]
     parts = [part for part in parts if part["end"] <= path.stat().st_size]  # bytes that reached the disk
-    shown = {"desc": path.stem, "unit": " row groups", "initial": len(parts), "total": len(groups)}
+    shown = {"desc": plain(path.stem), "unit": " row groups", "initial": len(parts), "total": len(groups)}
     with path.open("ab") as file, notes.open("w") as journal:
         file.truncate(parts[-1]["end"] if parts else 0)
         journal.writelines(json.dumps(part) + "\n" for part in parts)

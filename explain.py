@@ -17,6 +17,8 @@ from azure.ai.ml.exceptions import MlException
 from azure.core.exceptions import AzureError
 from IPython import get_ipython
 
+from terminal import plain
+
 OURS = ("__main__", "safeguards", "settings", "costs", "show")  # the cells, and what lies beside the notebook
 FAILURES = {  # a call -> what failed with it, and what to do
     "workspaces.get": (
@@ -88,7 +90,7 @@ def explained(error: Exception, trace) -> Exception | None:
         if isinstance(error, NameError) and in_a_cell:
             return NameError(f"{error}: run the steps above first")
         if not in_a_cell:
-            return type(error)(str(error))
+            return type(error)(masked(str(error)))
     return None
 
 
@@ -115,7 +117,7 @@ def advice(call: str, failed: str, notebook: dict) -> str:
 
 def masked(text: str) -> str:
     """Return a text without the ids of subscriptions."""
-    return re.sub(r"(?i)(subscriptions?\W{1,3})[0-9a-f]{8}-[0-9a-f-]{27}", r"\1...", text)
+    return re.sub(r"(?i)(subscriptions?\W{1,3})[0-9a-f]{8}-[0-9a-f-]{27}", r"\1...", plain(text))
 
 
 def why(error: Exception) -> str:

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Callable
+from html import escape
 
 import matplotlib.pyplot as plt
 import pandas as pd
@@ -11,6 +12,7 @@ from azure.core.exceptions import AzureError
 from IPython.display import display
 
 from explain import why
+from terminal import plain
 
 OTHER_FORM = (None, 400, 422, 424)  # what a server answers to a request in a form that it does not take
 
@@ -20,13 +22,21 @@ def table(frame: pd.DataFrame) -> None:
     if frame.empty:
         return
     style = "text-align: left; white-space: pre-wrap; vertical-align: top; overflow-wrap: anywhere"
-    heads = [name for name in frame.index.names if name]
+    heads = [str(name) for name in frame.index.names if name]
     frame = frame.rename_axis(index=[None] * frame.index.nlevels, columns=", ".join(heads) or None)
-    styler = frame.map(str).style.format(escape="html").format_index(escape="html").set_uuid("table")
+    shown = frame.rename(index=_plain, columns=_plain).map(_plain)
+    shown = shown.rename_axis(columns=escape(plain(", ".join(heads))) or None)
+    styler = shown.style.format(escape="html").set_uuid("table")
+    styler = styler.format_index(escape="html", axis="index").format_index(escape="html", axis="columns")
     styler = styler.set_table_styles([{"selector": "th, td", "props": style}])
     html = styler.set_table_attributes('class="dataframe"').to_html().replace("&nbsp;", "")
+    html = html.replace("$", "<span>$</span>")  # from 5 to 10 $ is no formula
     with pd.option_context("display.max_colwidth", None, "display.width", 250):
-        display({"text/html": html, "text/plain": str(frame)}, raw=True)
+        display({"text/html": html, "text/plain": plain(str(frame))}, raw=True)
+
+
+def _plain(value: object) -> str:
+    return plain(str(value))
 
 
 def losses(training: list, evaluation: list) -> None:

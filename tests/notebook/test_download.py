@@ -277,14 +277,29 @@ def test_memory_stays_below_400_mb_for_a_split_that_is_larger(group, link, envir
     starts = numpy.random.default_rng(4).integers(0, len(pool) - 2000, 250_000).tolist()
     table = pyarrow.table({"text": [pool[start : start + 2000] for start in starts]})
     folder = write_repository(link.root, f"made/large{group}", {"train": table}, group=group)
-    arguments = ["--dataset", f"made/large{group}", "--no_check", "--dataset_split_pc", "100"]
-    command = [sys.executable, str(SCRIPT), *arguments, "--download_dir", str(tmp_path / "out")]
+    assert memory_of(f"made/large{group}", environment, tmp_path / "out") < 400e6
+    assert next(folder.glob("data/*")).stat().st_size > 400e6
+    assert (tmp_path / "out" / "train.jsonl").stat().st_size > 500e6
+
+
+def test_memory_stays_below_400_mb_where_a_small_file_says_a_long_text_in_each_row(
+    link, environment, tmp_path
+):
+    table = pyarrow.table({"text": ["x" * 100_000] * 4000})
+    folder = write_repository(link.root, "made/said-again", {"train": table}, group=1000)
+    assert memory_of("made/said-again", environment, tmp_path / "out") < 400e6
+    assert next(folder.glob("data/*")).stat().st_size < 1e6
+    assert (tmp_path / "out" / "train.jsonl").stat().st_size > 400e6
+
+
+def memory_of(dataset: str, environment: dict, folder: Path) -> int:
+    """Return the bytes that the program takes at most while it gets a whole dataset."""
+    arguments = ["--dataset", dataset, "--no_check", "--dataset_split_pc", "100"]
+    command = [sys.executable, str(SCRIPT), *arguments, "--download_dir", str(folder)]
     code = f"import resource, subprocess; subprocess.run({command}, check=True); "
     code += "print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)"
     ended = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
-    assert next(folder.glob("data/*")).stat().st_size > 400e6
-    assert (tmp_path / "out" / "train.jsonl").stat().st_size > 500e6
-    assert int(ended.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024) < 400e6
+    return int(ended.stdout.splitlines()[-1]) * (1 if sys.platform == "darwin" else 1024)
 
 
 # Other formats and splits of the hub

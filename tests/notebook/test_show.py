@@ -1,7 +1,9 @@
 """show.py: tables, what the curves of the loss come to, answers."""
 
+import ast
 import json
 import math
+import re
 from types import SimpleNamespace
 
 import pandas
@@ -63,6 +65,17 @@ def test_a_table_has_texts_on_the_left_with_their_line_breaks_and_no_markup_of_t
         and "white-space: pre-wrap" in page
         and "&lt;b&gt;one&lt;/b&gt;\\ntwo" in page
     )
+
+
+def test_what_others_call_things_neither_marks_up_a_table_nor_tells_the_terminal_anything(capsys):
+    """In heads as in cells; a price is no formula."""
+    evil = "<i>x</i>\x1b]0;title\x07\x1b[2J\x9b3J $5 to $10"
+    frame = pandas.DataFrame([[evil]], columns=[evil], index=pandas.Index([evil], name=evil))
+    show.table(frame)
+    page = ast.literal_eval(capsys.readouterr().out)
+    assert "<i>" not in page["text/html"] and "<span>$</span>5 to <span>$</span>10" in page["text/html"]
+    assert not re.search(r"[\x00-\x09\x0b-\x1f\x7f-\x9f]", page["text/html"] + page["text/plain"])
+    assert page["text/plain"].count("<i>x</i>3J $5 to $10") == 4
 
 
 def test_where_the_evaluation_loss_was_lowest_is_said_if_it_rose_again(capsys):

@@ -79,7 +79,7 @@ class Context:
         It lies in the data folder; where that has a long path, it has a short name too.
         """
         place = self.folder / "tmp"
-        shutil.rmtree(place, ignore_errors=True)  # what a start left that was killed
+        remove_temporary(self.folder)  # what a start left that was killed
         place.mkdir(mode=0o700)
         if len(os.fsencode(place)) <= LONGEST:
             return place
@@ -90,9 +90,7 @@ class Context:
     def close(self) -> None:
         """Close the state, and remove what is temporary."""
         self.state.close()
-        shutil.rmtree(self.temporary.resolve(), ignore_errors=True)
-        if self.temporary.is_symlink():
-            shutil.rmtree(self.temporary.parent)
+        remove_temporary(self.folder)
 
     def environment(self) -> dict[str, str]:
         """Return the variables that point an unmodified SDK here; the README says why each."""
@@ -119,3 +117,12 @@ class Context:
 def current(request: Request) -> Context:
     """Return the context that answers `request`."""
     return request.app.state.context
+
+
+def remove_temporary(folder: Path) -> None:
+    """Remove what is temporary of a data folder, and its short name."""
+    place = folder / "tmp"
+    for link in Path("/tmp").glob("local_azureml-*/tmp"):
+        if link.is_symlink() and link.readlink() == place:
+            shutil.rmtree(link.parent, ignore_errors=True)
+    shutil.rmtree(place, ignore_errors=True)

@@ -1,6 +1,7 @@
 """The emulator that the tests talk to, and clients of it."""
 
 import contextlib
+import getpass
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import signal
 import ssl
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -25,6 +27,7 @@ import uvicorn
 import witness
 
 from local_azureml import process_environment
+from local_azureml.context import remove_temporary
 from scenarios.notebook_runs import ROOT, stop
 
 DEAD = "http://127.0.0.1:9"  # nobody listens there
@@ -55,6 +58,21 @@ def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("filterwarnings", "ignore:unclosed:ResourceWarning")
     for module in ("azure", "marshmallow", "msrest", "pkg_resources"):
         config.addinivalue_line("filterwarnings", f"ignore:::{module}")
+    if not hasattr(config, "workerinput"):  # the session itself, not one of its processes
+        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="t-")  # short, for sockets below
+
+
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove what the tests wrote, unless one has failed; name what lies beside pytest's own folders."""
+    if hasattr(session.config, "workerinput"):
+        return
+    place = Path(os.environ["TMPDIR"])
+    for left in {file.name for file in place.iterdir()} - {f"pytest-of-{getpass.getuser()}"}:
+        print(f"\na test left {left} in TMPDIR")
+    if exitstatus:
+        print(f"\nthe tests' folders are kept in {place}")
+    else:
+        shutil.rmtree(place, ignore_errors=True)
 
 
 class Emulator:
@@ -93,6 +111,7 @@ class Emulator:
             return stop(self.process, self.log, number)
         finally:
             self.process.stdout.close()
+            remove_temporary(self.folder)  # as the next start would, of one that was killed
 
 
 def processes_in(folder: Path) -> list[int]:

@@ -686,20 +686,12 @@ def test_kill_ends_a_step_and_the_processes_that_it_started(tmp_path):
     assert (step.wait(60), [gone(pid) for pid in pids]) == (-signal.SIGKILL, [True, True])
 
 
-def test_a_step_and_its_processes_die_with_whoever_started_them(tmp_path):
-    program = (
-        "import pathlib, sys, time\n"
-        "from local_azureml.engine import processes\n"
-        "folder = pathlib.Path(sys.argv[1])\n"
-        "processes.start('sleepers:sleep_with_a_child', {}, folder, folder / 'log.txt', {})\n"
-        "time.sleep(600)\n"
-    )
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parents[1])])}
-    parent = subprocess.Popen([sys.executable, "-c", program, tmp_path], env=environment)
-    pids = started(tmp_path)
-    parent.kill()
-    parent.wait()
-    assert [gone(pid) for pid in pids] == [True, True]
+def test_what_a_step_started_dies_with_it_and_its_death_has_a_reason(tmp_path):
+    step = processes.start("sleepers:sleep_with_a_child", {}, tmp_path, tmp_path / "log.txt", {})
+    leader, child_of_it = started(tmp_path)
+    os.kill(leader, signal.SIGKILL)
+    assert (step.wait(60), gone(child_of_it)) == (-signal.SIGKILL, True)
+    assert step.error()["message"] == "the process was killed, probably out of memory"
 
 
 def test_an_exception_in_a_step_is_a_system_error_with_its_traceback_in_the_log(tmp_path):

@@ -5,7 +5,7 @@ import re
 DOES = re.compile(
     r"\x1b\][^\x07\x1b]*(\x07|\x1b\\)?"  # sets a title, fills the clipboard
     r"|\x1b\[(?![\d;]*m)[0-?]*[ -/]*[@-~]"  # moves, clears
-    r"|\x1b(?!\[[\d;]*m)"
+    r"|\x1b(?!\[)[ -/]*[0-~]|\x1b(?!\[[\d;]*m)"  # resets, and what is cut off
     r"|[\x00-\x07\x0b\x0c\x0e-\x1a\x1c-\x1f\x7f-\x9f]"  # other controls
     r"|[\u202a-\u202e\u2066-\u2069]"  # turns of direction
 )

@@ -76,8 +76,9 @@ def test_a_reason_is_one_line_without_colours_classes_and_subscription_ids(said,
         (["see /subscriptions/01234567-89ab-cdef-0123-456789abcdef/x\n"], "see /subscriptions/.../x\n"),
         (["\x1b[31mred\x1b[39m\n"], "\x1b[31mred\x1b[39m\n"),
         (["one", "\n", "\n", "two\n"], "one\n\ntwo\n"),
+        (["\x1b]52;c;Y29weQ==\x07a\x1b[2J\x1bcnswer\u202e\n"], "answer\n"),
     ],
-    ids=["an upload's empty box", "an id", "a coloured text", "empty lines"],
+    ids=["an upload's empty box", "an id", "a coloured text", "empty lines", "a terminal's orders"],
 )
 def test_colour_codes_without_a_text_and_ids_are_left_out_of_stderr(written, kept):
     with contextlib.redirect_stderr(io.StringIO()) as stream:

@@ -249,3 +249,21 @@ def test_a_body_nested_deeply_is_refused_or_taken(sender, depth):
     body = '{"properties": {"flavors": {"x": ' + "[" * depth + "]" * depth + "}}}"
     check(sender, "PUT", f"{identifiers.WORKSPACE_ID}/models/deep/versions/1", content=body.encode())
     check(sender, "GET", f"{identifiers.WORKSPACE_ID}/models/deep/versions")
+
+
+LINES = some.sampled_from(
+    [
+        *("dependencies:", "- pandas==1.5.3,<2", "- scipy=1.*|2", "- pip:", "  - a==1; python_version<'3'"),
+        *("- &a [1]", "- *a", "? [", "- 2024-99-99", "- !!python/object:x y", "  - {a: [", "\t", "- numpy="),
+        *("- []", "- scikit-learn==x.y", "- =1", "- ~", "- 1.0", "- x[", "- python=3.x", "[" * 2000),
+    ]
+)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(lines=some.lists(LINES | some.text(max_size=8), max_size=6))
+def test_no_conda_file_makes_it_fail(sender, lines):
+    environment = f"{identifiers.WORKSPACE_ID}/environments/conda{next(NUMBERS)}/versions/1"
+    check(sender, "PUT", environment, json={"properties": {"condaFile": "\n".join(lines)}})
+    job = {"jobType": "Command", "command": "true", "environmentId": environment, "computeId": "serverless"}
+    check(sender, "PUT", f"{identifiers.WORKSPACE_ID}/jobs/conda{next(NUMBERS)}", json={"properties": job})

@@ -16,6 +16,7 @@ from local_azureml.context import Context, current
 from local_azureml.data_plane import artifacts, identity, tracking
 from local_azureml.errors import AzureError, user_error
 
+SESSION = "session"  # what the cookie is signed for
 COOKIE = "local_azureml_session"
 LIFETIME = 12 * 3600  # seconds
 LINKS = "/runs"
@@ -56,7 +57,7 @@ def exchange(request: Request, answer: Response) -> None:
         services = {**job["properties"]["services"], "Studio": studio}
         context.state.merge(job["id"], properties={**job["properties"], "services": services})
     expires = int(time.time()) + LIFETIME
-    value = f"{expires}.{context.sign('visitor', str(expires))}"
+    value = f"{expires}.{context.sign(SESSION, str(expires))}"
     for path in (LINKS, tracking.PREFIX):
         answer.set_cookie(COOKIE, value, LIFETIME, path=path, secure=True, httponly=True, samesite="lax")
 
@@ -106,7 +107,7 @@ def _fits(request: Request, job: dict) -> bool:
 
 def _has_cookie(request: Request) -> bool:
     expires, _, given = request.cookies.get(COOKIE, "").partition(".")
-    made = current(request).sign("session", expires)
+    made = current(request).sign(SESSION, expires)
     return hmac.compare_digest(given.encode(), made.encode()) and int(expires) > time.time()
 
 

@@ -458,7 +458,7 @@ def test_an_input_on_the_web_is_refused_before_the_job_runs(client, form):
 
     jobs = {"pipeline": lambda: of_pipeline(given), "node": of_node}
     job = jobs.get(form, lambda: make_command("cat ${{inputs.given}}", inputs={"given": given}))()
-    with pytest.raises(HttpResponseError, match="is not part of the emulator: name a local file"):
+    with pytest.raises(HttpResponseError, match="is not part of the emulator; name a local file"):
         client.jobs.create_or_update(job)
 
 

@@ -4,10 +4,8 @@ import json
 import time
 
 import pytest
-from azure.ai.ml.entities import AmlCompute
-from azure.ai.ml.finetuning import FineTuningTaskType, create_finetuning_job
 from azure.core.exceptions import HttpResponseError
-from clients import A100, QUESTION, deployment, endpoint
+from clients import A100, QUESTION, cluster, deployment, endpoint
 
 HYPERPARAMETERS = {"max_steps": "2", "logging_steps": "1", "learning_rate": "0.00002"}
 SIZES = [A100, "Standard_E4s_v3"]
@@ -17,11 +15,12 @@ SIZES = [A100, "Standard_E4s_v3"]
 def order(client, registry_client, rows):
     """A function that makes a fine-tuning job, not yet submitted."""
     from azure.ai.ml.entities import Data
+    from azure.ai.ml.finetuning import create_finetuning_job
 
     data = client.data.create_or_update(Data(path=rows, type="uri_file", name="chats", version="1")).id
     model = registry_client.models.get("Phi-3-mini-4k-instruct", label="latest").id
 
-    def make(name: str, task: str = FineTuningTaskType.CHAT_COMPLETION, **options):
+    def make(name: str, task: str = "ChatCompletion", **options):
         options = {"hyperparameters": HYPERPARAMETERS, "instance_types": SIZES, **options}
         given = {"training_data": data, "validation_data": data, "output_model_name_prefix": name}
         return create_finetuning_job(model=model, task=task, name=name, **given, **options)
@@ -71,7 +70,7 @@ def test_the_model_answers_when_it_is_deployed(client, tuned, tmp_path):
 
 
 def test_a_fine_tuning_job_trains_on_a_cluster(client, order):
-    client.compute.begin_create_or_update(AmlCompute(name="ft", size=A100, max_instances=1)).result()
+    client.compute.begin_create_or_update(cluster("ft")).result()
     compute = client.compute.get("ft").id
     job = client.jobs.create_or_update(order("on-a-cluster", compute=compute, instance_types=None))
     client.jobs.begin_cancel(job.name).result()
@@ -86,7 +85,7 @@ def test_a_fine_tuning_job_trains_on_a_cluster(client, order):
         ({"hyperparameters": {"lora_r": "0"}}, "lora_r is 0; it has to be at least 1"),
         ({"hyperparameters": {"apply_ort": "true"}}, "ONNX Runtime training is not part of the emulator"),
         ({"hyperparameters": {"train_file_path": "x"}}, "there is no hyperparameter 'train_file_path'"),
-        ({"task": FineTuningTaskType.TEXT_COMPLETION}, "taskType .* is not part of the emulator"),
+        ({"task": "TextCompletion"}, "taskType .* is not part of the emulator"),
         ({"instance_types": ["Standard_None"]}, "the size 'Standard_None' is not available"),
         ({"instance_types": None}, "needs a computeId, or the sizes of machines"),
     ],

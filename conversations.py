@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy
 
 from datafiles import DECODER
+from terminal import plain
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, allow_nan=False, default=lambda date: date.isoformat())
 ULTRACHAT = {"prompt", "prompt_id", "messages"}  # whose rows are written whole
@@ -206,7 +207,8 @@ class Check:
         )
         self.turns.append(len(messages))
         self.characters.append(sum(len(message["content"]) for message in messages))
-        self.special += any(SPECIAL.search(message["content"]) for message in messages)
+        texts = (text for message in messages if "<" in (text := message["content"]) or "[" in text)
+        self.special += any(map(SPECIAL.search, texts))
         return messages
 
 
@@ -221,6 +223,17 @@ def summary(parts: list[dict]) -> dict:
         quantiles = numpy.quantile(lengths, [0.5, 0.95, 1], method="inverted_cdf")
         found[name] = dict(zip(("median", "95%", "most"), quantiles.tolist(), strict=True))
     return found
+
+
+def recognised(found: dict[str, dict], held_out: int, dataset: str) -> str:
+    """What the rows were taken for, and what is not used of them, in one line."""
+    shapes, unused = (
+        sum((Counter(entry[name]) for entry in found.values()), Counter()) for name in ("shapes", "unused")
+    )
+    said = ", ".join(f"{count:,} conversations in {name}" for name, count in shapes.most_common())
+    said = f"{said or 'Rows as they are'}, of {dataset}"
+    said += f"; {held_out:,} are held out to test with" if held_out else ""
+    return plain(said + (f"; not used: {', '.join(list(unused)[:10])}" if unused else ""))
 
 
 def written(check: Check, line: int, row: object, no_check: bool) -> dict | None:

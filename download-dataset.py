@@ -36,7 +36,7 @@ from huggingface_hub.utils import disable_progress_bars, httpx
 from huggingface_hub.utils.sha import sha_fileobj
 from tqdm import tqdm
 
-from conversations import SHAPES, Check, hold_out, json_line, shape, summary, written
+from conversations import SHAPES, Check, hold_out, json_line, recognised, shape, summary, written
 from datafiles import file_groups, own_files, read, roles, split_of
 from terminal import plain
 
@@ -121,17 +121,6 @@ def show(found: dict[str, dict], advice: str = "") -> None:
         categories = ", ".join(f"{count:,} {category}" for category, count in bad.most_common())
         failed = f"{bad.total():,} of {rows:,} rows fail the check ({categories})"
         raise RuntimeError(f"{failed}; the first is {first}; {advice}")
-
-
-def recognised(found: dict[str, dict], held_out: int, dataset: str) -> str:
-    """What the rows were taken for, and what is not used of them, in one line."""
-    shapes, unused = (
-        sum((Counter(entry[name]) for entry in found.values()), Counter()) for name in ("shapes", "unused")
-    )
-    said = ", ".join(f"{count:,} conversations in {name}" for name, count in shapes.most_common())
-    said = f"{said or 'Rows as they are'}, of {dataset}"
-    said += f"; {held_out:,} are held out to test with" if held_out else ""
-    return plain(said + (f"; not used: {', '.join(list(unused)[:10])}" if unused else ""))
 
 
 # Reading and writing

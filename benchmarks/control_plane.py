@@ -19,10 +19,7 @@ from local_azureml import identifiers, resource
 from local_azureml.state import State
 
 WORKSPACE = identifiers.WORKSPACE_ID[1:]
-REGISTRY = (
-    "mferp/managementfrontend/subscriptions/s/resourceGroups/g"
-    "/providers/Microsoft.MachineLearningServices/registries/azureml"
-)
+REGISTRY = f"mferp/managementfrontend/{WORKSPACE.partition('/workspaces/')[0]}/registries/azureml"
 MODEL = {"properties": {"modelType": "custom_model", "modelUri": "https://localhost/none"}}
 CLUSTER = {
     "location": "eastus",

@@ -231,11 +231,11 @@ def prices(region: str, sizes: Iterable[str], address: str = PRICES) -> dict[tup
     def ask() -> None:
         with suppress(OSError, HTTPException, ValueError, LookupError, TypeError):
             with urllib.request.urlopen(f"{address}?{query}", timeout=2) as answer:
-                items = json.load(answer)["Items"]
+                items = json.loads(answer.read(1 << 20))["Items"]
             for item in items:
                 tier = "low_priority" if "Low Priority" in item["skuName"] else "dedicated"
                 if "Windows" not in item["productName"] and "Spot" not in item["skuName"]:
-                    found[item["armSkuName"].lower(), tier] = item["retailPrice"]
+                    found[item["armSkuName"].lower(), tier] = float(item["retailPrice"])
 
     asking = threading.Thread(target=ask, daemon=True)  # the time limit of urllib leaves names out
     asking.start()

@@ -1,10 +1,12 @@
 """The cases of `make faults` that people meet: misspelt settings, retired models, quota, data at fault."""
 
+import json
 from dataclasses import dataclass, field
 
 SIZE = "Standard_NC24ads_A100_v4"
 TAKEN = "somebody-elses"  # an endpoint name
 DONE = "Nothing left running"
+OWN = "mine.jsonl"  # beside the notebook
 CLUSTER = ("computes/gpu-cluster",)  # at zero machines
 
 
@@ -21,6 +23,7 @@ class Case:
     leaves: int = 0  # endpoints
     kills: bool = False  # the emulator, while the job runs; another takes its place
     what: str = ""  # happens, in words, where there is no fault
+    rows: str = ""  # what is in the file OWN
 
     @property
     def name(self) -> str:
@@ -33,6 +36,11 @@ def without_fault(model: str, version: str) -> Case:
     says = f"models/{model}/versions/{version}, trained by.*{DONE}"
     given = {"model_name": model, "model_version": version}
     return Case("", 0, says, given, what=f"no fault: {model} {version}")
+
+
+def chat(*roles: str) -> str:
+    """Return a conversation of these roles as a line of JSON."""
+    return json.dumps({"messages": [{"role": role, "content": f"I am the {role}."} for role in roles]}) + "\n"
 
 
 def refused(what: str, step: int, says: str, **parameters) -> Case:
@@ -89,7 +97,7 @@ FIRST_CASES = [  # what people meet; most is known before anything is billed
         "a dataset that is not there", 4, "nothing was billed.*nobody/nothing", dataset_name="nobody/nothing"
     ),
     refused("too few rows", 4, "6 conversations to train with", dataset_split_pc=0.1),
-    tuned("fewer rows than a batch", 4, "training rows: 48, needed 512", per_device_train_batch_size=512),
+    tuned("fewer rows than a batch", 4, "training rows: 60, needed 512", per_device_train_batch_size=512),
     tuned(
         "rows longer than the model's context",
         4,
@@ -99,27 +107,30 @@ FIRST_CASES = [  # what people meet; most is known before anything is billed
     refused(
         "a training that the GPU can't hold",
         4,
-        "memory of a GPU: 80 GB, needed 235 GB or more; choose compute_size Standard_",
+        "memory of a GPU: 80 GB, needed 23. GB or more; choose compute_size Standard_",
         model_name="Phi-4",
         finetune_parameters={"apply_lora": "false"},
     ),
     tuned(
         "more evaluation than training",
         4,
-        "evaluations: 144, needed at most 36",
-        evaluation_strategy="steps",
+        r"evaluations: \d+, needed at most \d+, or they cost more than the training",
+        evaluation_steps_interval=0,
         eval_steps=1,
         per_device_train_batch_size=1,
     ),
     tuned(
-        "evaluations that never come", 4, "eval_steps: 500, needed at most 36", evaluation_strategy="steps"
+        "evaluations that never come",
+        4,
+        r"eval_steps: 500, needed at most \d+",
+        evaluation_steps_interval=0,
     ),
     tuned(
         "early stopping that never stops",
         4,
-        "early_stopping_patience: 5, needed less than 3",
+        r"early_stopping_patience: 50, needed less than \d+",
         apply_early_stopping="true",
-        early_stopping_patience=5,
+        early_stopping_patience=50,
     ),
     Case(
         "hub-unreachable",

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from scenarios import notebook_runs as runs
 from scenarios.by_hand import try_by_hand
-from scenarios.cases import DONE, FIRST_CASES, Case
+from scenarios.cases import DONE, FIRST_CASES, OWN, Case
 from scenarios.interruptions import WAYS, cut_off
 from scenarios.notebook_runs import ROOT, Row
 
@@ -131,6 +131,8 @@ def try_fault(case: Case, folder: Path) -> Row:
     """Return the row of a run with a fault, after a second one without it where the first stopped."""
     faults = [case.fault] if case.fault else []
     with runs.served(folder, *faults) as emulator:
+        if case.rows:
+            (folder / OWN).write_text(case.rows)
         if case.kills:
             threading.Thread(target=kill_in_job, args=(emulator, folder)).start()
         status = runs.execute(folder, "fault.ipynb", case.parameters, emulator.variables)

@@ -132,7 +132,16 @@ def test_the_prices_are_those_of_linux_by_tier_and_never_those_of_spot_machines(
     assert found == {(size, "dedicated"): 3.673, (size, "low_priority"): 1.469}
 
 
-@pytest.mark.parametrize("answer", [b"<html>log in first</html>", b"[]", b'{"Items": [{}]}', b"{}"])
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"<html>log in first</html>",
+        b"[]",
+        b'{"Items": [{}]}',
+        b"{}",
+        json.dumps({"Items": [item("x", "free")]}).encode(),
+    ],
+)
 def test_an_answer_that_is_no_price_list_gives_no_price(price_list, answer):
     assert costs.prices("eastus", [A100], price_list(answer)) == {}
 

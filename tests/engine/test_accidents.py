@@ -7,7 +7,7 @@ from clients import deployment, ended, endpoint, log_of, make_command
 from conftest import ROOT, client_of, point
 
 from scenarios import notebook_runs as runs
-from scenarios.accidents import SERVER, Stage
+from scenarios.accidents import KEPT, ROLES, SERVER, WAYS, Stage
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="each process is found as Linux shows it")
 MORTAL = """
@@ -19,6 +19,12 @@ def init():
 def run(text):
     os._exit(3)
 """
+
+
+def test_the_kept_table_has_a_line_for_each_process_and_each_way_and_all_were_well_again():
+    kept = KEPT.read_text()
+    assert [f"{who} {way}" for who in ROLES for way in WAYS if f"| {who} {way} |" not in kept] == []
+    assert "| never |" not in kept
 
 
 @pytest.fixture(scope="module")

@@ -1,12 +1,11 @@
 """Whose words are whose in what a chat template writes: found by comparing its texts, for any template."""
 
-from bisect import bisect_right
 from collections.abc import Iterator
 from contextlib import suppress
-from operator import itemgetter
 from secrets import token_hex
 
 import numpy
+from tokenizers import Encoding
 from transformers import GenerationConfig, PreTrainedTokenizerBase
 
 from local_azureml.engine.processes import UserError
@@ -48,13 +47,13 @@ class Turns:
         texts = ["".join(pieces) for pieces in written]
         encoded = self._tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False)
         for row, (messages, pieces) in enumerate(zip(conversations, written, strict=True)):
-            ids, places = encoded["input_ids"][row], encoded[row].offsets
+            ids = encoded["input_ids"][row]
             spoken = numpy.zeros(len(ids), bool)
             for start, end in self._answers(messages, pieces):
-                first = bisect_right(places, start, key=itemgetter(1))
-                if first < len(ids) and places[first][0] < start and self._is_added(ids[first]):
-                    first += 1  # a token of the template's that swallows the space after it
-                spoken[first : bisect_right(places, end, key=itemgetter(1))] = True
+                first = _token_at(encoded[row], start)
+                if first < len(ids) and self._swallows(encoded[row], first, start):
+                    first += 1
+                spoken[first : _token_at(encoded[row], end)] = True
             yield numpy.array(ids, numpy.int32), spoken
 
     def _pieces(self, conversations: list[list[dict]], **how) -> list[list[str]]:
@@ -87,8 +86,16 @@ class Turns:
                 yield start, place + _as_usual(piece, space, self._after_answer)
             place += len(piece)
 
-    def _is_added(self, token: int) -> bool:
-        return token in self._tokenizer.added_tokens_decoder
+    def _swallows(self, encoding: Encoding, token: int, place: int) -> bool:
+        """Return whether a token of the template's took a space of the answer's along."""
+        begins_before = encoding.token_to_chars(token)[0] < place
+        return begins_before and encoding.ids[token] in self._tokenizer.added_tokens_decoder
+
+
+def _token_at(encoding: Encoding, place: int) -> int:
+    """Return the token that holds the character at a place, or the next one that holds any."""
+    later = range(place, encoding.token_to_chars(len(encoding) - 1)[1])
+    return next((t for char in later if (t := encoding.char_to_token(char)) is not None), len(encoding))
 
 
 def _as_usual(piece: str, space: str, usual: str) -> int:

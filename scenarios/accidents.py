@@ -50,7 +50,7 @@ class Row:
     what: str
     answers: int = 0
     refused: int = 0
-    seconds: float | None = None  # until all clients were answered right again
+    seconds: float | None = None  # from its end until all clients were answered right again
     job: str = ""  # what became of the job that ran
     deviations: list[str] = field(default_factory=list)
 
@@ -172,12 +172,12 @@ class Stage:
             if load.well_after(time.monotonic(), SOON) is None:
                 raise RuntimeError(f"the load does not run: {load.answers[-4:]}")
             began = time.monotonic()
-            happen(before[who])
             if who == SERVER:
                 before[CHAT].kill()  # so that a server is needed
+            happen(before[who])
             if who == EMULATOR and fatal:
                 self.cloud.emulator.kill_and_start_again()
-            row = Row(what, seconds=load.well_after(began, SOON + WHILE))
+            row = Row(what, seconds=load.well_after(time.monotonic(), SOON))
             done.touch()
             wait_for(lambda: self.cloud.job(job)[0] in FINAL)
         self._judge(row, [said for at, _, said in load.answers if at > began], who == EMULATOR and fatal)
@@ -263,7 +263,9 @@ program ends with an error where an answer was neither right nor an honest refus
 says 503, 408, 429), where something acknowledged was lost, where not all clients were answered right again
 within a minute, or where a deployment or a job ended that the accident did not concern.
 
-An emulator that is killed answers nobody until it is started again, which the program does at once.
+*All well again* counts from the accident's end. Together with the fork server a chat model's process is
+killed, so that the server is needed. An emulator that is killed answers nobody until it is started again,
+which the program does at once.
 """
 
 

@@ -44,7 +44,6 @@ def test_clients_that_say_nothing_take_nobody_along(stage):
 def test_a_killed_fork_server_and_a_killed_model_are_there_again_and_a_job_and_a_script_notice_nothing(stage):
     row = stage.accident(SERVER, "killed")
     assert (row.deviations, row.job) == ([], "Completed")
-    assert row.seconds < 30
 
 
 def test_a_deployment_that_ends_again_and_again_fails_in_the_end(emulator_with, monkeypatch, tmp_path):

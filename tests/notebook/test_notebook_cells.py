@@ -16,6 +16,7 @@ import pytest
 from clients import cluster, make_job
 from conftest import ROOT
 from IPython.core.interactiveshell import InteractiveShell
+from tiny_chats import chats, write_jsonl
 from traitlets.config import Config
 
 import explain
@@ -316,6 +317,19 @@ def test_a_changed_order_is_registered_and_deployed_as_a_version_of_its_own(chan
     assert second.tags["job"] == changed_order[1]["job"].name
     deployment = client.online_deployments.get("demo", changed_order[1]["address"])
     assert deployment.model.endswith(f"models/{second.name}/versions/{second.version}")
+
+
+def test_rows_changed_under_the_same_name_are_another_job(steps, tmp_path):
+    file = tmp_path / "mine.jsonl"
+    changed = SHORT | {"dataset_name": str(file), "finetune_parameters": {"max_steps": 1}}
+    with contextlib.redirect_stdout(io.StringIO()):
+        write_jsonl(file, chats(20))
+        variables = steps("setup", "model", "compute", "data", "finetune", **changed)
+        jobs = [variables["job"].name]
+        for more in (chats(20), chats(20, seed=1)):
+            write_jsonl(file, more)
+            jobs.append(again(variables, "data", "finetune")["job"].name)
+    assert jobs[0] == jobs[1] != jobs[2]
 
 
 def test_the_jobs_page_in_mlflow_has_its_inputs(changed_order):

@@ -8,6 +8,7 @@ import json
 import random
 import re
 from collections import Counter
+from collections.abc import Iterable, Iterator
 from functools import lru_cache
 from pathlib import Path
 
@@ -234,6 +235,13 @@ def recognised(found: dict[str, dict], held_out: int, dataset: str) -> str:
     said = f"{said or 'Rows as they are'}, of {dataset}"
     said += f"; {held_out:,} are held out to test with" if held_out else ""
     return plain(said + (f"; not used: {', '.join(list(unused)[:10])}" if unused else ""))
+
+
+def numbered(tables: Iterable, first: int) -> Iterator[Iterable[tuple[int, object]]]:
+    """The rows of each table with their numbers, which those of a file have already."""
+    for table in tables:
+        yield table if isinstance(table, list) else enumerate(table.to_pylist(), first)
+        first += len(table)
 
 
 def written(check: Check, line: int, row: object, no_check: bool) -> dict | None:

@@ -19,6 +19,7 @@ import errno
 import hashlib
 import itertools
 import json
+import os
 import re
 import shutil
 import sys
@@ -36,7 +37,7 @@ from huggingface_hub.utils import disable_progress_bars, httpx
 from huggingface_hub.utils.sha import sha_fileobj
 from tqdm import tqdm
 
-from conversations import SHAPES, Check, hold_out, json_line, recognised, shape, summary, written
+from conversations import SHAPES, Check, hold_out, json_line, numbered, recognised, shape, summary, written
 from datafiles import file_groups, own_files, read, roles, split_of
 from terminal import plain
 
@@ -193,13 +194,6 @@ def save_split(path: Path, groups: list[tuple], no_check: bool) -> list[dict]:
             parts.append(vars(check) | {"end": file.seek(0, 2)})
             print(json.dumps(parts[-1]), file=journal, flush=True)
     return parts
-
-
-def numbered(tables: Iterable, first: int) -> Iterator[Iterable[tuple[int, object]]]:
-    """The rows of each table with their numbers, which those of a file have already."""
-    for table in tables:
-        yield table if isinstance(table, list) else enumerate(table.to_pylist(), first)
-        first += len(table)
 
 
 # The hub
@@ -393,4 +387,12 @@ def explain(error: Exception, status: int) -> str:
 
 
 if __name__ == "__main__":
-    main()
+    status: object = 0
+    try:
+        main()
+    except SystemExit as end:
+        status = end.code
+        if isinstance(status, str):
+            print(status, file=sys.stderr)
+    sys.stdout.flush()
+    os._exit(1 if isinstance(status, str) else status or 0)  # an orderly end can crash pyarrow's late reads

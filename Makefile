@@ -49,7 +49,7 @@ run: .venv/installed ## Execute the notebook on the emulator; PARAMETERS="-p dat
 oldest: .venv/installed ## Execute the notebook in an environment of the oldest versions in requirements.txt, on the emulator
 	@$(make_run_folder); cp $(notebook) $$folder/; $(python) -m venv $$folder/oldest; \
 	$(python) local_azureml/engine/install.py --python $$folder/oldest/bin/python --quiet --resolution=lowest-direct \
-	    -r requirements.txt -c <(echo "numpy<2"); cd $$folder; export PYTHONPATH=$(CURDIR); \
+	    -r requirements.txt "numpy~=1.26.0"; cd $$folder; export PYTHONPATH=$(CURDIR); \
 	$(CURDIR)/$(python) -m local_azureml run -- env -u PYTHONPATH oldest/bin/papermill $(notebook) out.ipynb
 
 .PHONY: lab

@@ -47,7 +47,10 @@ def _check_layers(folder: Path, given: dict) -> None:
     if any(folder.glob("*.safetensors")):
         most = len(checkpoint.shapes(folder))
         for name, value in [*given.items(), *(given.get("text_config") or {}).items()]:
-            if "layer" in name and isinstance(value, int) and value > most:
+            count = (
+                name.startswith("n") and "layer" in name
+            )  # num_hidden_layers; not Qwen's max_window_layers
+            if count and isinstance(value, int) and value > most:
                 raise UserError(
                     f"the base model's config.json says {value} for {name}; its files hold {most} weights"
                 )

@@ -56,6 +56,7 @@ oldest: .venv/installed ## Execute the notebook in an environment of the oldest 
 lab: .venv/installed ## Open a copy of the notebook in JupyterLab, against the emulator; LAB_OPTIONS adds options
 	@$(make_run_folder); cp $(notebook) $$folder/; \
 	echo "Your copy of the notebook: $$folder/$(notebook)"; \
+	export JUPYTER_CONFIG_PATH=$(CURDIR)/tools/jupyter; \
 	exec $(python) -m local_azureml run $(RUN_OPTIONS) -- $(python) -m jupyterlab $(LAB_OPTIONS) $$folder/$(notebook)
 
 .PHONY: test
@@ -80,7 +81,9 @@ lint: .venv/installed ## Check code, notebook and workflow files
 
 .PHONY: notebook
 notebook: .venv/installed ## Execute the notebook on the emulator, store its outputs in it, and renew the pages
+	$(python) tools/draw_overview.py
 	$(python) tools/refresh_notebook.py $(notebook)
+	$(python) tools/refresh_example.py
 	$(python) tools/refresh_pages.py
 
 .PHONY: pages

@@ -33,7 +33,10 @@ FAILURES = {  # a call -> what failed with it, and what to do
         "ask for the role Reader on the subscription",
     ),
     "compute.begin_create": ("no cluster was created", "nothing is billed; another size or region may do"),
-    "jobs.list(tag": ("what still runs can't be listed", "look at Jobs, Endpoints and Compute in Studio"),
+    "compute.begin_delete": ("the cluster was not deleted", "at zero machines it costs nothing"),
+    "what_runs(": ("what still runs can't be listed", "look at Jobs, Endpoints and Compute in Studio"),
+    "check_before_paying(": ("nothing was created. the checks can't be made", "run this cell again"),
+    "delete_when_kernel_ends(": ("nothing was created. endpoints can't be listed", "run this cell again"),
     "jobs.create": ("no job was submitted", "where the network failed, run this cell again"),
     "models.create": ("no model was registered", "the job keeps its files: run this cell again"),
     "online_endpoints.begin_create": ("the endpoint is not ready", "the model stays: run this cell again"),
@@ -44,19 +47,24 @@ FAILURES = {  # a call -> what failed with it, and what to do
 
 
 def switch_on() -> None:
-    """Explain the errors of all cells to come; leave out what the SDK writes while it waits.
+    """Explain the errors of all cells to come, and keep their outputs calm."""
+    calm()
+    if shell := get_ipython():
+        shell.events.register(
+            "pre_run_cell", calm
+        )  # at its end, IPython takes back what a cell does to streams
+        shell.set_custom_exc((AzureError, MlException, NameError, RuntimeError, ValueError), show_error)
 
-    That is lone dots, and bare colour codes, which make an empty box.
-    """
+
+def calm(cell=None) -> None:
+    """Leave out what the SDK writes while it waits: lone dots, and colour codes alone, an empty box."""
     leave_out(r"\.", sys.stdout)
     leave_out(r"\s*(\x1b\[\d*m\s*)+", sys.stderr)
-    if shell := get_ipython():
-        shell.set_custom_exc((AzureError, MlException, NameError, RuntimeError, ValueError), show_error)
 
 
 def leave_out(noise: str, stream) -> None:
     """Keep from a stream texts that are all noise, with the line end after one, and ids of subscriptions."""
-    if "write" in vars(stream):  # done already
+    if hasattr(stream.write, "noise"):  # done already
         return
     write, silent = stream.write, False
 
@@ -65,6 +73,7 @@ def leave_out(noise: str, stream) -> None:
         ends, silent = silent and text == "\n", re.fullmatch(noise, text) is not None
         return len(text) if ends or silent else write(masked(text))
 
+    filtered.noise = noise
     stream.write = filtered
 
 

@@ -28,7 +28,8 @@ def table(frame: pd.DataFrame) -> None:
     shown = shown.rename_axis(columns=escape(plain(", ".join(heads))) or None)
     styler = shown.style.format(escape="html").set_uuid("table")
     styler = styler.format_index(escape="html", axis="index").format_index(escape="html", axis="columns")
-    styler = styler.set_table_styles([{"selector": "th, td", "props": style}])
+    whole = {"selector": "th.col_heading", "props": "overflow-wrap: normal"}  # in a narrow window
+    styler = styler.set_table_styles([{"selector": "th, td", "props": style}, whole])
     html = styler.set_table_attributes('class="dataframe"').to_html().replace("&nbsp;", "")
     html = html.replace("$", "<span>$</span>")  # from 5 to 10 $ is no formula
     with pd.option_context("display.max_colwidth", None, "display.width", 250):

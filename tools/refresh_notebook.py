@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import json
 import platform
 import re
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
+COMPARED = {"compare_with_base": True}  # so that the answers show what the training changed
 STANDS_FOR = [  # what a run prints, and what is stored in its place
     (r"\x1b\[[\d;]*m", ""),  # colours
     (r"(?<!\d)1[789]\d{8}(?!\d)", "1700000000"),  # the run's id, seconds since 1970
@@ -28,14 +30,14 @@ STANDS_FOR = [  # what a run prints, and what is stored in its place
 ]
 
 
-def execute(notebook: Path) -> list[nbformat.NotebookNode]:
+def execute(notebook: Path, parameters: dict) -> list[nbformat.NotebookNode]:
     """Return the notebook's cells as they are after a run on an emulator and in a folder of their own."""
     with tempfile.TemporaryDirectory() as folder:
         for program in ROOT.glob("*.py"):  # that the cells call
             shutil.copy(program, folder)
         executed = Path(folder, "executed.ipynb")
         papermill = [sys.executable, "-m", "papermill", notebook.resolve(), executed, "--cwd", folder]
-        papermill += ["-p", "compare_with_base", "True"]  # so that the stored answers show what changed
+        papermill += ["--parameters_yaml", json.dumps(parameters)]
         subprocess.run([sys.executable, "-m", "local_azureml", "run", "--", *papermill], cwd=ROOT, check=True)
         cells = nbformat.read(executed, as_version=4).cells
     return [cell for cell in cells if "injected-parameters" not in cell.metadata.get("tags", [])]
@@ -77,7 +79,7 @@ def main() -> None:
     path = parser.parse_args().notebook
     notebook, numbers = nbformat.read(path, as_version=4), defaultdict(itertools.count(1).__next__)
     counts = itertools.count(1)
-    for cell, executed in zip(notebook.cells, execute(path), strict=True):
+    for cell, executed in zip(notebook.cells, execute(path, COMPARED), strict=True):
         if cell.cell_type == "code":
             cell.outputs = stored_outputs(executed.outputs, numbers)
             cell.execution_count = next(counts)

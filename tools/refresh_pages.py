@@ -1,16 +1,14 @@
-"""Write what the pages take from elsewhere: parameters, answers, operations, component inputs, faults.
+"""Write what the pages take from elsewhere: parameters, operations, component inputs, faults.
 
 The marks of what the notebook uses are kept as they are; a test compares them with a run.
 """
 
-import base64
 import re
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import nbformat
-from bs4 import BeautifulSoup
 
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
@@ -21,8 +19,8 @@ from local_azureml.data_plane import mlflow_compatibility  # noqa: E402
 from local_azureml.engine.chat_completion.inputs import USES  # noqa: E402
 from local_azureml.faults import FAULTS  # noqa: E402
 
-README, EMULATOR = ROOT / "README.md", ROOT / "local_azureml" / "README.md"
-PARAMETERS, CURVE = ROOT / "docs" / "parameters.md", ROOT / "docs" / "loss-curve.png"
+EMULATOR = ROOT / "local_azureml" / "README.md"
+PARAMETERS = ROOT / "docs" / "parameters.md"
 USED = "●"
 
 
@@ -30,21 +28,6 @@ def notebook_cells() -> dict[str, nbformat.NotebookNode]:
     """Return the notebook's cells by their ids."""
     cells = nbformat.read(ROOT / "finetune_phi3_ultrachat.ipynb", as_version=4).cells
     return {cell.id: cell for cell in cells}
-
-
-def stored(cell: str, kind: str) -> str:
-    """Return the last stored output of that kind of a cell."""
-    return [output.data[kind] for output in notebook_cells()[cell].outputs if kind in output.get("data", {})][
-        -1
-    ]
-
-
-def answers() -> list[list[str]]:
-    """Return the rows of step 8's table: its heads, then each prompt with truth and answer."""
-    heads, *rows = BeautifulSoup(stored("score", "text/html"), "html.parser").find_all("tr")
-    texts = [row.find_all("td") for row in rows]
-    texts.insert(0, heads.find_all("th")[-len(texts[0]) :])  # without the row's number
-    return [[cell.get_text().replace("|", "\\|").replace("\n", "<br>") for cell in row] for row in texts]
 
 
 def parameters() -> Iterator[tuple[str, str, str, str]]:
@@ -89,11 +72,6 @@ def parameter_table() -> str:
     return table("| parameter | default | takes | what it is |", rows)
 
 
-def answer_table() -> str:
-    head, *rows = (f"| {' | '.join(cells)} |" for cells in answers())
-    return table(head, rows)
-
-
 def operation_table(marked: set[tuple[str, str]]) -> str:
     rows = (
         f"| {USED if (method, short(path)) in marked else ' '} | {method} | `{short(path)}` | {does} |"
@@ -115,23 +93,14 @@ def mlflow_table() -> str:
 
 def pages() -> dict[Path, str]:
     """Return the pages as they should be."""
-    readme, parameters, emulator = (page.read_text("utf-8") for page in (README, PARAMETERS, EMULATOR))
+    parameters, emulator = (page.read_text("utf-8") for page in (PARAMETERS, EMULATOR))
     inputs = (f"| `{name}` | {use} |" for name, use in USES.items())
     faults = (f"| `{name}` | {meaning} |" for name, (meaning, _) in FAULTS.items())
     emulator = with_table(emulator, operation_table(used(emulator)))
     emulator = with_table(emulator, mlflow_table())
     emulator = with_table(emulator, table("| input | here |", inputs))
     emulator = with_table(emulator, table("| fault | what happens |", faults))
-    return {
-        README: with_table(readme, answer_table()),
-        PARAMETERS: with_table(parameters, parameter_table()),
-        EMULATOR: emulator,
-    }
-
-
-def curve() -> bytes:
-    """Return the plot that step 5 stored."""
-    return base64.b64decode(stored("finetune", "image/png"))
+    return {PARAMETERS: with_table(parameters, parameter_table()), EMULATOR: emulator}
 
 
 def with_table(page: str, table: str) -> str:
@@ -146,5 +115,3 @@ def with_table(page: str, table: str) -> str:
 if __name__ == "__main__":
     for path, content in pages().items():
         path.write_text(content, encoding="utf-8")
-    CURVE.parent.mkdir(exist_ok=True)
-    CURVE.write_bytes(curve())

@@ -153,6 +153,8 @@ def open_page(request: Request, name: str) -> RedirectResponse:
     """Lead a browser to a job's page in MLflow, with a cookie that reads it."""
     job = jobs.find(current(request), name)
     experiment = current(request).runs.experiment(job["properties"]["experimentName"])
-    answer = RedirectResponse(f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}")
+    answer = RedirectResponse(
+        f"{tracking.PREFIX}/#/experiments/{experiment}/runs/{job['name']}/model-metrics"
+    )
     browser_sessions.exchange(request, answer)
     return answer

@@ -2,17 +2,20 @@
 
 uv is several times faster, but reads none of pip's settings, so pip's sources of packages are handed to it:
 else it could fetch another build of torch than pip, with gigabytes of CUDA. Where pip is set to anything that
-has no counterpart here, and where uv can't be had, pip does the work.
+has no counterpart here, and where uv can't be had, pip does the work. Where nobody has chosen a source, uv
+takes PyTorch's build for the GPU that is there, or the one without CUDA.
 
 python local_azureml/engine/install.py -r requirements.txt -c constraints.txt
 python local_azureml/engine/install.py --python OTHER/bin/python -r requirements.txt
 """
 
 import ast
+import contextlib
 import os
 import shutil
 import subprocess
 import sys
+import urllib.request
 from pathlib import Path
 
 PIP = ["-m", "pip", "--disable-pip-version-check"]
@@ -27,6 +30,8 @@ COUNTERPARTS = {  # variables, since an address may hold a password, and a comma
 }
 NOT_NEEDED = {"cache-dir", "config-file", "disable-pip-version-check", "no-input", "progress-bar", "retries"}
 NOT_NEEDED |= {"require-virtualenv", "root-user-action"}
+SOURCES = {"index-url", "extra-index-url", "find-links"}  # somebody has chosen where torch is from
+PYTORCH = "https://download.pytorch.org/whl/cpu/torch/"
 
 
 def read_settings() -> dict[str, str]:
@@ -62,7 +67,15 @@ def install_with_uv(uv: str, python: str, settings: dict[str, str], arguments: l
     for name, between in (("UV_INDEX", " "), ("UV_CONSTRAINT", " "), ("UV_FIND_LINKS", ",")):  # of pip, lines
         if name in variables:
             variables[name] = between.join(variables[name].split())
-    return subprocess.run([*command, *arguments], env={**os.environ, **variables}).returncode
+    chosen = {} if settings.keys() & SOURCES or not reached(PYTORCH) else {"UV_TORCH_BACKEND": "auto"}
+    return subprocess.run([*command, *arguments], env={**chosen, **os.environ, **variables}).returncode
+
+
+def reached(address: str) -> bool:
+    """Say whether an address answers within five seconds."""
+    with contextlib.suppress(OSError), urllib.request.urlopen(address, timeout=5):
+        return True
+    return False
 
 
 def main(arguments: list[str]) -> int:

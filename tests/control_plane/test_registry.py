@@ -41,7 +41,7 @@ def test_what_suits_the_small_model_is_not_told_of_another(registry_client, emul
     other = client_of(registry_name="azureml")
     assert defaults(other) == {"learning_rate": 5e-06, "num_train_epochs": 1, "precision": 16}
     model = other.models.get("Phi-3-mini-4k-instruct", label="latest")
-    assert ("few million" in model.description, "emulator" in model.tags) == (False, False)
+    assert ("3.3 million" in model.description, "emulator" in model.tags) == (False, False)
 
 
 def with_config(folder: Path, **changes) -> None:

@@ -88,6 +88,13 @@ def test_colour_codes_without_a_text_and_ids_are_left_out_of_stderr(written, kep
     assert stream.getvalue() == kept
 
 
+def test_a_kernel_leaves_out_what_the_sdk_writes_while_it_waits():
+    wait = "print('.', end='', flush=True); print('\\x1b[39m\\n', file=sys.stderr); print('done')"
+    cells = [nbformat.v4.new_code_cell(cell) for cell in (BEGIN, wait, wait)]
+    NotebookClient(nbformat.v4.new_notebook(cells=cells), kernel_name="python3").execute()
+    assert [output.text for cell in cells for output in cell.outputs] == ["done\n", "done\n"]
+
+
 def test_the_dots_of_waiting_are_left_out_of_stdout():
     with contextlib.redirect_stdout(io.StringIO()) as stream:
         explain.switch_on()

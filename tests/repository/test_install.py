@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from local_azureml.engine import install as install_program
+
 ROOT = Path(__file__).parents[2]
 PRESENT = "pip"  # a package that is there, so that pip has nothing to fetch
 
@@ -57,3 +59,19 @@ def test_where_uv_does_not_succeed_pip_tries_the_same(install):
     ended, asked = install(uv_status=1)
     assert ended.returncode == 0 and asked and "already satisfied: pip" in ended.stdout
     assert "uv did not succeed: pip tries the same\n" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("settings", "reached", "chosen"),
+    [({}, True, True), ({}, False, False), ({"extra-index-url": "https://mine.invalid"}, True, False)],
+    ids=["nobody has chosen", "PyTorch's index is out of reach", "an index is set"],
+)
+def test_torch_is_the_build_for_this_machine_unless_somebody_chose_its_source(
+    tmp_path, monkeypatch, settings, reached, chosen
+):
+    (tmp_path / "uv").write_text(f"#!/bin/sh\nenv > {tmp_path}/asked\n")
+    (tmp_path / "uv").chmod(0o755)
+    monkeypatch.delenv("UV_TORCH_BACKEND", raising=False)
+    monkeypatch.setattr(install_program, "reached", lambda address: reached)
+    assert install_program.install_with_uv(str(tmp_path / "uv"), sys.executable, settings, []) == 0
+    assert ("UV_TORCH_BACKEND=auto" in (tmp_path / "asked").read_text().splitlines()) == chosen

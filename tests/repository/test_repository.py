@@ -1,6 +1,7 @@
 """What the repository says of itself: its README, its requirements, its workflow files."""
 
 import ast
+import base64
 import json
 import re
 import runpy
@@ -147,8 +148,9 @@ def test_the_tables_that_are_taken_from_elsewhere_are_as_make_pages_writes_them(
     assert {path: text(path) for path in TABLES["pages"]()} == TABLES["pages"]()
 
 
-def test_the_readmes_picture_is_the_plot_that_the_notebook_stores():
-    assert TABLES["CURVE"].read_bytes() == TABLES["curve"]()
+def test_the_notebook_holds_the_picture_that_the_readme_shows():
+    [picture] = notebook_cells()[0].attachments["overview.png"].values()
+    assert base64.b64decode(picture) == (ROOT / "docs" / "overview.png").read_bytes()
 
 
 def test_the_table_of_steps_has_the_notebooks_headings():

@@ -96,6 +96,16 @@ FIRST_CASES = [  # what people meet; most is known before anything is billed
     refused(
         "a dataset that is not there", 4, "nothing was billed.*nobody/nothing", dataset_name="nobody/nothing"
     ),
+    Case(
+        "",
+        4,
+        "nothing was billed.*1 not_alternating.*mine.jsonl:1: not_alternating",
+        {"dataset_name": OWN},
+        spends=False,
+        creates=CLUSTER,
+        what="own data at fault",
+        rows=chat("user", "user") + 20 * chat("user", "assistant"),
+    ),
     refused("too few rows", 4, "6 conversations to train with", dataset_split_pc=0.1),
     tuned("fewer rows than a batch", 4, "training rows: 60, needed 512", per_device_train_batch_size=512),
     tuned(
@@ -131,6 +141,12 @@ FIRST_CASES = [  # what people meet; most is known before anything is billed
         r"early_stopping_patience: 50, needed less than \d+",
         apply_early_stopping="true",
         early_stopping_patience=50,
+    ),
+    refused(
+        "a limit that no training can keep",
+        4,
+        "job_limit_minutes: 0.0001, needed 1",
+        job_limit_minutes=0.0001,
     ),
     Case(
         "hub-unreachable",

@@ -64,8 +64,6 @@ class Tracking:
         os.environ["_MLFLOW_SERVER_SERVE_ARTIFACTS"] = "true"
         os.environ["MLFLOW_SERVER_ALLOWED_HOSTS"] = "localhost:*,127.0.0.1:*"
         os.environ["MLFLOW_DISABLE_TELEMETRY"] = "true"
-        logging.getLogger("mlflow.store.db.utils").setLevel(logging.WARNING)
-        logging.getLogger("alembic").setLevel(logging.WARNING)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # MLflow's own use of what Starlette deprecates
             from mlflow.exceptions import MlflowException
@@ -76,6 +74,8 @@ class Tracking:
             from mlflow.store.tracking.sqlalchemy_store import SqlAlchemyStore
 
             from local_azureml.data_plane.models import Models
+        for name in ("mlflow.store.db.utils", "alembic"):  # now: MLflow's import sets its loggers' levels
+            logging.getLogger(name).setLevel(logging.WARNING)
 
         class OwnArtifacts(SqlAlchemyStore):
             """MLflow's store, with a run's artifacts, and the models among them, where its job's logs are."""

@@ -39,7 +39,8 @@ def main() -> None:
         seconds = time.monotonic() - begun
         parameters = sum(prod(shape) for shape, _ in shapes(base).values())
         print(f"{parameters / 1e9:.2f} billion parameters: {seconds:.0f} s, {peak / GIB:.1f} GiB at the peak")
-        print(nbformat.read(folder / OUTPUT, as_version=4).cells[-1].outputs[-1].text)
+        cells = nbformat.read(folder / OUTPUT, as_version=4).cells
+        print(next(cell for cell in cells if cell.id == "delete").outputs[-1].text)
 
 
 def execute(command: list[str], folder: Path) -> int:

@@ -154,8 +154,9 @@ def is_idle_for(lab: httpx.URL, seconds: int) -> bool:
 
 
 def last_output(notebook: Path) -> str:
-    """Return the text that the notebook's last cell printed."""
-    last = nbformat.read(notebook, as_version=4).cells[-1]
+    """Return the text that the notebook's last code cell printed."""
+    cells = nbformat.read(notebook, as_version=4).cells
+    last = [cell for cell in cells if cell.cell_type == "code"][-1]
     return "".join(output.get("text", "") for output in last.outputs)
 
 

@@ -195,6 +195,7 @@ def served(application, **options) -> Iterator[int]:
 @pytest.fixture(scope="session", autouse=True)
 def known_cloud(emulator: Emulator) -> None:
     """Let azureml-mlflow, which learns where clouds are described when it is imported, learn of this one."""
+    assert "azureml.mlflow" not in sys.modules, "a test's file imports MLflow, or what does, at its top"
     with pytest.MonkeyPatch.context() as patch:
         point(patch, emulator.environment)
         import azureml.mlflow  # noqa: F401

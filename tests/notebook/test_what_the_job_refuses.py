@@ -1,17 +1,14 @@
 """Step 3 against the job: over values and pairs of values of every training input, step 3 refuses first."""
 
-import inspect
 import itertools
 import math
 import re
 from pathlib import Path
 
 import pytest
-import torch
-from transformers import Trainer, get_scheduler, set_seed
 
 import settings
-from local_azureml.engine.chat_completion import trainer
+from local_azureml.engine.chat_completion import inputs
 from local_azureml.engine.chat_completion.inputs import FILES, RULES, broken, interface, typed
 from local_azureml.engine.chat_completion.machine import Layout
 from local_azureml.engine.processes import UserError
@@ -22,8 +19,8 @@ NUMBERS += [math.nan, math.inf, -math.inf]
 OTHERS = ["", "x", "true", "false", "True", "1", "-1", "0.5", "nan", True, False, [], {}]
 RULED = [rule for rule in RULES if rule.played]
 ALONE = Layout(asked=1, processes=1, repeats=1, gpus=False, threads=1)
-OF_THE_TRAINER = set(re.findall(r'values\["(\w+)"\]', inspect.getsource(trainer)))
-WEIGHT = torch.nn.Parameter(torch.zeros(1))
+TRAINER = Path(inputs.__file__).with_name("trainer.py").read_text("utf-8")
+OF_THE_TRAINER = set(re.findall(r'values\["(\w+)"\]', TRAINER))
 
 
 @pytest.fixture(scope="module")
@@ -50,10 +47,16 @@ def refusal(given: dict) -> str | None:
 
 def set_up(found: dict) -> None:
     """Make what the training makes of the inputs before its first step."""
+    import torch
+    from transformers import Trainer, get_scheduler, set_seed
+
+    from local_azureml.engine.chat_completion import trainer
+
+    weight = torch.nn.Parameter(torch.zeros(1))
     arguments = trainer.training_arguments(found, ALONE, None, Path("output"), None, "fp32")
     set_seed(found["seed"])
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
-    get_scheduler(arguments.lr_scheduler_type, kind([WEIGHT], **options), arguments.warmup_steps, 100)
+    get_scheduler(arguments.lr_scheduler_type, kind([weight], **options), arguments.warmup_steps, 100)
     trainer.adapters(found), trainer.early_stopping(found), trainer.evaluation_steps(found)
 
 

@@ -1,4 +1,4 @@
-"""The variables of every process that the emulator starts, made here and nowhere else."""
+"""The variables with which every process starts that the emulator starts; a job's steps add their own."""
 
 import os
 import re

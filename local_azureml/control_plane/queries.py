@@ -190,7 +190,7 @@ def answer(
 
 
 def _query(request: Request, kind: str, view: str = "ActiveOnly", descending: bool = True) -> Query:
-    takes = {"$skip": _token, **FILTERS[kind]}
+    takes = {"$skip": _token, **FILTERS.get(kind, {})}
     query = Query(descending=descending, most=LONGEST)
     asked = [(name, value) for name, value in request.query_params.multi_items() if name != "api-version"]
     if "listViewType" in takes and "listViewType" not in request.query_params:

@@ -122,7 +122,8 @@ def visitor(browser, client, trained):
 
 def test_the_studio_link_of_a_job_leads_to_mlflows_page(browser, client, trained):
     answer = browser.get(client.jobs.get(trained.name).studio_url, follow_redirects=True)
-    assert "<title>MLflow</title>" in answer.text and answer.url.fragment.endswith(f"/runs/{trained.name}")
+    assert "<title>MLflow</title>" in answer.text
+    assert answer.url.fragment.endswith(f"/runs/{trained.name}/model-metrics")
 
 
 def test_the_studio_link_of_a_job_holds_no_subscription(trained):

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy
-import pyarrow
+import pyarrow.compute
 from transformers import PreTrainedTokenizerBase
 
 from local_azureml.engine.chat_completion.inputs import typed

@@ -89,8 +89,12 @@ def explained(error: Exception, trace) -> Exception | None:
     frames = list(traceback.walk_tb(trace))
     ours = [(frame, line) for frame, line in frames if frame.f_globals.get("__name__") in OURS]
     if isinstance(error, (AzureError, MlException)):
-        for (frame, line), call in itertools.product(ours[::-1], FAILURES):
-            if call in (failed := statement(frame, line)):
+        for frame, line in ours[::-1]:
+            failed = statement(frame, line)
+            if calls := [call for call in FAILURES if call in failed]:
+                below = [inner.f_code.co_name for inner, _ in frames[frames.index((frame, line)) :]]
+                named = itertools.product(below, calls)  # of two calls in a line, the one that was under way
+                call = next((call for name, call in named if name.startswith(method(call))), calls[0])
                 return RuntimeError(
                     f"{FAILURES[call][0]}: {why(error)}; {advice(call, failed, frame.f_globals)}"
                 )
@@ -101,6 +105,11 @@ def explained(error: Exception, trace) -> Exception | None:
         if not in_a_cell:
             return type(error)(masked(str(error)))
     return None
+
+
+def method(call: str) -> str:
+    """Return how the name of the SDK's method begins that a call of FAILURES means."""
+    return call.rpartition(".")[2].rstrip("(=")
 
 
 def statement(frame, line: int) -> str:

@@ -60,6 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
         config.addinivalue_line("filterwarnings", f"ignore:::{module}")
     if not hasattr(config, "workerinput"):  # the session itself, not one of its processes
         os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="t-")  # short, for sockets below
+        Path(tempfile.tempdir).chmod(0o711)  # a test runs as another user in a folder below
 
 
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:

@@ -648,7 +648,10 @@ def test_a_file_that_is_no_parquet_is_reported(link, run):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--dataset", "made/nowhere"], "Log in with `hf auth login`, or set HF_TOKEN"),
+        (
+            ["--dataset", "made/nowhere"],
+            "not made/nowhere. Give the path of a file of your own, or start the",
+        ),
         (["--dataset", "a/b/c"], "there is no file a/b/c: "),
         (
             ["--dataset", "CHAT", "--splits", "dev"],

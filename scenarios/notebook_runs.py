@@ -205,7 +205,7 @@ def holds_secrets(folder: Path, text: str) -> bool:
     secrets = json.loads((folder / DATA / "secrets.json").read_text()).values()
     keys = [key for found in resources(folder, "onlineEndpoints") for key in found["keys"].values()]
     known = any(secret in text for secret in [*secrets, *keys, identifiers.SUBSCRIPTION])
-    return known or re.search(r"eyJ[\w-]{20}|[?&]sig=|Bearer \w", text) is not None
+    return known or re.search(r"eyJ[\w-]+\.eyJ|[?&]sig=|Bearer \w", text) is not None
 
 
 @contextmanager

@@ -199,7 +199,7 @@ def show(rows: list[Row]) -> str:
 
 def line(row: Row) -> str:
     cells = [row.what, row.step, f"{row.seconds:.0f}", f"{row.node_seconds:.0f}"]
-    reads = row.reads.replace("|", "\\|")
+    reads = " ".join(row.reads.split()).replace("|", "\\|")
     cells += [", ".join(row.left) or "nothing", reads[:240] + ("…" if len(reads) > 240 else "")]
     return "| " + " | ".join(cells) + " |"
 

@@ -59,11 +59,16 @@ def _check(context: Context, properties: dict) -> None:
         if missing := [name for name in ("command", "environmentId") if not properties.get(name)]:
             raise user_error(f"a command job needs properties.{' and properties.'.join(missing)}")
         environments.check(context, properties["environmentId"])
-        compute = (properties.get("computeId") or SERVERLESS).rpartition("/")[2].removeprefix("azureml:")
+        compute = compute_named(properties.get("computeId"))
         computes = f"{identifiers.WORKSPACE_ID}/computes"
         if compute != SERVERLESS and context.state.get(f"{computes}/{compute}") is None:
             raise user_error(f"Unknown compute target {compute!r}; {there_is(context.state.names(computes))}")
     check_services(properties)
+
+
+def compute_named(identifier: str | None) -> str:
+    """Return the name of the compute that an id or a short address names, by default serverless."""
+    return str(identifier or SERVERLESS).rpartition("/")[2].removeprefix("azureml:")
 
 
 def check_services(properties: dict) -> None:

@@ -38,7 +38,7 @@ def of_node(
     code = str(spec.get("code") or node.get("codeId") or "").removeprefix("azureml:")
     read = [str(inputs[name]) for name in paths] + ([code] if code else [])
     default = (job.get("settings") or {}).get("default_compute") or job.get("computeId")
-    compute = str(node.get("computeId") or default or jobs.SERVERLESS)
+    compute = jobs.compute_named(node.get("computeId") or default)
     resources = asked(spec, node, "resources")
     nodes = int(asked_in(resources, "instance_count") or 1)
     timeout = asked_in(asked(spec, node, "limits"), "timeout")
@@ -62,7 +62,7 @@ def of_node(
             "processes": _processes(asked(spec, node, "distribution")),
             "timeout": shapes.seconds(timeout) if isinstance(timeout, str) else timeout,
         },
-        compute.rpartition("/")[2].removeprefix("azureml:"),
+        compute,
         asked_in(resources, "instance_type") or "Standard_DS3_v2",
         nodes,
     )

@@ -72,7 +72,7 @@ def as_pipeline(context: Context, properties: dict) -> dict:
 
 def _machines(context: Context, properties: dict) -> dict:
     """Return where each step runs: on the job's cluster or, without one, on the sizes that it names."""
-    compute = (properties.get("computeId") or jobs.SERVERLESS).rpartition("/")[2].removeprefix("azureml:")
+    compute = jobs.compute_named(properties.get("computeId"))
     names = (properties.get("resources") or {}).get("instanceTypes") or []
     if compute != jobs.SERVERLESS:
         computes.find(context, compute)
@@ -86,8 +86,6 @@ def _machines(context: Context, properties: dict) -> dict:
         if name.startswith("compute_"):
             chosen[name] = compute
         elif name.startswith("instance_type_") and sizes:
-            wants_gpu = name.endswith(
-                ("finetune", "evaluation")
-            )  # the others do without where one of the sizes does
+            wants_gpu = name.endswith(("finetune", "evaluation"))  # the others do without, if they can
             chosen[name] = next((one for one in sizes if bool(one["gpus"]) == wants_gpu), sizes[0])["name"]
     return chosen

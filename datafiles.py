@@ -44,7 +44,7 @@ def own_files(dataset: str) -> dict[str, list[Path]]:
     above = [Path.cwd(), *Path.cwd().parents]  # a notebook may run in a folder of its own, below yours
     there = next((place / path for place in above if (place / path).exists()), None)
     if there is None:
-        named = re.fullmatch(r"[\w.-]+(/[\w.-]+)?", dataset) and not dataset.startswith(".")
+        named = re.fullmatch(r"[\w.-]+(/[\w.-]+)?(:[\w.-]+)?", dataset) and not dataset.startswith(".")
         if named and not split_of(path):
             return {}
         raise RuntimeError(f"there is no file {dataset}: {nearby(Path.cwd() / path)}")

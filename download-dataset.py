@@ -71,9 +71,8 @@ def main() -> None:
 def command_line() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     add = parser.add_argument
-    which = "owner/name on the hub, or the path of a file or a folder (%(default)s)"
+    which = "owner/name or owner/name:configuration on the hub, or a file or folder's path (%(default)s)"
     add("--dataset", default="HuggingFaceH4/ultrachat_200k", metavar="NAME_OR_PATH", help=which)
-    add("--dataset_subset", metavar="NAME", help="configuration, where the dataset has several")
     percent = "percent of each split of a dataset on the hub (%(default)s)"
     add("--dataset_split_pc", type=float, default=5, metavar="N", help=percent)
     where = "where the files go (<name>_dataset)"
@@ -100,8 +99,9 @@ def check_files(paths: list[Path]) -> None:
             check.passed(line, row)
         found[check.name] = summary([vars(check)])
     show(found, advice="mend or remove them before training")
-    if empty := [name for name, entry in found.items() if not entry["rows"]]:
-        raise RuntimeError(f"there are no rows in {', '.join(empty)}")
+    print(recognised(found, 0, ", ".join(found)))
+    if (rows := sum(entry["rows"] for entry in found.values())) < (least := sum(LEAST.values())):
+        raise RuntimeError(f"{rows} conversations are too few to train on, which takes {least} or more")
 
 
 def show(found: dict[str, dict], advice: str = "") -> None:
@@ -116,8 +116,8 @@ def show(found: dict[str, dict], advice: str = "") -> None:
         print(f"Warning: special tokens such as <|end|>, which end a turn, are in {special:,} conversations.")
     bad = sum((Counter(entry["bad_rows"]) for entry in found.values()), Counter())
     if bad and advice:
-        first, *others = (quote for entry in found.values() for quote in entry["quotes"])
-        print(*map(plain, others), sep="\n", end="\n" * bool(others), file=sys.stderr)
+        first, *others = (plain(quote) for entry in found.values() for quote in entry["quotes"])
+        print(*[first] * bool(others), *others, sep="\n", end="\n" * bool(others), file=sys.stderr)
         rows = bad.total() + sum(entry["rows"] for entry in found.values())
         categories = ", ".join(f"{count:,} {category}" for category, count in bad.most_common())
         failed = f"{bad.total():,} of {rows:,} rows fail the check ({categories})"
@@ -201,8 +201,8 @@ def save_split(path: Path, groups: list[tuple], no_check: bool) -> list[dict]:
 
 def newest(options: argparse.Namespace) -> str:
     """The commit that the dataset has now."""
-    patience = constants.HF_HUB_DOWNLOAD_TIMEOUT
-    return HfApi().dataset_info(options.dataset, revision=options.revision, timeout=patience).sha
+    name, patience = options.dataset.partition(":")[0], constants.HF_HUB_DOWNLOAD_TIMEOUT
+    return HfApi().dataset_info(name, revision=options.revision, timeout=patience).sha
 
 
 def plan(options: argparse.Namespace, commit: str, folder: Path) -> Iterator[tuple]:
@@ -212,7 +212,8 @@ def plan(options: argparse.Namespace, commit: str, folder: Path) -> Iterator[tup
     from datasets.packaged_modules.json.json import Json
     from datasets.packaged_modules.parquet.parquet import Parquet
 
-    builder = load_dataset_builder(options.dataset, name=options.dataset_subset, revision=commit)
+    name, _, configuration = options.dataset.partition(":")
+    builder = load_dataset_builder(name, configuration or None, revision=commit)
     files = {str(split): list(paths) for split, paths in (builder.config.data_files or {}).items()}
     if not files:  # `datasets` takes its own cache where the hub fails
         raise RuntimeError(f"{constants.ENDPOINT} does not list the files of {options.dataset}; try later")
@@ -293,7 +294,7 @@ def fetch(options: argparse.Namespace) -> None:
     """Put the wanted rows into the folder, unless they lie there and nothing has changed."""
     began, own = time.monotonic(), own_files(options.dataset)
     sources = [path for paths in own.values() for path in paths]
-    stem = split_of(Path(options.dataset)) or Path(options.dataset).resolve().name
+    stem = split_of(Path(options.dataset)) or Path(options.dataset).resolve().name.replace(":", "-")
     folder = options.download_dir or Path(f"{stem}_dataset")
     asked = {name: value for name, value in vars(options).items() if name not in ("download_dir", "retries")}
     asked |= {"hub": constants.ENDPOINT} if not own else {"dataset_split_pc": 100}
@@ -312,7 +313,7 @@ def fetch(options: argparse.Namespace) -> None:
         rows = sum(entry["rows"] for entry in known["splits"].values())
         return print(f"{known['recognised']}\nNothing to do: {folder} holds these {rows:,} rows.")
     manifest, hidden = folder / "manifest.json", folder / ".download-dataset"
-    work = hidden / f"{state}-{options.dataset_subset}-{options.dataset_split_pc}-{options.no_check}"
+    work = hidden / f"{state}-{stem}-{options.dataset_split_pc}-{options.no_check}"
     if own:
         planned = [(split, None, file_groups(paths)) for split, paths in own.items()]
     else:
@@ -370,12 +371,13 @@ def describe(saved: dict[str, tuple], of: dict, options, too_few: str) -> tuple[
 def explain(error: Exception, status: int) -> str:
     """The failure in one line: what the libraries say, and what to do next."""
     hub, said = constants.ENDPOINT, " ".join(str(error).split()) or type(error).__name__
-    told = (
-        error.response.headers.get("X-Error-Message") if isinstance(error, RepositoryNotFoundError) else None
-    )
+    missing = isinstance(error, RepositoryNotFoundError)
+    told = missing and error.response.headers.get("X-Error-Message")
     if told and told not in ("Invalid username or password.", "Repository not found"):
         return told  # a hub that says more than the real one
-    if isinstance(error, RepositoryNotFoundError) or "gated dataset" in said:
+    if known := re.search(r"vailable(?: configs)?: \[(.*)\]", said):  # configurations
+        return f"the dataset comes as {known[1]}: name one of these, as in owner/name:configuration"
+    if missing or "gated dataset" in said:
         return f"{said} Log in with `hf auth login`, or set HF_TOKEN"
     if status and not isinstance(error, RevisionNotFoundError):  # what it says may hold a signed address
         return f"{hub} answers with status {status}; run again later, which goes on from here"

@@ -558,7 +558,7 @@ def test_a_bad_row_stops_the_run_and_is_quoted_with_its_line(category, link, run
     "messages", [[SYSTEM, USER, ASSISTANT], [USER, ASSISTANT, USER], [USER, ASSISTANT] * 9]
 )
 def test_a_system_message_first_and_the_users_last_word_are_fine(messages, run, tmp_path):
-    (tmp_path / "own.jsonl").write_text(json.dumps({"messages": messages}) + "\n")
+    (tmp_path / "own.jsonl").write_text((json.dumps({"messages": messages}) + "\n") * 11)
     assert run("--check", "own.jsonl").status == 0
 
 
@@ -590,13 +590,14 @@ def test_ones_own_file_is_checked_in_the_same_way(run, tmp_path):
 def test_five_bad_rows_are_quoted_and_all_are_counted(run, tmp_path):
     (tmp_path / "own.jsonl").write_text("{}\n" * 8)
     *quotes, last = run("--check", "own.jsonl").err.splitlines()
-    assert [quote.split()[0] for quote in quotes] == [f"own.jsonl:{line}:" for line in range(2, 6)]
+    assert [quote.split()[0] for quote in quotes] == [f"own.jsonl:{line}:" for line in range(1, 6)]
     assert "8 of 8 rows fail the check (8 no_messages); the first is own.jsonl:1: no_messages: " in last
 
 
-def test_a_file_without_a_row_does_not_pass_the_check(run, tmp_path):
-    (tmp_path / "own.jsonl").touch()
-    assert "there are no rows in own.jsonl" in sentence(run("--check", "own.jsonl"))
+def test_a_file_that_is_too_small_to_train_on_does_not_pass_the_check(run, tmp_path):
+    (tmp_path / "own.jsonl").write_text((json.dumps({"messages": GOOD}) + "\n") * 10)
+    said = "10 conversations are too few to train on, which takes 11 or more"
+    assert said in sentence(run("--check", "own.jsonl"))
 
 
 def test_turns_and_lengths_are_shown_in_a_table(link, run):
@@ -657,10 +658,6 @@ def test_a_file_that_is_no_parquet_is_reported(link, run):
             ["--dataset", "CHAT", "--splits", "dev"],
             "has no split 'dev'; it has test_gen, test_sft, train_gen",
         ),
-        (
-            ["--dataset", "CHAT", "--dataset_subset", "x"],
-            "BuilderConfig 'x' not found. Available: ['default']",
-        ),
         (["--dataset", "CHAT", "--revision", "v9"], "Invalid rev id: v9"),
         (["--check", "none.jsonl"], "No such file or directory: 'none.jsonl'"),
     ],
@@ -671,6 +668,17 @@ def test_what_is_not_there_is_said_in_one_sentence(arguments, said, chat, run, t
     )
     assert said in sentence(ended)
     assert not (tmp_path / "out").exists()
+
+
+def test_one_of_several_configurations_is_named_after_a_colon(link, run, tmp_path):
+    files = "- config_name: {0}\n  data_files: [{{split: train, path: data/{0}-*}}]\n"
+    card = "configs:\n" + files.format("long") + files.format("short")
+    write_repository(link.root, "made/two", {"long": chats(20), "short": chats(30)}, card=card)
+    for unknown in ("made/two", "made/two:medium"):
+        said = "the dataset comes as 'long', 'short': name one of these, as in owner/name:configuration"
+        assert said in sentence(run("--dataset", unknown))
+    assert run("--dataset", "made/two:short", "--dataset_split_pc", 100).status == 0
+    assert len(read(tmp_path / "two-short_dataset" / "train.jsonl")) == 27  # and 3 to test with
 
 
 @pytest.mark.parametrize("percent", ["-1", "100.1", "nan"])

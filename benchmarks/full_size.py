@@ -19,7 +19,7 @@ import psutil
 from benchmarks.synthetic import full_size
 from local_azureml.engine.chat_completion.checkpoint import shapes
 from local_azureml.engine.chat_completion.machine import GIB
-from scenarios.notebook_runs import EMULATOR, own, papermill, prepare
+from scenarios.notebook_runs import EMULATOR, VARIABLES, papermill, prepare
 
 OUTPUT = "executed.ipynb"
 SETTINGS = {"finetune_parameters": {"max_steps": 2, "max_seq_length": 64, "logging_steps": 1}}
@@ -46,7 +46,7 @@ def main() -> None:
 def execute(command: list[str], folder: Path) -> int:
     """Run a command to its end, which has to be good, and return the most bytes that it held at once."""
     peak = 0
-    with psutil.Popen(command, cwd=folder, env={**os.environ, **own(folder)}) as process:
+    with psutil.Popen(command, cwd=folder, env={**os.environ, **VARIABLES}) as process:
         while process.poll() is None:
             peak = max(peak, sum(map(held, [process, *process.children(recursive=True)])))
             time.sleep(0.5)

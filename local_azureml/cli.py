@@ -97,20 +97,11 @@ def run(options: argparse.Namespace, folder: Path) -> int:
 
 def _end_left_behind(context: Context) -> None:
     """Give what a command started and did not wait for a minute to clean up, then end it."""
-    for process in psutil.wait_procs(_left_behind(context), timeout=60)[1]:
+    ours = "IDENTITY_HEADER", context.secret("identity_header")  # kept in a data folder: others may be older
+    started = process_environment.processes_with(*ours, after=psutil.Process().create_time())
+    for process in psutil.wait_procs(started, timeout=60)[1]:
         with suppress(psutil.Error):
             process.terminate()
-
-
-def _left_behind(context: Context) -> list[psutil.Process]:
-    """Return what the command started: processes that carry this emulator's variables and are younger."""
-    found, born = [], psutil.Process().create_time()
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # gone meanwhile, or somebody else's
-            own = process.environ().get("IDENTITY_HEADER") == context.secret("identity_header")
-            if own and process.create_time() > born:
-                found.append(process)
-    return found
 
 
 def serve(options: argparse.Namespace, folder: Path) -> int:

@@ -4,7 +4,10 @@ import os
 import re
 import shlex
 import sys
+from contextlib import suppress
 from pathlib import Path
+
+import psutil
 
 from local_azureml.context import Context
 
@@ -34,6 +37,16 @@ LIBRARIES = {  # how the engine's libraries are to behave; a command's own are l
     "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # a forked child can't use CUDA if its parent touched it
     "TOKENIZERS_PARALLELISM": "true",
 }
+
+
+def processes_with(name: str, value: str, after: float = 0) -> list[psutil.Process]:
+    """Return the processes that began after a moment, with a variable of that value."""
+    found = []
+    for process in psutil.process_iter():
+        with suppress(psutil.Error, OSError):  # gone meanwhile, or somebody else's
+            if process.environ().get(name) == value and process.create_time() > after:
+                found.append(process)
+    return found
 
 
 def clean() -> dict[str, str]:

@@ -24,9 +24,8 @@ def try_by_hand(what: str, folder: Path) -> list[Row]:
     steps[0].source += "".join(f"\n{name} = {value!r}" for name, value in SHORT.items())
     with runs.served(folder, FAULT) as emulator:
         session = NotebookClient(notebook, km=KernelManager(), timeout=runs.PATIENCE)
-        session.start_new_kernel(
-            env={**os.environ, **runs.own(folder), **emulator.variables}, cwd=str(folder)
-        )
+        variables = {**os.environ, **runs.VARIABLES, **emulator.variables}
+        session.start_new_kernel(env=variables, cwd=str(folder))
         session.start_new_kernel_client()
         try:
             reads = refused(session, steps[:9])

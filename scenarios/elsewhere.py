@@ -16,7 +16,6 @@ import subprocess
 import sys
 import tempfile
 import time
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -25,15 +24,13 @@ import pexpect
 import psutil
 from bs4 import BeautifulSoup
 
+from scenarios.notebook_runs import NOTEBOOK, PATIENCE, ROOT, end
 from scenarios.surroundings import SURROUNDINGS, Surrounding
 from tools.sample.knowledge import read_fields
 
-ROOT = Path(__file__).parents[1]
-NOTEBOOK = "finetune_phi3_ultrachat.ipynb"
 KEPT = ROOT / "docs" / "elsewhere.md"
 MARK = "ELSEWHERE"  # an environment variable that tells what a row started
 BEGINS = "# the surrounding is made"
-PATIENCE = 300  # seconds for one row
 QUESTIONS = 11  # conversations of the held-out split that end with an answer
 RIGHT = 6  # of them at least: in 32 bits it is 8, and two may be lost to the surroundings' arithmetic
 JOB = [
@@ -92,7 +89,7 @@ def try_in(surrounding: Surrounding, kept: Path | None = None) -> Row:
     try:
         row = follow(surrounding, folder)
     finally:
-        end(folder)
+        end(MARK, str(folder))
         if not kept:
             shutil.rmtree(folder)
     verdict = "; ".join(row.deviations) or ("not tried" if row.status is None else "as it should be")
@@ -106,7 +103,7 @@ def follow(surrounding: Surrounding, folder: Path) -> Row:
     began = time.monotonic()
     status = execute(surrounding, project, folder / "log.txt", JOB)
     row.seconds = time.monotonic() - began
-    row.left = survivors(folder)
+    row.left = end(MARK, str(folder), seconds=10)
     said = re.sub(r"\x1b\[[\d;]*m", "", (folder / "log.txt").read_text(errors="replace"))  # colours
     lines = [line for line in said.splitlines() if line.strip()]
     if BEGINS not in lines:
@@ -170,37 +167,6 @@ def at_terminal(surrounding: Surrounding, command: list[str], project: Path, env
     terminal.expect(pexpect.EOF)
     terminal.close()
     return -terminal.signalstatus if terminal.exitstatus is None else terminal.exitstatus
-
-
-def survivors(folder: Path, seconds: float = 10) -> list[str]:
-    """Return a line for each process of a row that lives on for `seconds`."""
-    until = time.monotonic() + seconds
-    while (alive := started_by(folder)) and time.monotonic() < until:
-        time.sleep(0.2)
-    lines = []
-    for process in alive:
-        with suppress(psutil.Error):
-            ports = [c.laddr.port for c in process.net_connections() if c.status == psutil.CONN_LISTEN]
-            listens = f", listening at {', '.join(map(str, ports))}" if ports else ""
-            lines.append(" ".join(process.cmdline())[:100] + listens)
-    return lines
-
-
-def started_by(folder: Path) -> list[psutil.Process]:
-    """Return the processes that carry a row's mark."""
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error):  # gone meanwhile, or somebody else's
-            if process.environ().get(MARK) == str(folder):
-                found.append(process)
-    return found
-
-
-def end(folder: Path) -> None:
-    """Kill what a row has left."""
-    for process in started_by(folder):
-        with suppress(psutil.Error):
-            process.kill()
 
 
 def answered_right(project: Path) -> int | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 from jupyter_client import BlockingKernelClient
 
+from local_azureml.process_environment import processes_with
 from scenarios import notebook_runs as runs
 from scenarios.notebook_runs import DATA, PATIENCE, ROOT, Row
 
@@ -44,16 +45,6 @@ def answering(folder: Path) -> bool:
 STEPS: dict[str, Callable[[Path], bool]] = {"5": training, "7": deploying, "8": answering}
 
 
-def interrupt(process: subprocess.Popen, folder: Path) -> None:
-    """Do what Ctrl-C does to papermill."""
-    process.send_signal(signal.SIGINT)
-
-
-def terminate(process: subprocess.Popen, folder: Path) -> None:
-    """Do what a CI system does to papermill at its time limit."""
-    process.terminate()
-
-
 def shut_down(process: subprocess.Popen, folder: Path) -> None:
     """Do what a notebook server does to a kernel that is shut down from the browser."""
     [kernel] = named("ipykernel_launcher", folder)
@@ -77,13 +68,12 @@ def kill_kernel(process: subprocess.Popen, folder: Path) -> None:
 
 def kill_all(process: subprocess.Popen, folder: Path) -> None:
     """Do what a power cut does."""
-    for one in runs.started_by(folder):
-        one.kill()
+    runs.end(*runs.header_of(folder))
 
 
 WAYS: dict[str, Callable[[subprocess.Popen, Path], None]] = {
-    "SIGINT to papermill": interrupt,
-    "SIGTERM to papermill": terminate,
+    "SIGINT to papermill": lambda process, _: process.send_signal(signal.SIGINT),  # as by Ctrl-C
+    "SIGTERM to papermill": lambda process, _: process.terminate(),  # as by a CI system's time limit
     "kernel shut down": shut_down,
     "kernel killed": kill_kernel,
     "all killed": kill_all,
@@ -93,7 +83,8 @@ STEPS_OF = {"kernel killed": ("7",), "all killed": ("5", "8")}  # the other ways
 
 def named(word: str, folder: Path) -> list[psutil.Process]:
     """Return the processes of a case that have a word in their command line."""
-    return [process for process in runs.started_by(folder) if word in " ".join(process.cmdline())]
+    started = processes_with(*runs.header_of(folder))
+    return [process for process in started if word in " ".join(process.cmdline())]
 
 
 def cut_off(way: str, folder: Path) -> list[Row]:
@@ -120,7 +111,9 @@ def cut_off_in(step: str, way: str, folder: Path, variables: dict[str, str], res
     process = runs.start(folder, runs.papermill(output, parameters), output, variables)
     while not STEPS[step](folder):
         if process.poll() is not None or time.monotonic() > began + PATIENCE:
-            return failed(f"{way}, step {step}", folder, output)
+            row = runs.read(f"{way}, step {step}", folder, output, 1)
+            row.deviations.append("the step was never reached")
+            return row
         time.sleep(0.05)
     WAYS[way](process, folder)
     status = process.wait(PATIENCE)
@@ -136,12 +129,6 @@ def cut_off_in(step: str, way: str, folder: Path, variables: dict[str, str], res
     jobs = 1 if step == "5" else 0  # it goes on by itself
     if len(row.left) != endpoints + jobs or len(runs.resources(folder, "onlineEndpoints")) != endpoints:
         row.deviations.append(f"left: {', '.join(row.left) or 'nothing'}")
-    return row
-
-
-def failed(what: str, folder: Path, output: str) -> Row:
-    row = runs.read(what, folder, output, 1)
-    row.deviations.append("the step was never reached")
     return row
 
 

@@ -9,7 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
@@ -20,12 +20,12 @@ import psutil
 from local_azureml import identifiers
 from local_azureml.control_plane.jobs import FINAL
 from local_azureml.meter import Meter
+from local_azureml.process_environment import processes_with
 from local_azureml.state import State
 
 ROOT = Path(__file__).parents[1]
 NOTEBOOK = "finetune_phi3_ultrachat.ipynb"
 DATA = "cloud"  # the emulator's data folder, in a case's own folder
-MARK = "NOTEBOOK_RUN"  # an environment variable that tells what a case started
 SHORT = {  # the notebook's parameters for the shortest run that still trains
     "dataset_split_pc": 1,
     "compute_idle_seconds": 10,
@@ -34,6 +34,7 @@ SHORT = {  # the notebook's parameters for the shortest run that still trains
     "score_parameters": {"max_new_tokens": 8},
 }
 PATIENCE = 300  # seconds for one run
+VARIABLES = {"PYTHONPATH": str(ROOT), "PYDEVD_DISABLE_FILE_VALIDATION": "1"}  # of a case's processes
 EMULATOR = [sys.executable, "-X", "faulthandler", "-m", "local_azureml"]
 
 
@@ -86,16 +87,11 @@ def start(
         return subprocess.Popen(
             command,
             cwd=folder,
-            env={**os.environ, **own(folder), **variables},
+            env={**os.environ, **VARIABLES, **variables},
             stdout=log,
             stderr=log,
             start_new_session=True,
         )
-
-
-def own(folder: Path) -> dict[str, str]:
-    """Return the variables by which a case's processes find the code and are found."""
-    return {"PYTHONPATH": str(ROOT), MARK: folder.name, "PYDEVD_DISABLE_FILE_VALIDATION": "1"}
 
 
 class Emulator:
@@ -150,28 +146,27 @@ def stop(process: subprocess.Popen, log: Path, number: signal.Signals = signal.S
     return log.read_text()
 
 
-def survivors(folder: Path, seconds: float = 60) -> list[str]:
-    """Return a line for each process of a case's notebook that lives on for `seconds`, and end it."""
+def survivors(folder: Path) -> list[str]:
+    """Return a line for each process of a case's notebook that lives on for a minute, and end it."""
+    return [f"a process was left: {line}" for line in end(*header_of(folder), seconds=60)]
+
+
+def end(name: str, value: str, seconds: float = 0) -> list[str]:
+    """Return the command lines of the processes with a variable that live on for `seconds`, and end them."""
     until = time.monotonic() + seconds
-    while (alive := started_by(folder)) and time.monotonic() < until:
+    while (alive := processes_with(name, value)) and time.monotonic() < until:
         time.sleep(0.2)
-    lines = [f"a process was left: {' '.join(process.cmdline())[:100]}" for process in alive]
+    lines = []
     for process in alive:
-        process.kill()
+        with suppress(psutil.Error):  # gone meanwhile
+            lines.append(" ".join(process.cmdline())[:100])
+            process.kill()
     return lines
 
 
-def started_by(folder: Path) -> list[psutil.Process]:
-    """Return the processes of a case, its emulator's own left out."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            variables = process.environ()
-            if variables.get(MARK) == folder.name and "IDENTITY_ENDPOINT" in variables:
-                found.append(process)
-        except psutil.Error:
-            continue  # gone meanwhile, or somebody else's
-    return found
+def header_of(folder: Path) -> tuple[str, str]:
+    """Return the variable by which the processes are known that a case's notebook started."""
+    return "IDENTITY_HEADER", json.loads((folder / DATA / "secrets.json").read_text())["identity_header"]
 
 
 def read(what: str, folder: Path, output: str, status: int) -> Row:
@@ -208,19 +203,9 @@ def holds_secrets(folder: Path, text: str) -> bool:
     return known or re.search(r"eyJ[\w-]+\.eyJ|[?&]sig=|Bearer \w", text) is not None
 
 
-@contextmanager
-def opened(folder: Path) -> Iterator[State]:
-    """Give what the emulator of a case remembers."""
-    state = State(folder / DATA)
-    try:
-        yield state
-    finally:
-        state.close()
-
-
 def bills(folder: Path) -> dict[str, float]:
     """Return the node-seconds of each thing billed."""
-    with opened(folder) as state:
+    with closing(State(folder / DATA)) as state:
         return {bill.resource: bill.node_seconds for bill in Meter(state).bills()}
 
 
@@ -244,7 +229,7 @@ def created(folder: Path) -> list[str]:
 
 def resources(folder: Path, kind: str) -> list[dict]:
     """Return the workspace's documents of a kind."""
-    with opened(folder) as state:
+    with closing(State(folder / DATA)) as state:
         return state.children(f"{identifiers.WORKSPACE_ID}/{kind}")
 
 

@@ -7,6 +7,8 @@ from contextlib import suppress
 
 import psutil
 
+from local_azureml.process_environment import processes_with
+
 MARK = "LOCAL_AZUREML_CHILD"  # a variable that all descendants inherit
 ADOPT = 36  # PR_SET_CHILD_SUBREAPER of Linux's prctl
 
@@ -19,7 +21,9 @@ def adopt() -> None:
 
 def end(mark: str, leader: int = 0) -> None:
     """Kill all that bear the mark, and all below `leader`, which lives and has adopted what was detached."""
-    while found := [process for process in (*_below(leader), *_marked(mark)) if _is_another(process, leader)]:
+    while found := [
+        one for one in (*_below(leader), *processes_with(MARK, mark)) if _is_another(one, leader)
+    ]:
         for process in found:
             with suppress(psutil.Error):
                 process.kill()
@@ -30,15 +34,6 @@ def _below(leader: int) -> list[psutil.Process]:
     with suppress(psutil.Error):
         return psutil.Process(leader).children(recursive=True) if leader else []
     return []
-
-
-def _marked(mark: str) -> list[psutil.Process]:
-    found = []
-    for process in psutil.process_iter():
-        with suppress(psutil.Error, OSError):  # gone meanwhile, or somebody else's
-            if process.environ().get(MARK) == mark:
-                found.append(process)
-    return found
 
 
 def _is_another(process: psutil.Process, leader: int) -> bool:

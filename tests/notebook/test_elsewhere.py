@@ -9,7 +9,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from scenarios.elsewhere import BEGINS, KEPT, copy_of_project, end, execute, survivors
+from scenarios.elsewhere import BEGINS, KEPT, MARK, copy_of_project, execute
+from scenarios.notebook_runs import end
 from scenarios.surroundings import ANOTHER_PYTHON, FULL_DISK, NOBODY, PLAIN, SURROUNDINGS, Surrounding
 
 BY_NAME = {surrounding.name: surrounding for surrounding in SURROUNDINGS}
@@ -52,7 +53,7 @@ def run_short(
     said = (folder / "log.txt").read_text(errors="replace")
     if BEGINS not in said:
         pytest.skip(f"{surrounding.name} can't be had here: {said}")
-    return status, said, survivors(folder)
+    return status, said, end(MARK, str(folder), seconds=10)
 
 
 @pytest.fixture
@@ -61,7 +62,7 @@ def folder() -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix="elsewhere-") as name:
         Path(name).chmod(0o755)
         yield Path(name)
-        end(Path(name))
+        end(MARK, name)
 
 
 def metadata() -> dict:

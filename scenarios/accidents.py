@@ -5,7 +5,6 @@ all clients to be answered again within a minute, and nobody else to have notice
 docs/accidents.md. Linux only.
 """
 
-import argparse
 import inspect
 import itertools
 import os
@@ -25,8 +24,10 @@ from local_azureml.control_plane.jobs import FINAL
 from scenarios import notebook_runs as runs
 from scenarios.load import SILENT, Cloud, Load
 from scenarios.notebook_runs import DATA, ROOT
+from scenarios.table import finish, parse, table
 
 KEPT = ROOT / "docs" / "accidents.md"
+HEAD = ("what happens", "answered right", "refused", "all well again", "the job that ran")
 SOON = 60.0  # seconds until all has to be well again
 WHILE = 15.0  # seconds that something is stopped or starved
 COMMAND = "while [ ! -e {} ]; do sleep 0.2; done"
@@ -84,11 +85,6 @@ def there(cloud: Cloud) -> dict[str, psutil.Process]:
     return found
 
 
-def kill(process: psutil.Process) -> None:
-    """Kill a process at once."""
-    process.kill()
-
-
 def stop(process: psutil.Process) -> None:
     """Stop a process for a while."""
     process.suspend()
@@ -124,7 +120,11 @@ def _schedule(thread: int, policy: int) -> None:
         os.sched_setscheduler(thread, policy, os.sched_param(0))
 
 
-WAYS: dict[str, Callable[[psutil.Process], None]] = {"killed": kill, "stopped": stop, "starved": starve}
+WAYS: dict[str, Callable[[psutil.Process], None]] = {
+    "killed": psutil.Process.kill,
+    "stopped": stop,
+    "starved": starve,
+}
 
 
 class Stage:
@@ -215,22 +215,19 @@ def wait_for(happens: Callable[[], bool]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("only", nargs="*", metavar="PROCESS", help=f"all by default: {', '.join(ROLES)}")
-    options = parser.parse_args()
+    options = parse(__doc__, ROLES)
     began, rows = time.monotonic(), []
     with tempfile.TemporaryDirectory(prefix="accidents-") as folder:
-        stage = Stage(runs.prepare(Path(folder)))
+        stage = Stage(runs.prepare((options.keep or Path(folder)) / "accidents"))
         try:
             for row in every(stage, options.only or ROLES):
-                print(line(row), *row.deviations, sep="\n  ", file=sys.stderr)
+                print(*cells(row), *row.deviations, sep=", ", file=sys.stderr)
                 rows.append(row)
         finally:
             stage.cloud.emulator.close()
     took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s on {os.cpu_count()} cores"
-    if not options.only:
-        KEPT.write_text(f"{INTRODUCTION}\n{table(rows)}\n{took}.\n")
-    return 1 if any(row.deviations for row in rows) else 0
+    shown = table(HEAD, map(cells, rows))
+    return finish(shown, took, rows, None if options.only else KEPT, INTRODUCTION)
 
 
 def every(stage: Stage, roles: list[str]) -> Iterator[Row]:
@@ -242,15 +239,10 @@ def every(stage: Stage, roles: list[str]) -> Iterator[Row]:
         yield stage.poke()
 
 
-def table(rows: list[Row]) -> str:
-    """Return the table in Markdown."""
-    head = "| what happens | answered right | refused | all well again | the job that ran |"
-    return "\n".join([head, "|---|---|---|---|---|", *map(line, rows)]) + "\n"
-
-
-def line(row: Row) -> str:
+def cells(row: Row) -> list[str]:
+    """Return the cells of a row of the table."""
     seconds = "never" if row.seconds is None else f"after {row.seconds:.0f} s"
-    return f"| {row.what} | {row.answers} | {row.refused} | {seconds} | {row.job} |"
+    return [row.what, str(row.answers), str(row.refused), seconds, row.job]
 
 
 INTRODUCTION = """\

@@ -6,7 +6,6 @@ that is not as it should be ends the program with status 1; one that this machin
 table is kept in docs/elsewhere.md.
 """
 
-import argparse
 import json
 import os
 import re
@@ -26,9 +25,11 @@ from bs4 import BeautifulSoup
 
 from scenarios.notebook_runs import NOTEBOOK, PATIENCE, ROOT, end
 from scenarios.surroundings import SURROUNDINGS, Surrounding
+from scenarios.table import finish, parse, table
 from tools.sample.knowledge import read_fields
 
 KEPT = ROOT / "docs" / "elsewhere.md"
+HEAD = ("where", "exit status", "seconds", "answered right", "left running", "what you read")
 MARK = "ELSEWHERE"  # an environment variable that tells what a row started
 BEGINS = "# the surrounding is made"
 QUESTIONS = 11  # conversations of the held-out split that end with an answer
@@ -47,7 +48,7 @@ MOUNT = ["unshare", "--mount", *(["--map-root-user"] if os.geteuid() else [])]
 class Row:
     """What a run came to."""
 
-    name: str
+    what: str
     status: int | None = None  # the exit status, None where the surrounding can't be had
     seconds: float = 0.0
     right: int | None = None
@@ -57,27 +58,13 @@ class Row:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("only", nargs="*", metavar="ROW", help="as --list names them; all by default")
-    parser.add_argument("--list", action="store_true", help="name the rows")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the projects and the logs there")
-    options = parser.parse_args()
     known = {surrounding.name: surrounding for surrounding in SURROUNDINGS}
-    if unknown := sorted(set(options.only) - set(known)):
-        parser.error(f"no row {unknown[0]!r}; there is: {', '.join(known)}")
-    if options.list:
-        print("\n".join(known))
-        return 0
+    options = parse(__doc__, list(known))
     began = time.monotonic()
     rows = [try_in(known[name], options.keep) for name in options.only or known]
     took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s, on {psutil.cpu_count()} cores"
-    print(show(rows), took, sep="\n")
-    if not options.only:
-        KEPT.write_text(f"{INTRODUCTION}\n{show(rows)}\n{took}.\n")
-    deviations = [f"{row.name}: {deviation}" for row in rows for deviation in row.deviations]
-    untried = [f"{row.name}: not tried" for row in rows if row.status is None]
-    print("\n".join(deviations + untried) or "every row is as it should be")
-    return 1 if deviations else 0
+    shown = table(HEAD, map(cells, rows))
+    return finish(shown, took, rows, None if options.only else KEPT, INTRODUCTION)
 
 
 def try_in(surrounding: Surrounding, kept: Path | None = None) -> Row:
@@ -93,7 +80,7 @@ def try_in(surrounding: Surrounding, kept: Path | None = None) -> Row:
         if not kept:
             shutil.rmtree(folder)
     verdict = "; ".join(row.deviations) or ("not tried" if row.status is None else "as it should be")
-    print(f"{row.name}: {row.seconds:.0f} s, {verdict}", file=sys.stderr)
+    print(f"{row.what}: {row.seconds:.0f} s, {verdict}", file=sys.stderr)
     return row
 
 
@@ -181,8 +168,8 @@ def answered_right(project: Path) -> int | None:
     for notebook in project.glob(f"runs/*/{NOTEBOOK}"):
         for cell in nbformat.read(notebook, as_version=4).cells:
             for output in cell.get("outputs", []):
-                table = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser")
-                rows = [[cell.text for cell in line.find_all(["th", "td"])] for line in table.find_all("tr")]
+                page = BeautifulSoup(output.get("data", {}).get("text/html", ""), "html.parser")
+                rows = [[cell.text for cell in line.find_all(["th", "td"])] for line in page.find_all("tr")]
                 if rows and "ground truth" in rows[0]:
                     truth = rows[0].index("ground truth")
                     needed = [[fact for fact in known if fact in row[truth]] for row in rows[1:]]
@@ -224,19 +211,13 @@ def compare(surrounding: Surrounding, row: Row, lines: list[str]) -> list[str]:
     return wrong + [f"left running: {line}" for line in row.left]
 
 
-def show(rows: list[Row]) -> str:
-    """Return the table in Markdown."""
-    head = "| where | exit status | seconds | answered right | left running | what you read |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *map(line_of, rows)]) + "\n"
-
-
-def line_of(row: Row) -> str:
+def cells(row: Row) -> list[str]:
+    """Return the cells of a row of the table."""
     if row.status is None:
-        cells = ["not tried", "", "", "", row.reads]
-    else:
-        right = "-" if row.right is None else f"{row.right} of {QUESTIONS}"
-        cells = [str(row.status), f"{row.seconds:.0f}", right, "; ".join(row.left) or "nothing", row.reads]
-    return " | ".join(["", row.name, *(cell.replace("|", "\\|") for cell in cells), ""]).strip()
+        return [row.what, "not tried", "", "", "", row.reads]
+    right = "-" if row.right is None else f"{row.right} of {QUESTIONS}"
+    left = "; ".join(row.left) or "nothing"
+    return [row.what, str(row.status), f"{row.seconds:.0f}", right, left, row.reads]
 
 
 INTRODUCTION = """\

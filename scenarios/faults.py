@@ -6,7 +6,6 @@ fault switched off, has to succeed and to pay for no training twice. A deviation
 status 1. The whole table is kept in docs/faults.md.
 """
 
-import argparse
 import os
 import re
 import signal
@@ -24,8 +23,10 @@ from scenarios.by_hand import try_by_hand
 from scenarios.cases import DONE, FIRST_CASES, OWN, Case
 from scenarios.interruptions import WAYS, cut_off
 from scenarios.notebook_runs import ROOT, Row
+from scenarios.table import finish, parse, table
 
 KEPT = ROOT / "docs" / "faults.md"
+HEAD = ("what happens", "step that stops", "seconds", "node-seconds", "left", "what you read")
 BY_HAND = "cell by cell: step 8 fails; steps 1 to 9 run again succeed"
 
 LATE_CASES = [  # the slow ones first, so that the last one to end is short
@@ -68,30 +69,15 @@ CASES = {case.name: case for case in [*FIRST_CASES, *LATE_CASES]}
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("only", nargs="*", metavar="ROW", help="as --list names them; all by default")
-    parser.add_argument("--list", action="store_true", help="name the rows, in quotes where they need some")
-    parser.add_argument("--at-once", type=int, default=2, metavar="N", help="runs side by side (%(default)s)")
-    parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave the executed notebooks there")
-    options = parser.parse_args()
     names = [*CASES, BY_HAND, *WAYS]
-    if unknown := sorted(set(options.only) - set(names)):
-        parser.error(f"no row {unknown[0]!r}; there is: {', '.join(names)}")
-    if options.list:
-        print("\n".join(names))
-        return 0
+    options = parse(__doc__, names, at_once=2)
     signal.signal(signal.SIGINT, signal.default_int_handler)  # in the background it is ignored, and inherited
     began, busy = time.monotonic(), os.getloadavg()[0]
     rows = try_all(options.only or names, options.at_once, options.keep)
     took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s, {options.at_once} runs side by side"
     took += f" on {os.cpu_count()} cores, of which other programs kept {busy:.1f} busy when it began"
-    print(show(rows), took, sep="\n")
-    if not options.only:
-        KEPT.parent.mkdir(exist_ok=True)
-        KEPT.write_text(page(rows, took))
-    deviations = [f"{row.what}: {deviation}" for row in rows for deviation in row.deviations]
-    print("\n".join(deviations) or "every row is as expected")
-    return 1 if deviations else 0
+    shown = table(HEAD, map(cells, rows))
+    return finish(shown, took, rows, None if options.only else KEPT, INTRODUCTION)
 
 
 def try_all(names: list[str], at_once: int, kept: Path | None = None) -> list[Row]:
@@ -191,22 +177,11 @@ def try_again(row: Row, folder: Path, variables: dict[str, str]) -> list[str]:
     return deviations
 
 
-def show(rows: list[Row]) -> str:
-    """Return the table in Markdown."""
-    head = "| what happens | step that stops | seconds | node-seconds | left | what you read |"
-    return "\n".join([head, "|---|---|---|---|---|---|", *map(line, rows)]) + "\n"
-
-
-def line(row: Row) -> str:
-    cells = [row.what, row.step, f"{row.seconds:.0f}", f"{row.node_seconds:.0f}"]
-    reads = " ".join(row.reads.split()).replace("|", "\\|")
-    cells += [", ".join(row.left) or "nothing", reads[:240] + ("…" if len(reads) > 240 else "")]
-    return "| " + " | ".join(cells) + " |"
-
-
-def page(rows: list[Row], took: str) -> str:
-    """Return the page that is kept in the docs."""
-    return f"{INTRODUCTION}\n{show(rows)}\n{took}.\n"
+def cells(row: Row) -> list[str]:
+    """Return the cells of a row of the table."""
+    reads = row.reads[:240] + ("…" if len(row.reads) > 240 else "")
+    counts = [f"{row.seconds:.0f}", f"{row.node_seconds:.0f}"]
+    return [row.what, row.step, *counts, ", ".join(row.left) or "nothing", reads]
 
 
 INTRODUCTION = """\

@@ -12,13 +12,12 @@ AZUREML_ARM_WORKSPACE_NAME, else of config.json.
 import argparse
 import contextlib
 import io
-import logging
-import os
 import re
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import jwt
 from azure.ai.ml import MLClient
@@ -26,12 +25,14 @@ from azure.ai.ml.exceptions import MlException
 from azure.core.exceptions import AzureError
 from azure.identity import DefaultAzureCredential
 
-MADE_BY = "finetune_phi3_ultrachat"
-ENDED = ("Completed", "Failed", "Canceled")
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the notebook's own programs lie
+
+from explain import why
+from safeguards import ENDED, MADE_BY, PATIENT, place, tag
+
 DAY = 24 * 3600  # seconds
 SECONDS = re.compile("[0-9]{1,12}")  # since 1970
 CLAIMS = ("name", "upn", "unique_name", "preferred_username", "appid", "oid")  # one is told of a maker
-PLACE = ("AZUREML_ARM_SUBSCRIPTION", "AZUREML_ARM_RESOURCEGROUP", "AZUREML_ARM_WORKSPACE_NAME")
 
 
 @dataclass
@@ -49,17 +50,17 @@ def main() -> int:
     options = command_line()
     credential = DefaultAzureCredential()
     try:
-        workspace = open_workspace(credential, options.workspace)
+        workspace = MLClient(credential, *place(*(options.workspace or [""] * 3)), **PATIENT)
         workspace.workspaces.get(workspace.workspace_name)
         me = names_of(credential)
     except (AzureError, MlException) as error:
-        return complain(f"the workspace did not answer: {first_line(error)}")
+        return complain(f"the workspace did not answer: {why(error)} (--workspace names another)")
     found, unseen = [], 0
     for kind in (endpoints, jobs, clusters, models) if options.models else (endpoints, jobs, clusters):
         try:
             found += [one for one in kind(workspace) if wanted(one.run, options)]
         except AzureError as error:
-            unseen = complain(f"{kind.__name__} can't be listed: {first_line(error)}")
+            unseen = complain(f"{kind.__name__} can't be listed: {why(error)}")
     if found:
         return clean(found, me, options) or unseen
     if options.run and not unseen and not known(workspace, options.run):
@@ -74,26 +75,12 @@ def main() -> int:
 def command_line() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--run", metavar="ID", help="only what this run left: the number that step 1 prints")
-    place = ("SUBSCRIPTION", "GROUP", "NAME")
-    parser.add_argument("--workspace", nargs=3, metavar=place, help="the notebook's first three parameters")
+    names = ("SUBSCRIPTION", "GROUP", "NAME")
+    parser.add_argument("--workspace", nargs=3, metavar=names, help="the notebook's first three parameters")
     parser.add_argument("--yes", action="store_true", help="remove without asking")
     parser.add_argument("--all", action="store_true", help="what colleagues made too")
     parser.add_argument("--models", action="store_true", help="the registered models too")
     return parser.parse_args()
-
-
-def open_workspace(credential: DefaultAzureCredential, place: list[str] | None) -> MLClient:
-    """Return a client of that workspace, or of the one that the environment or config.json names."""
-    names = place or [os.environ.get(name) for name in PLACE]
-    logging.getLogger("azure.ai.ml").setLevel(logging.ERROR)
-    quiet = {"show_progress": False, "enable_telemetry": False}
-    if all(names):
-        return MLClient(credential, *names, **quiet)
-    try:
-        return MLClient.from_config(credential, **quiet)
-    except MlException:
-        variables = ", ".join(PLACE)
-        sys.exit(complain(f"name the workspace by --workspace, by {variables}, or by a config.json here"))
 
 
 def names_of(credential: DefaultAzureCredential) -> set[str]:
@@ -152,9 +139,7 @@ def unfinished(workspace: MLClient) -> list:
 
 def ours(things: Iterator) -> list:
     """Return those things that carry the notebook's tags."""
-    return [
-        one for one in things if one and (one.tags or {}).get("made_by") == MADE_BY and "run_id" in one.tags
-    ]
+    return [one for one in things if one and tag(one, "made_by") == MADE_BY and "run_id" in one.tags]
 
 
 def maker(thing) -> str:
@@ -201,14 +186,10 @@ def removed(one: Found) -> bool:
         with contextlib.redirect_stdout(io.StringIO()):  # the SDK's dots
             one.remove()
     except AzureError as error:
-        complain(f"{one.what} stays: {first_line(error)}")
+        complain(f"{one.what} stays: {why(error)}")
         return False
     say(f"removed: {one.what}")
     return True
-
-
-def first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
 
 
 def complain(sentence: str) -> int:

@@ -47,16 +47,15 @@ FAILURES = {  # a call -> what failed with it, and what to do
 
 
 def switch_on() -> None:
-    """Explain the errors of all cells to come, and keep their outputs calm."""
-    calm()
+    """Explain the errors of all cells to come, and keep the SDK's noise out of their outputs."""
+    quiet_sdk()
     if shell := get_ipython():
-        shell.events.register(
-            "pre_run_cell", calm
-        )  # at its end, IPython takes back what a cell does to streams
+        # before each cell: at its end, IPython takes back what a cell does to streams
+        shell.events.register("pre_run_cell", quiet_sdk)
         shell.set_custom_exc((AzureError, MlException, NameError, RuntimeError, ValueError), show_error)
 
 
-def calm(cell=None) -> None:
+def quiet_sdk(cell=None) -> None:
     """Leave out what the SDK writes while it waits: lone dots, and colour codes alone, an empty box."""
     leave_out(r"\.", sys.stdout)
     leave_out(r"\s*(\x1b\[\d*m\s*)+", sys.stderr)
@@ -96,7 +95,7 @@ def explained(error: Exception, trace) -> Exception | None:
                 named = itertools.product(below, calls)  # of two calls in a line, the one that was under way
                 call = next((call for name, call in named if name.startswith(method(call))), calls[0])
                 return RuntimeError(
-                    f"{FAILURES[call][0]}: {why(error)}; {advice(call, failed, frame.f_globals)}"
+                    f"{FAILURES[call][0]}: {error_message(error)}; {advice(call, failed, frame.f_globals)}"
                 )
     elif frames[-1:] == ours[-1:]:
         in_a_cell = frames[-1][0].f_globals["__name__"] == "__main__"
@@ -130,7 +129,7 @@ def advice(call: str, failed: str, notebook: dict) -> str:
         deployment = notebook[re.search(r"update\((\w+)\)", failed)[1]].name
         with suppress(AzureError):  # refused before there was anything to log
             print(workspace.online_deployments.get_logs(deployment, endpoint, lines=50))
-    return words.format(by_hand(workspace, endpoint))
+    return words.format(delete_command(workspace, endpoint))
 
 
 def masked(text: str) -> str:
@@ -138,7 +137,7 @@ def masked(text: str) -> str:
     return re.sub(r"(?i)(subscriptions?\W{1,3})[0-9a-f]{8}-[0-9a-f-]{27}", r"\1...", plain(text))
 
 
-def why(error: Exception) -> str:
+def error_message(error: Exception) -> str:
     """Return the first line of what Azure says, without colours, Python's classes and subscription ids."""
     said = re.sub(r"\x1b\[\d+m", "", getattr(error, "message", None) or str(error))
     if "Resolutions:" in said:  # of an upload: between two headings, over many lines
@@ -147,7 +146,7 @@ def why(error: Exception) -> str:
     return masked(said.splitlines()[0]) if said else type(error).__name__
 
 
-def by_hand(workspace: MLClient, endpoint: str) -> str:
+def delete_command(workspace: MLClient, endpoint: str) -> str:
     """Return the command that deletes an endpoint."""
     place = f"-g {workspace.resource_group_name} -w {workspace.workspace_name}"
     return f"az ml online-endpoint delete --yes {place} --name {endpoint}"

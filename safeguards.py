@@ -33,7 +33,7 @@ from IPython.core.error import StdinNotImplementedError
 import explain
 import show
 from costs import CARDS, Training, of_name
-from explain import by_hand, masked, why
+from explain import delete_command, error_message, masked
 from settings import Check, check_inputs, check_parameters
 
 MADE_BY = "finetune_phi3_ultrachat"  # a tag of all that the notebook creates
@@ -100,7 +100,7 @@ def log_in(credential):
     raise RuntimeError(f"no Azure login was found and nobody is here to log in: {advice}")
 
 
-def existing(get: Callable, *place: str):
+def get_or_none(get: Callable, *place: str):
     """Return what `get` finds, once it is made or changed; None where there is nothing, or it failed."""
     while True:
         try:
@@ -121,12 +121,12 @@ def what_runs(workspace: MLClient, cluster: str) -> pd.DataFrame:
             rows.append((job.name, f"job, {job.status}", f'to watch it: resume_job_name = "{job.name}"'))
     endpoints = {found.name: found for found in workspace.online_endpoints.list()}
     for gone in watchers.keys() - endpoints.keys():
-        keep(gone)  # nothing is left to delete
+        keep_endpoint(gone)  # nothing is left to delete
     for found in endpoints.values():
         if tag(found, "made_by") == MADE_BY:
-            meter = f"billed until: {by_hand(workspace, found.name)}"
+            meter = f"billed until: {delete_command(workspace, found.name)}"
             rows.append((found.name, f"endpoint of run {tag(found, 'run_id')}", meter))
-    if there := existing(workspace.compute.get, cluster):
+    if there := get_or_none(workspace.compute.get, cluster):
         leaves = f"gone after {there.idle_time_before_scale_down} s without work"
         nodes = workspace.compute.list_nodes(cluster)
         rows += [(cluster, f"machine, {node.node_state}", leaves) for node in nodes]
@@ -255,7 +255,7 @@ def check_endpoint(workspace: MLClient, endpoint: str, run_id: str) -> Check:
     """Check that the endpoint's name is free, or this run's own."""
     runs = {found.name: tag(found, "run_id") for found in workspace.online_endpoints.list()}
     fine = runs.get(endpoint, run_id) == run_id
-    advice = f"choose another endpoint_name, or delete this one: {by_hand(workspace, endpoint)}"
+    advice = f"choose another endpoint_name, or delete this one: {delete_command(workspace, endpoint)}"
     return Check("endpoint", endpoint, "a free name, or this run's own", fine, advice)
 
 
@@ -334,14 +334,14 @@ def fingerprint(*order: object) -> str:
     return hashlib.sha256(repr([str(part) for part in order]).encode()).hexdigest()[:8]
 
 
-def insist(action: Callable, tries: int, pause: float) -> str:
+def retry(action: Callable, tries: int, pause: float) -> str:
     """Do something, again while Azure refuses; return why it still did at the last try, or ""."""
     for _ in range(tries):
         try:
             action()
             return ""
         except AzureError as error:
-            refused = why(error)
+            refused = error_message(error)
             time.sleep(pause)
     return refused
 
@@ -350,7 +350,7 @@ def insist(action: Callable, tries: int, pause: float) -> str:
 def watched(workspace: MLClient, job, minutes: float) -> Iterator[None]:
     """Cancel the job after so long; at the end raise RuntimeError with the step that failed, and why."""
     cancel = [lambda: workspace.jobs.begin_cancel(job.name), 180, 10]  # for half an hour
-    limit = threading.Timer(60 * minutes, insist, cancel)
+    limit = threading.Timer(60 * minutes, retry, cancel)
     limit.daemon = True
     limit.start()
     goes_on = f"job {job.name} goes on, but nobody watches it: run this cell again to do so"
@@ -360,7 +360,7 @@ def watched(workspace: MLClient, job, minutes: float) -> Iterator[None]:
         while (job := workspace.jobs.get(job.name)).status in ("CancelRequested", "Finalizing"):
             time.sleep(1)  # the stream does not wait for these
     except AzureError as error:
-        raise RuntimeError(f"{goes_on} ({why(error)})") from None
+        raise RuntimeError(f"{goes_on} ({error_message(error)})") from None
     finally:
         limit.cancel()
     if job.status not in ENDED:
@@ -388,14 +388,14 @@ def delete_ours(delete: Callable, workspace: MLClient, endpoint: str, run_id: st
         if is_ours(workspace, endpoint, run_id):
             delete()
 
-    if refused := insist(delete_if_ours, tries, pause):  # as it does while a deployment is being made
-        command = by_hand(workspace, endpoint)
+    if refused := retry(delete_if_ours, tries, pause):  # as it does while a deployment is being made
+        command = delete_command(workspace, endpoint)
         print(f"Still running and billed, because Azure refused to delete it ({refused}): {command}")
     else:
-        keep(endpoint)
+        keep_endpoint(endpoint)
 
 
-def keep(endpoint: str) -> None:
+def keep_endpoint(endpoint: str) -> None:
     """Let nothing delete the endpoint when the kernel ends."""
     if endpoint in watchers:
         with watchers.pop(endpoint) as process:
@@ -408,7 +408,7 @@ def delete_when_kernel_ends(workspace: MLClient, endpoint: str, run_id: str, unl
     if not name.fine:
         raise RuntimeError(f"endpoint {endpoint} is another run's: {name.advice}")
     if unless:
-        keep(endpoint)
+        keep_endpoint(endpoint)
     elif endpoint not in watchers:
         program = "import sys; sys.stdin.read(); import safeguards as s; s.delete_from_outside(*sys.argv[1:])"
         place = [workspace.subscription_id, workspace.resource_group_name, workspace.workspace_name]
@@ -423,7 +423,7 @@ def delete_when_kernel_ends(workspace: MLClient, endpoint: str, run_id: str, unl
 
 def serving(workspace: MLClient, wanted):
     """Return a deployment that is there and serves the same model; else None."""
-    there = existing(workspace.online_deployments.get, wanted.name, wanted.endpoint_name)
+    there = get_or_none(workspace.online_deployments.get, wanted.name, wanted.endpoint_name)
     same = there and there.model.rpartition("/models/")[2] == wanted.model.rpartition("/models/")[2]
     return there if same else None
 

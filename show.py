@@ -11,7 +11,7 @@ from azure.ai.ml.exceptions import MlException
 from azure.core.exceptions import AzureError
 from IPython.display import display
 
-from explain import why
+from explain import error_message
 from terminal import plain
 
 OTHER_FORM = (None, 400, 422, 424)  # what a server answers to a request in a form that it does not take
@@ -50,10 +50,10 @@ def losses(training: list, evaluation: list) -> None:
     plt.close(figure)
     alt = {"alt": "Loss of training and evaluation over the optimiser's steps"}  # for those who can't see it
     display(figure, metadata={"image/png": alt})
-    judge(training, evaluation)
+    report_loss(training, evaluation)
 
 
-def judge(training: list, evaluation: list) -> None:
+def report_loss(training: list, evaluation: list) -> None:
     """Say what the loss came to; warn where its end is no number, or well above its beginning."""
     which, points = ("evaluation", evaluation) if evaluation else ("training", training)
     if not points:
@@ -77,7 +77,7 @@ def inputs_on_page(tracking, job, fingerprint: str, inputs: dict) -> None:
     try:
         tracking.log_batch(job.name, params=[Param(name, str(value)) for name, value in inputs.items()])
     except MlflowException as error:
-        print(f"The inputs are not on the job's page in MLflow: {why(error)}")
+        print(f"The inputs are not on the job's page in MLflow: {error_message(error)}")
 
 
 def answer(ask: Callable, deployment: str, messages: list[dict]) -> str:

@@ -20,6 +20,7 @@ from local_azureml.meter import Meter
 from local_azureml.resource import system_data
 from local_azureml.state import State
 
+SECRETS = ("identity_header", "token_key", "signing_key")  # the last signs addresses, cookies and tokens
 LONGEST = 62  # bytes of a folder, for the path of a socket two folders below, which may have 103
 
 
@@ -47,19 +48,19 @@ class Context:
             self.state.put(identifiers.WORKSPACE_ID, {"systemData": system_data()})
         self.meter = Meter(self.state)
         self.certificates = Certificates(self.folder / "tls")
-        self._secrets_file = self.folder / "secrets.json"
-        if not self._secrets_file.exists():
-            names = ("identity_header", "token_key", "sas_signature")
-            made = {name: secrets.token_urlsafe(32) for name in names}
-            write_private(self._secrets_file, json.dumps(made).encode())
+        file = self.folder / "secrets.json"
+        self._secrets = json.loads(file.read_text(encoding="utf-8")) if file.exists() else {}
+        if missing := [name for name in SECRETS if name not in self._secrets]:
+            self._secrets |= {name: secrets.token_urlsafe(32) for name in missing}
+            write_private(file, json.dumps(self._secrets).encode())
 
     def secret(self, name: str) -> str:
         """Return a secret of this data folder: random when the folder was made, kept through a restart."""
-        return json.loads(self._secrets_file.read_text(encoding="utf-8"))[name]
+        return self._secrets[name]
 
     def sign(self, *words: str) -> str:
         """Return what nobody else can make of `words`, in hexadecimal; the first says what it is for."""
-        key = self.secret("sas_signature").encode()
+        key = self.secret("signing_key").encode()
         return hmac.new(key, json.dumps(words).encode(), "sha256").hexdigest()
 
     @property

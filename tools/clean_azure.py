@@ -27,7 +27,7 @@ from azure.identity import DefaultAzureCredential
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # where the notebook's own programs lie
 
-from explain import why
+from explain import error_message
 from safeguards import ENDED, MADE_BY, PATIENT, place, tag
 
 DAY = 24 * 3600  # seconds
@@ -54,13 +54,13 @@ def main() -> int:
         workspace.workspaces.get(workspace.workspace_name)
         me = names_of(credential)
     except (AzureError, MlException) as error:
-        return complain(f"the workspace did not answer: {why(error)} (--workspace names another)")
+        return complain(f"the workspace did not answer: {error_message(error)} (--workspace names another)")
     found, unseen = [], 0
     for kind in (endpoints, jobs, clusters, models) if options.models else (endpoints, jobs, clusters):
         try:
             found += [one for one in kind(workspace) if wanted(one.run, options)]
         except AzureError as error:
-            unseen = complain(f"{kind.__name__} can't be listed: {why(error)}")
+            unseen = complain(f"{kind.__name__} can't be listed: {error_message(error)}")
     if found:
         return clean(found, me, options) or unseen
     if options.run and not unseen and not known(workspace, options.run):
@@ -186,7 +186,7 @@ def removed(one: Found) -> bool:
         with contextlib.redirect_stdout(io.StringIO()):  # the SDK's dots
             one.remove()
     except AzureError as error:
-        complain(f"{one.what} stays: {why(error)}")
+        complain(f"{one.what} stays: {error_message(error)}")
         return False
     say(f"removed: {one.what}")
     return True

@@ -66,7 +66,7 @@ def test_a_kernel_shows_any_other_error_as_ever():
     ],
 )
 def test_a_reason_is_one_line_without_colours_classes_and_subscription_ids(said, reason):
-    assert explain.why(RuntimeError(said)) == reason
+    assert explain.error_message(RuntimeError(said)) == reason
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ def test_the_flat_form_is_asked_in_where_the_nested_one_is_refused_in_plain_text
     ],
 )
 def test_a_loss_that_ends_well_above_its_beginning_is_warned_of(training, evaluation, warns, capsys):
-    show.judge(points(training), points(evaluation))
+    show.report_loss(points(training), points(evaluation))
     assert ("nothing was learned" in capsys.readouterr().out) == warns
 
 
@@ -79,6 +79,6 @@ def test_what_others_call_things_neither_marks_up_a_table_nor_tells_the_terminal
 
 
 def test_where_the_evaluation_loss_was_lowest_is_said_if_it_rose_again(capsys):
-    show.judge(points([4.0, 1.0, 0.5]), points([2.0, 1.25, 1.5]))
+    show.report_loss(points([4.0, 1.0, 0.5]), points([2.0, 1.25, 1.5]))
     said = capsys.readouterr().out.splitlines()
     assert said[1] == "It was lowest at step 20, 1.250: the weights of that moment are kept."

@@ -11,6 +11,8 @@ from azure.ai.ml import MLClient, command
 from azure.ai.ml.entities import Environment
 from azure.identity import DefaultAzureCredential
 
+from local_azureml.control_plane.jobs import FINAL
+
 REPETITIONS = 5
 NAMES = ("SUBSCRIPTION", "RESOURCEGROUP", "WORKSPACE_NAME")
 PLAIN = Environment(image="python:3.11")
@@ -23,7 +25,7 @@ def seconds(client: MLClient, environment: Environment) -> float:
     """Return how long a job took that does nothing; one that does not complete is an error."""
     began = time.monotonic()
     name = client.jobs.create_or_update(command(command="true", environment=environment)).name
-    while (status := client.jobs.get(name).status) not in ("Completed", "Failed", "Canceled"):
+    while (status := client.jobs.get(name).status) not in FINAL:
         time.sleep(LOOK)
     took = time.monotonic() - began
     if status != "Completed":

@@ -5,6 +5,8 @@ import zipfile
 
 import pytest
 
+from local_azureml.control_plane.jobs import FINAL
+
 SHORT = "serverless"
 A100 = "STANDARD_NC24ADS_A100_V4"
 MODEL = "azureml://registries/azureml/models/Phi-3-mini-4k-instruct/versions/14"
@@ -29,9 +31,13 @@ def make_command(text: str, **options):
 
 def ended(client, job):
     """Submit a job, and return it when it has ended."""
-    name = client.jobs.create_or_update(job, experiment_name="commands").name
-    while (found := client.jobs.get(name)).status not in ("Completed", "Failed", "Canceled"):
-        time.sleep(0.2)
+    return end_of(client, client.jobs.create_or_update(job, experiment_name="commands").name)
+
+
+def end_of(client, name: str):
+    """Return a submitted job when it has ended."""
+    while (found := client.jobs.get(name)).status not in FINAL:
+        time.sleep(0.1)
     return found
 
 

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from clients import make_job
+from clients import end_of, make_job
 from conftest import PLAIN_JOB, fine_tune
 
 SCRIPT = """\
@@ -39,16 +39,7 @@ def doubled(client, cluster, tmp_path_factory):
         inputs={"source": Input(type="uri_file", path=code / "word.txt"), "times": 2},
         outputs={"target": Output(type="uri_folder")},
     )
-    return ended(client, client.jobs.create_or_update(job).name)
-
-
-def ended(client, name: str, seconds: float = 60):
-    """Return a job when it has ended."""
-    until = time.monotonic() + seconds
-    while (job := client.jobs.get(name)).status not in ("Completed", "Failed", "Canceled"):
-        assert time.monotonic() < until, f"{name} is still {job.status}"
-        time.sleep(0.05)
-    return job
+    return end_of(client, client.jobs.create_or_update(job).name)
 
 
 def test_a_command_runs_on_its_inputs_and_fills_its_outputs(client, doubled, tmp_path):
@@ -147,7 +138,7 @@ def test_the_name_of_a_deleted_job_stays_taken(client, cluster):
     from azure.core.exceptions import ResourceExistsError
 
     job = client.jobs.create_or_update(make_job(cluster, "true", name="once"))
-    ended(client, job.name)
+    end_of(client, job.name)
     client.jobs.begin_delete(job.name).result()
     with pytest.raises(ResourceExistsError, match="'once' was the name of a job that is deleted"):
         client.jobs.create_or_update(make_job(cluster, "true", name="once"))

@@ -1,11 +1,10 @@
 """Fine-tuning jobs, as the SDK's `create_finetuning_job` submits them."""
 
 import json
-import time
 
 import pytest
 from azure.core.exceptions import HttpResponseError
-from clients import A100, QUESTION, cluster, deployment, endpoint
+from clients import A100, QUESTION, cluster, deployment, end_of, endpoint
 
 HYPERPARAMETERS = {"max_steps": "2", "logging_steps": "1", "learning_rate": "0.00002"}
 SIZES = [A100, "Standard_E4s_v3"]
@@ -28,16 +27,10 @@ def order(client, registry_client, rows):
     return make
 
 
-def ended(client, name: str):
-    while (found := client.jobs.get(name)).status not in ("Completed", "Failed", "Canceled"):
-        time.sleep(0.2)
-    return found
-
-
 @pytest.fixture(scope="module")
 def tuned(client, order):
     job = client.jobs.create_or_update(order("tuned", tags={"for": "a test"}))
-    return ended(client, job.name)
+    return end_of(client, job.name)
 
 
 def test_a_fine_tuning_job_registers_the_model_that_it_trained(client, tuned):
@@ -74,7 +67,7 @@ def test_a_fine_tuning_job_trains_on_a_cluster(client, order):
     compute = client.compute.get("ft").id
     job = client.jobs.create_or_update(order("on-a-cluster", compute=compute, instance_types=None))
     client.jobs.begin_cancel(job.name).result()
-    assert ended(client, job.name).status == "Canceled"
+    assert end_of(client, job.name).status == "Canceled"
 
 
 @pytest.mark.parametrize(

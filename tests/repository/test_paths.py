@@ -12,6 +12,7 @@ from conftest import PLAIN_JOB
 from hypothesis import given, settings
 from hypothesis import strategies as some
 
+from local_azureml.control_plane.jobs import FINAL
 from local_azureml.paths import OutsideError, inside
 
 CONTAINER = "azureml-blobstore"
@@ -114,7 +115,7 @@ def test_no_jobs_input_leads_to_a_file_outside(http, arm, canary, spelling):
     inputs = {"canary": {"jobInputType": "uri_file", "uri": uri}}
     body = PLAIN_JOB | {"command": "cat ${{inputs.canary}}"}
     assert http.put(path, json={"properties": body | {"inputs": inputs}}).status_code == 201
-    while (status := http.get(path).json()["properties"]["status"]) not in ("Completed", "Failed"):
+    while (status := http.get(path).json()["properties"]["status"]) not in FINAL:
         time.sleep(0.1)
     assert status == "Failed"
 

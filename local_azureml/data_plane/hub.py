@@ -2,7 +2,7 @@
 
 Every folder `{root}/datasets/{owner}/{name}` is a repository with one revision, `main`, whose commit is a
 hash of what the folder holds: change a file and the commit changes. It is read-only. Not played: models and
-spaces, users and tokens, branches and history, Xet transfer, the dataset viewer, search.
+spaces, users and tokens, lists of branches and commits, Xet transfer, the dataset viewer, search.
 """
 
 from pathlib import Path
@@ -92,14 +92,6 @@ def page(entries: list[dict], request: Request, cursor: int, limit: int) -> JSON
     return JSONResponse(entries[cursor:following], headers=headers)
 
 
-@router.get("/api/datasets")
-@public
-def list_datasets(request: Request):
-    """Return the datasets with their descriptions."""
-    hub = request.app.state.hub
-    return [description(hub.snapshot(repository)) for repository in hub.repositories()]
-
-
 @router.get("/api/datasets/{owner}/{name}")
 @public
 def show_dataset(request: Request, owner: str, name: str, blobs: bool = False):
@@ -112,23 +104,6 @@ def show_dataset(request: Request, owner: str, name: str, blobs: bool = False):
 def show_revision(request: Request, owner: str, name: str, revision: str, blobs: bool = False):
     """Return the same at a branch or a commit."""
     return description(find(request, f"{owner}/{name}", revision), blobs)
-
-
-@router.get("/api/datasets/{owner}/{name}/refs")
-@public
-def list_branches(request: Request, owner: str, name: str):
-    """Return the one branch, `main`, and its commit."""
-    commit = find(request, f"{owner}/{name}").commit
-    branch = {"name": "main", "ref": "refs/heads/main", "targetCommit": commit}
-    return {"branches": [branch], "converts": [], "tags": []}
-
-
-@router.get("/api/datasets/{owner}/{name}/commits/{revision}")
-@public
-def list_commits(request: Request, owner: str, name: str, revision: str):
-    """Return the newest commit of a revision, the only one that is kept."""
-    commit = find(request, f"{owner}/{name}", revision).last_commit()
-    return [commit | {"message": "", "authors": []}]
 
 
 @router.get("/api/datasets/{owner}/{name}/tree/{revision}")
@@ -195,6 +170,7 @@ def send_file(request: Request, owner: str, name: str, revision: str, path: str)
     return FileResponse(file.location, headers=headers, media_type=media_type)
 
 
+@router.get("/api/datasets")
 @router.get("/api/datasets/{rest:path}")
 @router.get("/datasets/{rest:path}")
 @public

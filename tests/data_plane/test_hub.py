@@ -82,17 +82,9 @@ def test_a_dataset_is_described_with_its_card_and_files(hub, root):
     assert sizes == {path.relative_to(folder).as_posix(): path.stat().st_size for path in folder.rglob("*.*")}
 
 
-def test_datasets_are_listed(hub):
-    assert [info.id for info in hub.list_datasets()] == [NAME]
-
-
-def test_main_is_the_branch_and_its_commit_a_revision(hub):
-    (branch,) = hub.list_repo_refs(NAME, repo_type="dataset").branches
-    assert branch.name == "main"
-    assert hub.dataset_info(NAME, revision=branch.target_commit).sha == branch.target_commit
-    assert [commit.commit_id for commit in hub.list_repo_commits(NAME, repo_type="dataset")] == [
-        branch.target_commit
-    ]
+def test_a_commit_is_a_revision(hub):
+    commit = hub.dataset_info(NAME).sha
+    assert hub.dataset_info(NAME, revision=commit).sha == commit
 
 
 def test_the_tree_is_listed_folder_by_folder_and_as_a_whole(hub):

@@ -43,29 +43,9 @@ def _view(query: Query, value: str) -> None:
     query.where += VIEWS[_word("listViewType", value, VIEWS)]
 
 
-def _job_type(query: Query, value: str) -> None:
-    query.where.append(equal("properties.jobType", _word("jobType", value, shapes.JOB_TYPES)))
-
-
-def _name(query: Query, value: str) -> None:
-    query.where.append(one_of("name", value))
-
-
-def _names(query: Query, value: str) -> None:
-    query.where.append(one_of("name", *value.split(",")))
-
-
-def _kinds(query: Query, value: str) -> None:
-    query.where.append(one_of("kind", *value.split(",")))
-
-
-def _search(query: Query, value: str) -> None:
-    query.where.append(holds("name", value))
-
-
-def _key(path: str) -> Filter:
-    """Return the filter of the documents that have a key at `path`."""
-    return lambda query, value: query.where.append(has(path, value))
+def _where(condition: Callable[[str], Where]) -> Filter:
+    """Return the filter of the documents of which a condition is true that the value makes."""
+    return lambda query, value: query.where.append(condition(value))
 
 
 def _pairs(path: str) -> Filter:
@@ -77,14 +57,6 @@ def _pairs(path: str) -> Filter:
             query.where.append(has(path, key, wanted if equals else None))
 
     return filtered
-
-
-def _hash(query: Query, value: str) -> None:
-    query.where.append(equal("properties.properties.hash_sha256", value))
-
-
-def _hash_version(query: Query, value: str) -> None:
-    """Leave the query as it is: of all algorithms, the assets here are told by one."""
 
 
 def _is_default(query: Query, value: str) -> None:
@@ -124,22 +96,30 @@ def _token(query: Query, value: str) -> None:
 
 ORDERED = {"$orderBy": _order_by, "$top": _most}
 VIEWED = {"listViewType": _view}
+NAME = _where(lambda value: one_of("name", value))
+JOB_TYPE = _where(lambda value: equal("properties.jobType", _word("jobType", value, shapes.JOB_TYPES)))
+HASH = _where(lambda value: equal("properties.properties.hash_sha256", value))
 TAGS, PROPERTIES = _pairs("properties.tags"), _pairs("properties.properties")
-MODELS = {**ORDERED, **VIEWED, "version": _name, "tags": TAGS, "properties": PROPERTIES}
+MODELS = {**ORDERED, **VIEWED, "version": NAME, "tags": TAGS, "properties": PROPERTIES}
 FILTERS: dict[str, dict[str, Filter]] = {  # of each list, by the last segments of its address
-    "workspaces": {"kind": _kinds},
+    "workspaces": {"kind": _where(lambda value: one_of("kind", *value.split(",")))},
     "computes": {},
-    "jobs": {**VIEWED, "jobType": _job_type, "tag": _key("properties.tags"), "properties": PROPERTIES},
+    "jobs": {
+        **VIEWED,
+        "jobType": JOB_TYPE,
+        "tag": _where(lambda key: has("properties.tags", key)),
+        "properties": PROPERTIES,
+    },
     "datastores": {
         "count": _most,
         "isDefault": _is_default,
-        "names": _names,
-        "searchText": _search,
+        "names": _where(lambda value: one_of("name", *value.split(","))),
+        "searchText": _where(lambda value: holds("name", value)),
         "orderBy": _order_property,
         "orderByAsc": _ascending,
     },
     "onlineEndpoints": {
-        "name": _name,
+        "name": NAME,
         "count": _most,
         "tags": _pairs("tags"),
         "properties": PROPERTIES,
@@ -155,7 +135,7 @@ FILTERS: dict[str, dict[str, Filter]] = {  # of each list, by the last segments 
     "data/versions": {**ORDERED, **VIEWED, "$tags": TAGS},
     "environments/versions": {**ORDERED, **VIEWED},
     "components/versions": {**ORDERED, **VIEWED},
-    "codes/versions": {**ORDERED, "hash": _hash, "hashVersion": _hash_version},
+    "codes/versions": {**ORDERED, "hash": HASH, "hashVersion": lambda *_: None},  # there is one algorithm
     "registries/models/versions": MODELS,
     "registries/components/versions": ORDERED,
     "registries/environments/versions": {**ORDERED, **VIEWED},

@@ -55,7 +55,7 @@ def of_node(
                 name: str(datastores.folder_at(context, output["uri"])) for name, output in outputs.items()
             },
             "files": [name for name, output in outputs.items() if output["jobOutputType"] in FILES],
-            "environment": None if context.one_python else _environment(context, spec, node),
+            "environment": None if context.one_python else _specification(context, spec, node),
             "environments": str(context.folder / "environments"),
             "variables": asked(spec, node, "environment_variables"),
             "nodes": nodes,
@@ -83,11 +83,12 @@ def check_inputs(context: Context, inputs: dict | None) -> None:
 def check(context: Context, spec: dict, node: dict) -> None:
     """Refuse a command whose environment is nowhere, or that asks for what is not played."""
     jobs.check_services(node)
-    _environment(context, spec, node)
+    _specification(context, spec, node)
     _processes(asked(spec, node, "distribution"))
 
 
-def _environment(context: Context, spec: dict, node: dict) -> dict | None:
+def _specification(context: Context, spec: dict, node: dict) -> dict | None:
+    """Return what a command's environment consists of; None where it names none."""
     identifier = str(spec.get("environment") or node.get("environmentId") or "")
     return environments.check(context, identifier) if identifier else None
 

@@ -6,7 +6,7 @@ import secrets
 from local_azureml.context import Context
 from local_azureml.control_plane import addresses, assets, datastores, outputs, registry
 from local_azureml.engine.chat_completion import STEPS, check_installed
-from local_azureml.engine.chat_completion import inputs as fine_tuning
+from local_azureml.engine.chat_completion import inputs as component_inputs
 from local_azureml.engine.jobs import command_steps, records
 from local_azureml.engine.jobs.journal import Journal
 from local_azureml.engine.jobs.steps import PIPELINE_LOG, REASON, STEP_LOG, TRAINING, Step, StepError, Steps
@@ -111,8 +111,8 @@ class Pipelines:
     ) -> None:
         """Run the component's five steps, one after another."""
         values, web = _defaults(spec) | given, {}
-        for key, kind in ((key, value["type"]) for key, value in spec["inputs"].items()):
-            if key in given and kind in ("uri_file", "mlflow_model", "custom_model", "mltable", "uri_folder"):
+        for key, declared in spec["inputs"].items():
+            if key in given and declared["type"] in component_inputs.FILES:
                 values[key] = str(addresses.resolve(self._context, str(given[key])))
                 web |= addresses.to_fetch(self._context, str(given[key]))
         places = {
@@ -134,9 +134,7 @@ class Pipelines:
                 "upstream": {k: v for k, v in upstream.items() if k != key},
                 "output": str(folder / "output"),
                 "outputs": places,
-                "faults": {
-                    name: v for name, v in self._context.faults.active().items() if name != "preempted"
-                },
+                "faults": self._context.faults.active(),
             }
             compute = _bound(job["compute"], values)
             step = Step(
@@ -180,7 +178,7 @@ def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ())
         unknown = sorted(set(node.get("inputs") or {}) - set(spec.get("inputs") or {}))
         if unknown:
             raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)}")
-        if spec["name"] == FINE_TUNING and (sentence := fine_tuning.not_played(_literals(node))):
+        if spec["name"] == FINE_TUNING and (sentence := component_inputs.not_played(_literals(node))):
             raise not_implemented(sentence)
         if spec["name"] != FINE_TUNING and spec.get("type") == "pipeline":
             if spec in within:

@@ -118,7 +118,7 @@ class Steps:
         folder = self._context.folder / "runs" / child
         self._records.set(child, "Running")
         process = processes.start(
-            step.entry, step.specification, folder, step_log, self._environment(root, child)
+            step.entry, step.specification, folder, step_log, self._variables(root, child)
         )
         self._processes[root] = process
         if self.cancelled(root):
@@ -149,7 +149,7 @@ class Steps:
         """Say whether the nodes that are about to train will be taken away."""
         return self._context.faults.first("preempted")
 
-    def _environment(self, root: str, child: str) -> dict[str, str]:
+    def _variables(self, root: str, child: str) -> dict[str, str]:
         return process_environment.of_child(
             self._context,
             MLFLOW_TRACKING_URI=tracking.uri(self._context),

@@ -145,7 +145,8 @@ def test_papermill_sets_only_parameters_that_there_are():
 
 
 def test_the_tables_that_are_taken_from_elsewhere_are_as_make_pages_writes_them():
-    assert {path: text(path) for path in TABLES["pages"]()} == TABLES["pages"]()
+    stale = [path.name for path, page in TABLES["pages"]().items() if text(path) != page]
+    assert stale == [], "run `make pages`"
 
 
 def test_the_notebook_holds_the_picture_that_the_readme_shows():

@@ -1,27 +1,32 @@
 """Compare download-dataset.py with `load_dataset` and with streaming.
 
 Makes a repository of ultrachat_200k's shape (8 parquet files in 4 splits, 1 000 rows a row group, 6.7 and
-5.3 kB a row, about half of that when compressed), serves it from the local hub, runs each way in a fresh
+5.3 kB a row, half of that when compressed), serves it from the local hub, runs each way in a fresh
 process with an empty cache, and prints a table in Markdown: bytes that the server sent, seconds, peak memory.
 """
 
 import argparse
 import asyncio
-import multiprocessing
 import os
+import random
 import re
 import shutil
-import socket
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-import numpy
 import pyarrow
 import pyarrow.parquet
+import uvicorn
+import yaml
+
+from local_azureml.data_plane.hub import create_app
 
 REPOSITORY = "HuggingFaceH4/ultrachat_200k"
 SCRIPT = Path(__file__).parents[1] / "download-dataset.py"
@@ -33,7 +38,6 @@ SPLITS = {  # name: rows, files, bytes a row in memory
 }
 ROW_GROUP = 1000
 TURNS = 6  # messages a row, on average
-ZIPF = 1.15  # how common the common words are; makes the text compress as the real one does
 NAMES = {
     "script": "`download-dataset.py`",
     "ordinary": "`load_dataset`, `to_json`",
@@ -71,122 +75,102 @@ os._exit(0)  # its threads crash an orderly end
 """
 
 
-def make_repository(root: Path, scale: float) -> None:
-    """Write the repository's card and files below `root`."""
-    folder = root / "datasets" / REPOSITORY
-    (folder / "data").mkdir(parents=True)
-    random = numpy.random.default_rng(7)
-    text = pseudo_text(random, words=12_000_000)
-    card = ["dataset_info:", "  features:", "  - {name: prompt, dtype: string}"]
-    card += ["  - {name: prompt_id, dtype: string}", "  - name: messages", "    list:"]
-    card += ["    - {name: content, dtype: string}", "    - {name: role, dtype: string}", "  splits:"]
-    for split, (rows, _, size) in SPLITS.items():
-        rows = round(rows * scale)
-        card.append(f"  - {{name: {split}, num_examples: {rows}, num_bytes: {rows * size}}}")
-    card += ["configs:", "- config_name: default", "  data_files:"]
-    card += [f"  - {{split: {split}, path: data/{split}-*}}" for split in SPLITS]
-    (folder / "README.md").write_text("\n".join(["---", *card, "---", "Made-up rows for a benchmark.", ""]))
-    for split, (rows, files, size) in SPLITS.items():
-        for number in range(files):
-            path = folder / "data" / f"{split}-{number:05}-of-{files:05}.parquet"
-            first, last = (round(round(rows * scale) * part / files) for part in (number, number + 1))
-            write_file(path, text, random, last - first, size, odd="gen" in split)
-
-
-def pseudo_text(random: numpy.random.Generator, words: int) -> bytes:
-    """Words that are as common as in English, long enough that a compressor finds few repetitions."""
-    letters = numpy.frombuffer(b"etaoinshrdlucmfwypvbgkqjxz", dtype=numpy.uint8)
-    likely = 1 / numpy.arange(2, 28)
-    lengths = random.integers(2, 11, 50_000)
-    drawn = random.choice(letters, lengths.sum(), p=likely / likely.sum()).tobytes()
-    ends = numpy.cumsum(lengths)
-    vocabulary = [drawn[end - length : end] for end, length in zip(ends, lengths, strict=True)]
-    ranks = numpy.minimum(random.zipf(ZIPF, words) - 1, random.integers(0, 50_000, words))
-    return b" ".join([vocabulary[rank] for rank in ranks])
-
-
-def write_file(path: Path, text: bytes, random, rows: int, size: int, odd: bool) -> None:
-    with pyarrow.parquet.ParquetWriter(path, SCHEMA) as writer:
-        for start in range(0, rows, ROW_GROUP):
-            group = conversations(text, random, min(ROW_GROUP, rows - start), size, odd)
-            writer.write_table(group, row_group_size=ROW_GROUP)
-
-
 MESSAGE = pyarrow.struct([("content", pyarrow.string()), ("role", pyarrow.string())])
 SCHEMA = pyarrow.schema(
     [("prompt", pyarrow.string()), ("prompt_id", pyarrow.string()), ("messages", pyarrow.list_(MESSAGE))]
 )
 
 
-def conversations(text: bytes, random, rows: int, size: int, odd: bool) -> pyarrow.Table:
-    """A row group; the prompt repeats the first message, as in the real one."""
-    turns = random.integers(1, TURNS, rows) * 2 - odd
-    turns[turns < 2] = 3
-    each = (size - 64) / (TURNS + 1)
-    lengths = numpy.maximum(random.gamma(2, each / 2, turns.sum()).astype(int), 20)
-    starts = random.integers(0, len(text) - lengths.max(), turns.sum())
-    contents = [text[start : start + length] for start, length in zip(starts, lengths, strict=True)]
-    first = numpy.concatenate([[0], numpy.cumsum(turns)])
-    roles = numpy.tile(["user", "assistant"], turns.max() // 2 + 1)
-    messages = pyarrow.StructArray.from_arrays(
-        [
-            pyarrow.array(contents, pyarrow.binary()).cast(pyarrow.string()),
-            pyarrow.array(numpy.concatenate([roles[:count] for count in turns])),
-        ],
-        fields=list(MESSAGE),
-    )
-    prompts = pyarrow.array([contents[index] for index in first[:-1]], pyarrow.binary()).cast(
-        pyarrow.string()
-    )
-    identities = pyarrow.array([os.urandom(32).hex() for _ in range(rows)])
-    listed = pyarrow.ListArray.from_arrays(pyarrow.array(first, pyarrow.int32()), messages)
-    return pyarrow.Table.from_arrays([prompts, identities, listed], schema=SCHEMA)
+def make_repository(root: Path, scale: float) -> None:
+    """Write the repository's card and files below `root`."""
+    folder, draw = root / "datasets" / REPOSITORY, random.Random(7)
+    (folder / "data").mkdir(parents=True)
+    counts = {split: round(rows * scale) for split, (rows, *_) in SPLITS.items()}
+    sizes = [
+        {"name": split, "num_examples": count, "num_bytes": count * SPLITS[split][2]}
+        for split, count in counts.items()
+    ]
+    paths = [{"split": split, "path": f"data/{split}-*"} for split in SPLITS]
+    texts = [{"name": name, "dtype": "string"} for name in ("prompt", "prompt_id", "content", "role")]
+    features = [*texts[:2], {"name": "messages", "list": texts[2:]}]
+    card = {"dataset_info": {"features": features, "splits": sizes}}
+    card["configs"] = [{"config_name": "default", "data_files": paths}]
+    (folder / "README.md").write_text(f"---\n{yaml.safe_dump(card)}---\nMade-up rows for a benchmark.\n")
+    for split, (_, files, size) in SPLITS.items():
+        for number in range(files):
+            path = folder / "data" / f"{split}-{number:05}-of-{files:05}.parquet"
+            first, last = (round(counts[split] * part / files) for part in (number, number + 1))
+            with pyarrow.parquet.ParquetWriter(path, SCHEMA, compression="zstd") as writer:
+                for start in range(first, last, ROW_GROUP):
+                    writer.write_table(row_group(draw, min(ROW_GROUP, last - start), size, "gen" in split))
 
 
-def serve(root: Path, rate: float | None, port: int, sent) -> None:
-    """Run the hub on a link of so many bytes a second, and count the bytes of the files' bodies."""
-    import uvicorn
+def row_group(draw: random.Random, rows: int, size: int, odd: bool) -> pyarrow.Table:
+    """Rows of so many bytes on average, of which zstd saves half; the prompt repeats the first message."""
+    made, each = [], (size - 64) / (TURNS + 1)
+    for _ in range(rows):
+        turns = max(2 + odd, draw.randrange(1, TURNS) * 2 - odd)
+        texts = [draw.randbytes(max(10, int(draw.gammavariate(2, each / 4)))).hex() for _ in range(turns)]
+        messages = [
+            {"content": text, "role": ("user", "assistant")[turn % 2]} for turn, text in enumerate(texts)
+        ]
+        made.append({"prompt": texts[0], "prompt_id": draw.randbytes(32).hex(), "messages": messages})
+    return pyarrow.Table.from_pylist(made, SCHEMA)
 
-    from local_azureml.data_plane.hub import create_app
 
-    hub, free_at = create_app(root), 0.0
+class Link:
+    """The hub on a link of so many bytes a second, and how many of the files' bodies it has sent."""
 
-    async def counting(scope, receive, send):
+    def __init__(self, root: Path, rate: float | None):
+        self.hub, self.rate, self.sent, self.free_at = create_app(root), rate, 0, 0.0
+
+    async def __call__(self, scope, receive, send):
         async def count(message):
-            nonlocal free_at
             size = len(message.get("body", b""))
-            sent.value += size
-            if rate:  # the link, which all answers share
-                free_at = max(free_at, time.monotonic()) + size / rate
-                await asyncio.sleep(free_at - time.monotonic())
+            self.sent += size
+            if self.rate:  # all answers share it
+                self.free_at = max(self.free_at, time.monotonic()) + size / self.rate
+                await asyncio.sleep(self.free_at - time.monotonic())
             await send(message)
 
-        await hub(scope, receive, count if scope["type"] == "http" else send)
+        await self.hub(scope, receive, count)
 
-    uvicorn.run(counting, host="127.0.0.1", port=port, log_level="error")
+    @contextmanager
+    def served(self) -> Iterator[str]:
+        """Give the address at which it answers."""
+        server = uvicorn.Server(uvicorn.Config(self, port=0, lifespan="off", log_level="error"))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        while not server.started:
+            time.sleep(0.01)
+        try:
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = server.force_exit = True
+            thread.join()
 
 
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
-
-
-def measure(command: list[str], port: int, sent, work: Path) -> dict:
-    """Run the command in a fresh process with an empty cache, and say what it took."""
-    shutil.rmtree(work, ignore_errors=True)
-    work.mkdir()
-    environment = os.environ | {"HF_ENDPOINT": f"http://127.0.0.1:{port}", "HF_HOME": str(work / "cache")}
-    before, began = sent.value, time.time()
+def run_measured(command: list[str], folder: Path, **variables: str) -> tuple[float, int, str]:
+    """Run a command in a fresh process; return its seconds, the most bytes that it held, and what it said."""
+    began = time.monotonic()
     command = [sys.executable, "-c", LAUNCH, *command]
-    ended = subprocess.run(command, cwd=work, env=environment, capture_output=True, text=True)
-    seconds = time.time() - began
+    ended = subprocess.run(command, cwd=folder, env=os.environ | variables, capture_output=True, text=True)
+    seconds = time.monotonic() - began
     if ended.returncode:
         raise SystemExit(f"{command} failed:\n{ended.stderr}")
-    said = dict(re.findall(r"^(peak|loaded) ([\d.]+)$", ended.stdout, re.MULTILINE))
-    loaded = float(said["loaded"]) - began if "loaded" in said else None
-    memory = int(said["peak"]) * (1 if sys.platform == "darwin" else 1024)
-    return {"bytes": sent.value - before, "seconds": seconds, "memory": memory, "loaded": loaded}
+    peak = int(re.search(r"^peak (\d+)$", ended.stdout, re.MULTILINE)[1])
+    return seconds, peak * (1 if sys.platform == "darwin" else 1024), ended.stdout
+
+
+def measure(command: list[str], link: Link, address: str, work: Path) -> dict:
+    """Run the command with an empty cache, and say what it took."""
+    shutil.rmtree(work, ignore_errors=True)
+    work.mkdir()
+    before, began = link.sent, time.time()
+    seconds, memory, said = run_measured(command, work, HF_ENDPOINT=address, HF_HOME=str(work / "cache"))
+    loaded = re.search(r"^loaded ([\d.]+)$", said, re.MULTILINE)
+    until_loaded = float(loaded[1]) - began if loaded else None
+    return {"bytes": link.sent - before, "seconds": seconds, "memory": memory, "loaded": until_loaded}
 
 
 def middle(measured: list[dict]) -> dict:
@@ -228,29 +212,20 @@ def main() -> None:
 
 
 def compare(root: Path, work: Path, options: argparse.Namespace) -> None:
-    folder, port, sent = root / "datasets" / REPOSITORY, free_port(), multiprocessing.Value("q", lock=False)
+    folder, link = root / "datasets" / REPOSITORY, Link(root, options.rate and options.rate * 1e6)
     size = sum(path.stat().st_size for path in folder.glob("data/*"))
-    rate = options.rate and options.rate * 1e6
-    server = multiprocessing.Process(target=serve, args=(root, rate, port, sent), daemon=True)
-    server.start()
-    try:
-        wait_for(port)
-        link = f"a link of {options.rate:g} MB/s" if rate else "no limit on the link"
-        print(f"{size / 1e6:,.1f} MB of parquet, {link}, {os.cpu_count()} cores\n")
-        print("| rows | way | MB | of the row groups | seconds | peak MB |")
-        print("|---|---|---|---|---|---|")
+    limit = f"a link of {options.rate:g} MB/s" if options.rate else "no limit on the link"
+    print(f"{size / 1e6:,.1f} MB of parquet, {limit}, {os.cpu_count()} cores\n")
+    print("| rows | way | MB | of the row groups | seconds | peak MB |\n|---|---|---|---|---|---|")
+    with link.served() as address:
         for percent in options.percent:
-            groups = bytes_of_groups(folder, percent)
-            ways = commands(percent, options)
+            groups, ways = bytes_of_groups(folder, percent), commands(percent, options)
             rounds = [
-                {way: measure(command, port, sent, work) for way, command in ways.items()}
+                {way: measure(command, link, address, work) for way, command in ways.items()}
                 for _ in range(options.rounds)
             ]
             for way in ways:
                 show(percent, way, middle([taken[way] for taken in rounds]), groups)
-    finally:
-        server.terminate()
-        server.join()
 
 
 def commands(percent: float, options: argparse.Namespace) -> dict[str, list[str]]:
@@ -269,16 +244,6 @@ def show(percent: float, way: str, taken: dict, groups: int) -> None:
         f"| {percent:g} % | {NAMES[way]} | {size:,.1f} | {share:.2f} | {seconds} | {memory:,.0f} |",
         flush=True,
     )
-
-
-def wait_for(port: int) -> None:
-    for _ in range(100):
-        try:
-            socket.create_connection(("127.0.0.1", port), 1).close()
-            return
-        except OSError:
-            time.sleep(0.1)
-    raise SystemExit(f"nothing listens on port {port}")
 
 
 if __name__ == "__main__":

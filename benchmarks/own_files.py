@@ -8,17 +8,14 @@ import argparse
 import csv
 import json
 import os
-import re
-import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 
 import pyarrow
 import pyarrow.parquet
 
-from benchmarks.download import LAUNCH, SCRIPT
+from benchmarks.download import SCRIPT, run_measured
 
 ASKED, SAID = "How do I clean my drill? " * 8, "Ahoy! Wipe it with a cloth. Fair winds! " * 8
 ROW = {"messages": [{"role": "user", "content": ASKED}, {"role": "assistant", "content": SAID}]}
@@ -58,14 +55,8 @@ WAYS = {"check": ["--check"], "convert": ["--download_dir", "out", "--dataset"]}
 
 def measure(path: Path, words: list[str]) -> str:
     """The cells of a row of the table."""
-    began = time.monotonic()
-    command = [sys.executable, "-c", LAUNCH, sys.executable, str(SCRIPT), *words, path.name]
-    ended = subprocess.run(command, cwd=path.parent, capture_output=True, text=True)
-    seconds = time.monotonic() - began
-    if ended.returncode:
-        raise SystemExit(f"{command} failed:\n{ended.stderr}")
-    peak = int(re.search(r"^peak (\d+)$", ended.stdout, re.MULTILINE)[1])
-    memory = peak * (1 if sys.platform == "darwin" else 1024)
+    command = [sys.executable, str(SCRIPT), *words, path.name]
+    seconds, memory, _ = run_measured(command, path.parent)
     return f"{path.stat().st_size / 1e6:,.0f} | {seconds:.1f} | {memory / 1e6:,.0f}"
 
 

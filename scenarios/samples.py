@@ -21,7 +21,9 @@ import time
 from collections import Counter
 from contextlib import redirect_stdout
 from dataclasses import dataclass
+from functools import reduce
 from pathlib import Path
+from types import SimpleNamespace
 from urllib.parse import quote
 
 import nbformat
@@ -112,12 +114,11 @@ def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
         host, *path = quote(str(file.relative_to(web))).split("/")
         names = [f"{scheme}://{host}/{'/'.join(path)}" for scheme in ("https", "http")]
         names.append(f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}")
-        context = copy / str(file.relative_to(folder)).replace(
-            " ", "_"
-        )  # else a command takes it for several
+        # without spaces, at which a command would take it for several
+        context = copy / str(file.relative_to(folder)).replace(" ", "_")
         context.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(file, context)
-        addresses |= dict.fromkeys(names, f"{context}")
+        addresses |= dict.fromkeys(names, str(context))
     names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=False))
     (copy / "config.json").write_text(json.dumps(names))
     texts = [file for file in copy.rglob("*") if file.suffix in TEXTS and copy / "web" not in file.parents]
@@ -127,44 +128,35 @@ def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
 def change(file: Path, addresses: dict[str, str]) -> set[str]:
     """Change a file in its place and return the names of the changes."""
     notebook = nbformat.read(file, as_version=4) if file.suffix == ".ipynb" else None
-    sources = [cell.source for cell in notebook.cells] if notebook else [file.read_text("utf-8")]
+    cells = notebook.cells if notebook else [SimpleNamespace(source=file.read_text("utf-8"))]
+    longest_first = sorted(addresses.items(), key=lambda pair: -len(pair[0]))
+    edits = {
+        "ids": lambda text: PLACEHOLDER.sub(lambda found: IDS[found[1].upper()], text),
+        "pip": lambda text: INSTALLS.sub("", text) if notebook else text,
+        "web": lambda text: reduce(lambda text, pair: text.replace(*pair), longest_first, text),
+        "size": lambda text: SIZE.sub(known_size, text),
+    }
     changes = set()
-
-    def note(name: str, text: str, new: str) -> str:
-        if new != text:
-            changes.add(name)
-        return new
-
-    for number, text in enumerate(sources):
-        text = note("ids", text, PLACEHOLDER.sub(lambda found: IDS[found[1].upper()], text))
-        if notebook:
-            text = note("pip", text, INSTALLS.sub("", text))
-        for address, context in sorted(addresses.items(), key=lambda pair: -len(pair[0])):
-            text = note("web", text, text.replace(address, context))
-        text = note(
-            "size",
-            text,
-            SIZE.sub(lambda found: found[0] if found[0].lower() in SIZES else "Standard_DS3_v2", text),
-        )
-        sources[number] = text
+    for cell in cells:
+        for name, edit in edits.items():
+            before, cell.source = cell.source, edit(cell.source)
+            changes |= {name} if cell.source != before else set()
     if notebook:
-        for cell, text in zip(notebook.cells, sources, strict=True):
-            cell.source = text
         nbformat.write(notebook, file)
     elif changes:
-        file.write_text(sources[0], "utf-8")
+        file.write_text(cells[0].source, "utf-8")
     return changes
+
+
+def known_size(found: re.Match) -> str:
+    """Return the size that a text names, or one that the emulator has."""
+    return found[0] if found[0].lower() in SIZES else "Standard_DS3_v2"
 
 
 def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
     """Run one notebook to its end or to the cell that stops it."""
     notebook = nbformat.read(copy / path, as_version=4)
-    nearby = {
-        name
-        for file, names in changed.items()
-        if path.parent in (file.parent, *file.parents)
-        for name in names
-    }
+    nearby = set().union(*(names for file, names in changed.items() if path.parent in file.parents))
     if expected := [name for name in CLUSTERS if any(name in cell.source for cell in notebook.cells)]:
         make_clusters(expected)
         nearby.add("cluster")
@@ -185,7 +177,7 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
     except DeadKernelError:
         reason = "the kernel died"
     nbformat.write(notebook, copy / path)
-    ended = sum(1 for cell in code if succeeded(cell))
+    ended = sum(map(succeeded, code))
     jobs, failures = outcomes(submitted() - before)
     changes = [name for name in CHANGES if name in nearby]
     reason = reason or "; ".join(f"a job of its failed: {failure}" for failure in failures)

@@ -130,10 +130,7 @@ FIRST_CASES = [  # what people meet; most is known before anything is billed
         per_device_train_batch_size=1,
     ),
     tuned(
-        "evaluations that never come",
-        4,
-        r"eval_steps: 500, needed at most \d+",
-        evaluation_steps_interval=0,
+        "evaluations that never come", 4, r"eval_steps: 500, needed at most \d+", evaluation_steps_interval=0
     ),
     tuned(
         "early stopping that never stops",
@@ -148,13 +145,7 @@ FIRST_CASES = [  # what people meet; most is known before anything is billed
         "job_limit_minutes: 0.0001, needed 1",
         job_limit_minutes=0.0001,
     ),
-    Case(
-        "hub-unreachable",
-        4,
-        "nothing was billed.*cannot reach",
-        spends=False,
-        creates=CLUSTER,
-    ),
+    Case("hub-unreachable", 4, "nothing was billed.*cannot reach", spends=False, creates=CLUSTER),
     Case("no-credential", 1, "no Azure login was found.*az login", spends=False),
     Case("workspace-missing", 1, "the workspace.*did not open", spends=False),
     Case("registry-forbidden", 1, "the registry.*Forbidden", spends=False),

@@ -33,11 +33,7 @@ LATE_CASES = [  # the slow ones first, so that the last one to end is short
     Case("upload-broken", 5, "no job was submitted: [^<]+; where the network failed, run this cell again"),
     Case("throttled=10", 0, "trying again.*Nothing left running"),
     Case(
-        "",
-        5,
-        "the emulator stopped while the job ran",
-        kills=True,
-        what="emulator killed, and started again",
+        "", 5, "the emulator stopped while the job ran", kills=True, what="emulator killed, and started again"
     ),
     Case("reset", None),
     Case("slow=0.1", 0, DONE),

@@ -171,10 +171,5 @@ SURROUNDINGS = [
         shell=ANOTHER_PYTHON,
     ),
     Surrounding("a full disk", shell=FULL_DISK, mounts=True, refuses="No space left on device|disk is full"),
-    Surrounding(
-        "Ctrl-C at the terminal",
-        columns=80,
-        interrupt="step 20/",
-        refuses="was interrupted",
-    ),
+    Surrounding("Ctrl-C at the terminal", columns=80, interrupt="step 20/", refuses="was interrupted"),
 ]

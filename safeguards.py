@@ -381,12 +381,12 @@ def failure(workspace: MLClient, job, minutes: float) -> str:
     return f"job {job.name} did not complete. {name}: {reason} ({log}). Run this cell again for another try"
 
 
-def delete_ours(delete: Callable, workspace: MLClient, endpoint: str, run_id: str, tries=3, pause=0) -> None:
+def delete_ours(workspace: MLClient, endpoint: str, run_id: str, tries=3, pause=0) -> None:
     """Delete the endpoint if this run made it; say how to do it by hand where Azure goes on to refuse."""
 
     def delete_if_ours() -> None:
         if is_ours(workspace, endpoint, run_id):
-            delete()
+            workspace.online_endpoints.begin_delete(endpoint).result()
 
     if refused := retry(delete_if_ours, tries, pause):  # as it does while a deployment is being made
         command = delete_command(workspace, endpoint)
@@ -431,12 +431,9 @@ def serving(workspace: MLClient, wanted):
 def delete_from_inside(workspace: MLClient, endpoint: str, run_id: str) -> None:
     """Delete this run's endpoint as its kernel ends, unless it is to be kept."""
     if endpoint in watchers:
-        delete = workspace.online_endpoints.begin_delete
-        delete_ours(lambda: delete(endpoint).result(), workspace, endpoint, run_id)
+        delete_ours(workspace, endpoint, run_id)
 
 
 def delete_from_outside(endpoint: str, run_id: str, *place: str) -> None:
     """Delete a run's endpoint after its kernel, and try for half an hour."""
-    ends = MLClient(DefaultAzureCredential(), *place)
-    delete = ends.online_endpoints.begin_delete
-    delete_ours(lambda: delete(endpoint).result(), ends, endpoint, run_id, tries=180, pause=10)
+    delete_ours(MLClient(DefaultAzureCredential(), *place), endpoint, run_id, tries=180, pause=10)

@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import jwt
@@ -130,7 +131,8 @@ def models(workspace: MLClient) -> Iterator[Found]:
     for name in {model.name for model in workspace.models.list()}:
         for model in ours(workspace.models.list(name)):
             what = f"model {name}:{model.version}"
-            yield Found(what, model.tags["run_id"], maker(model), "stored", archiver(workspace, model))
+            remove = partial(workspace.models.archive, name, version=model.version)
+            yield Found(what, model.tags["run_id"], maker(model), "stored", remove)
 
 
 def unfinished(workspace: MLClient) -> list:
@@ -151,10 +153,6 @@ def maker(thing) -> str:
 def found(kind: str, thing, state: str, begin: Callable, by: str | None = None) -> Found:
     by = maker(thing) if by is None else by
     return Found(f"{kind} {thing.name}", thing.tags["run_id"], by, state, lambda: begin(thing.name).result())
-
-
-def archiver(workspace: MLClient, model) -> Callable[[], None]:
-    return lambda: workspace.models.archive(model.name, version=model.version)
 
 
 def clean(found: list[Found], me: set[str], options: argparse.Namespace) -> int:

@@ -93,13 +93,9 @@ def coin(place: tuple[float, float]) -> None:
     plt.gca().text(*place, "$", ha="center", va="center", size=18, weight="bold", color="white", zorder=4)
 
 
-def embedded(picture: bytes) -> dict:
-    """Return the picture as an attachment of a cell, which every viewer of notebooks shows."""
-    return {PICTURE.name: {"image/png": base64.b64encode(picture).decode()}}
-
-
 if __name__ == "__main__":
     PICTURE.write_bytes(draw())
     notebook = nbformat.read(NOTEBOOK, as_version=4)
-    notebook.cells[0].attachments = embedded(PICTURE.read_bytes())
+    picture = base64.b64encode(PICTURE.read_bytes()).decode()
+    notebook.cells[0].attachments = {PICTURE.name: {"image/png": picture}}  # which every viewer shows
     nbformat.write(notebook, NOTEBOOK)

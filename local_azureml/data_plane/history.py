@@ -41,7 +41,7 @@ def _run(context: Context, document: dict) -> dict:
         "description": properties.get("description"),
         "hidden": properties["isArchived"],
         "status": properties["status"],
-        "runType": "azureml.scriptrun" if _kind(properties) == "Command" else "azureml.PipelineRun",
+        "runType": "azureml.scriptrun" if properties["jobType"] == "Command" else "azureml.PipelineRun",
         "createdUtc": run["start"],
         "startTimeUtc": run["start"],
         "endTimeUtc": run["end"],
@@ -50,10 +50,6 @@ def _run(context: Context, document: dict) -> dict:
         "error": _error(run),
         "warnings": run["warnings"],
     }
-
-
-def _kind(properties: dict) -> str:
-    return properties["jobType"].capitalize()
 
 
 def _error(run: dict) -> dict | None:

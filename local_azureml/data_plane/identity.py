@@ -79,11 +79,6 @@ def make_token(context: Context, resource: str, expires: int, key: str | None = 
     return jwt.encode(claims, key or context.secret("token_key"), algorithm="HS256")
 
 
-def job_token(context: Context) -> str:
-    """Return the token with which a job of ours writes its metrics."""
-    return make_token(context, identifiers.AUDIENCE, int(time.time()) + identifiers.LIFETIME)
-
-
 def check_token(request: Request, key: str | None = None) -> None:
     """Refuse a request whose bearer token is not one that this emulator gave out, signed with `key`."""
     scheme, _, given = request.headers.get("authorization", "").partition(" ")

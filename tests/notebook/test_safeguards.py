@@ -178,7 +178,7 @@ def test_another_runs_endpoint_is_not_taken_over(client):
     endpoint(client, "theirs", "4")
     with pytest.raises(RuntimeError, match="endpoint theirs is another run's: choose another endpoint_name"):
         safeguards.delete_when_kernel_ends(client, "theirs", "5", unless=False)
-    safeguards.delete_ours(lambda: pytest.fail("it was deleted"), client, "theirs", "5")
+    safeguards.delete_ours(client, "theirs", "5")
     assert "theirs" in endpoints(client)
     client.online_endpoints.begin_delete("theirs").result()
 

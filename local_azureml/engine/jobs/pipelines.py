@@ -37,7 +37,10 @@ class Pipelines:
         """Run the nodes of a pipeline or of a component that is one; `values` are its inputs."""
         made: dict[str, dict] = {}  # by node, its outputs
         failed: dict[str, StepError] = {}
-        needs = {key: _read_from(node) for key, node in nodes.items()}
+        needs = {  # by node, those that it reads from
+            key: {found[1] for found in NODE_BINDING.finditer(str(node.get("inputs")))}
+            for key, node in nodes.items()
+        }
         goes_on = (job.get("settings") or {}).get("continue_on_step_failure", True)
         for key in _in_order(needs):
             if not needs[key] <= made.keys():
@@ -191,11 +194,6 @@ def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ())
 def _defaults(spec: dict) -> dict:
     """Return the values that a component's inputs have where none is given."""
     return {key: value["default"] for key, value in (spec.get("inputs") or {}).items() if "default" in value}
-
-
-def _read_from(node: dict) -> set[str]:
-    """Return the names of the nodes that a node reads from."""
-    return {found[1] for found in NODE_BINDING.finditer(str(node.get("inputs")))}
 
 
 def _in_order(needs: dict[str, set[str]]) -> list[str]:

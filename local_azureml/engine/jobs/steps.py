@@ -7,7 +7,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from local_azureml import process_environment
+from local_azureml import identifiers, process_environment
 from local_azureml.context import Context
 from local_azureml.control_plane import datastores
 from local_azureml.data_plane import identity, tracking
@@ -99,7 +99,8 @@ class Steps:
         self.check(root)
         self._records.set(child, "Queued")
         nodes = Nodes(self._context, child, step.compute, step.nodes, step.instance_type)
-        preempted = step.name == TRAINING and nodes.low_priority and self._preempts()
+        trains_cheaply = step.name == TRAINING and nodes.low_priority
+        preempted = trains_cheaply and self._context.faults.first("preempted")
         with nodes:
             process = self._run_process(root, child, step, journal, quiet, preempted)
         self.check(root)
@@ -145,15 +146,12 @@ class Steps:
                     with step_log.open("a", encoding="utf-8") as log:
                         log.writelines(f"not kept: {source}: {why}\n" for source, _, why in error.args[0])
 
-    def _preempts(self) -> bool:
-        """Say whether the nodes that are about to train will be taken away."""
-        return self._context.faults.first("preempted")
-
     def _variables(self, root: str, child: str) -> dict[str, str]:
+        expires = int(time.time()) + identifiers.LIFETIME
         return process_environment.of_child(
             self._context,
             MLFLOW_TRACKING_URI=tracking.uri(self._context),
-            MLFLOW_TRACKING_TOKEN=identity.job_token(self._context),
+            MLFLOW_TRACKING_TOKEN=identity.make_token(self._context, identifiers.AUDIENCE, expires),
             MLFLOW_RUN_ID=child,
             AZUREML_RUN_ID=child,
             AZUREML_ROOT_RUN_ID=root,

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import requests
 
-from local_azureml import identifiers, resource
-from local_azureml.state import State
+from local_azureml import identifiers
+from local_azureml.context import Context
+from local_azureml.control_plane import assets
+from local_azureml.data_plane.tracking import Tracking
+from local_azureml.engine.jobs.records import Records
 
 WORKSPACE = identifiers.WORKSPACE_ID[1:]
 REGISTRY = f"mferp/managementfrontend/{WORKSPACE.partition('/workspaces/')[0]}/registries/azureml"
@@ -25,6 +28,7 @@ CLUSTER = {
     "location": "eastus",
     "properties": {"computeType": "AmlCompute", "properties": {"vmSize": "Standard_DS3_v2"}},
 }
+CHANGED_LAST = "$orderBy=modifiedtime desc"
 VERSIONS, JOBS = 5000, 2000  # of a filled data folder
 REQUESTS = {
     "show the workspace": ("GET", WORKSPACE, None),
@@ -38,11 +42,7 @@ REQUESTS = {
     "list the models": ("GET", f"{WORKSPACE}/models", None),
     "show a model": ("GET", f"{WORKSPACE}/models/timed", None),
     "list 25 versions": ("GET", f"{WORKSPACE}/models/timed/versions?$top=25", None),
-    "list 25 changed last": (
-        "GET",
-        f"{WORKSPACE}/models/timed/versions?$top=25&$orderBy=modifiedtime desc",
-        None,
-    ),
+    "list 25 changed last": ("GET", f"{WORKSPACE}/models/timed/versions?$top=25&{CHANGED_LAST}", None),
     "list a page of jobs": ("GET", f"{WORKSPACE}/jobs", None),
 }
 REPETITIONS, CLIENTS, TURNS = 200, 20, 10
@@ -69,42 +69,15 @@ def main() -> None:
 
 
 def fill(folder: Path) -> None:
-    """Write a model of many versions, and many jobs, as the state keeps them."""
-    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
-    made = {"systemData": resource.system_data()}
-    model, jobs = f"/{WORKSPACE}/models/timed", f"/{WORKSPACE}/jobs"
-    version = {
-        **MODEL["properties"],
-        "isArchived": False,
-        "tags": {"n": "1"},
-        "properties": {},
-        "flavors": {},
-    }
-    job = {
-        "jobType": "Command",
-        "command": "true",
-        "status": "Completed",
-        "isArchived": False,
-        "experimentName": "timed",
-        "displayName": "timed",
-        **{name: {} for name in ("tags", "properties", "services", "outputs", "environmentVariables")},
-    }
-    run = {
-        "parent": None,
-        "root": None,
-        "error": None,
-        "warnings": [],
-        "start": resource.now(),
-        "end": resource.now(),
-    }
-    with closing(State(folder)) as state:
-        state.put(model, {"id": model, "name": "timed", "properties": {}, **made})
-        for name in map(str, range(VERSIONS)):
-            identifier = f"{model}/versions/{name}"
-            state.put(identifier, {"id": identifier, "name": name, "properties": version, **made})
+    """Write a model of many versions, and many jobs, as the emulator keeps them."""
+    with closing(Context(folder.resolve(), 0, identifiers.SMALL_MODEL)) as context:
+        for number in range(VERSIONS):
+            properties = {**MODEL["properties"], "tags": {"n": "1"}}
+            assets.register(context, "models", "timed", str(number), properties)
+        jobs = Records(context, Tracking(context))
         for name in (f"timed-{number}" for number in range(JOBS)):
-            identifier = f"{jobs}/{name}"
-            state.put(identifier, {"id": identifier, "name": name, "properties": job, **made, "run": run})
+            jobs.open(name, {"jobType": "Command", "command": "true"}, parent=None, root=None)
+            jobs.end(name, "Completed")
 
 
 def client() -> requests.Session:

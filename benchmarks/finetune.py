@@ -3,8 +3,7 @@
 The rows are the sample's conversations, joined until their lengths spread as ultrachat_200k's do: log-normal,
 half of the rows within a factor of 1.4 of the median. Both ways see the same rows at each step, in random
 order, with the same labels, optimizer, schedule and seed; the plain Trainer pads each batch to its longest
-row. One function evaluates both. Prints a Markdown table, and the tokenizer's share of the preprocess step
-on rows of ultrachat_200k's own lengths, which would take a CPU too long to train on.
+row. One function evaluates both. Prints a Markdown table.
 """
 
 import argparse
@@ -24,7 +23,6 @@ from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
     DataCollatorForSeq2Seq,
-    PreTrainedTokenizerBase,
     TrainingArguments,
 )
 
@@ -39,7 +37,7 @@ from local_azureml.engine.chat_completion import (
     preprocess,
 )
 from local_azureml.engine.chat_completion.packing import DistributedBatchSampler
-from local_azureml.engine.chat_completion.trainer import adapters
+from local_azureml.engine.chat_completion.trainer import AS_THEY_ARE, adapters
 from local_azureml.identifiers import SMALL_MODEL
 
 ULTRACHAT_MEDIAN = 1200  # tokens of a row
@@ -49,7 +47,6 @@ SIXTEEN_BITS = {
     "H200": 989e12,
     "A100": 312e12,
 }  # operations a second, by NVIDIA's data sheets
-LONG_ROWS = 2000  # of that median, on which the preprocess step is timed
 
 
 def main() -> None:
@@ -59,12 +56,7 @@ def main() -> None:
     transformers.utils.logging.disable_progress_bar()
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
-        values, specification = prepare(options, folder)
-        print(
-            f"tokenizer's share of the preprocess step: {tokenizer_share(specification, folder):.0%}",
-            flush=True,
-        )
-        results = {}
+        values, results = prepare(options, folder), {}
         for turn in range(options.repeat):
             for train in (plain, ours)[:: 1 if turn % 2 else -1]:
                 results.setdefault(train.__name__, []).append(train(values, folder))
@@ -89,7 +81,7 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
+def prepare(options: argparse.Namespace, folder: Path) -> dict:
     """Write rows and base model, run the steps before the fine-tune, and return its inputs."""
     base = full_size(options.full_size_layers, folder) if options.full_size_layers else options.base_model
     for split, rows, seed in (("train", options.rows, 1), ("validation", options.rows // 8, 2)):
@@ -110,38 +102,7 @@ def prepare(options: argparse.Namespace, folder: Path) -> tuple[dict, dict]:
     specification = {"inputs": given, "upstream": upstream, "output": str(folder / "base"), "faults": {}}
     model_import.run(specification)
     preprocess.run(specification | {"output": str(folder / "tokens")})
-    return inputs.typed(given), specification
-
-
-def tokenizer_share(specification: dict, folder: Path) -> float:
-    """Run the preprocess step on long rows and return the share of its time that passes in the tokenizer.
-
-    That is, in filling the template in and in splitting the text into tokens.
-    """
-    write_rows(folder / "long.jsonl", LONG_ROWS, ULTRACHAT_MEDIAN, seed=3)
-    given = specification["inputs"] | {"train_file_path": str(folder / "long.jsonl")}
-    specification = specification | {"inputs": given, "output": str(folder / "long")}
-    spent = 0.0
-    plain = {name: getattr(PreTrainedTokenizerBase, name) for name in ("apply_chat_template", "__call__")}
-
-    def timed(method):
-        def call(*args, **kwargs):
-            nonlocal spent
-            begun = time.perf_counter()
-            try:
-                return method(*args, **kwargs)
-            finally:
-                spent += time.perf_counter() - begun
-
-        return call
-
-    for name, method in plain.items():
-        setattr(PreTrainedTokenizerBase, name, timed(method))
-    begun = time.perf_counter()
-    preprocess.run(specification)
-    for name, method in plain.items():
-        setattr(PreTrainedTokenizerBase, name, method)
-    return spent / (time.perf_counter() - begun)
+    return inputs.typed(given)
 
 
 def ours(values: dict, folder: Path) -> dict:
@@ -158,15 +119,10 @@ def plain(values: dict, folder: Path, recomputed: bool = False) -> dict:
     gpu = torch.cuda.is_available()
     arguments = TrainingArguments(
         output_dir=str(folder / "plain"),
-        num_train_epochs=values["num_train_epochs"],
-        per_device_train_batch_size=values["per_device_train_batch_size"],
-        learning_rate=values["learning_rate"],
-        lr_scheduler_type=values["lr_scheduler_type"],
-        optim=values["optim"],
+        **{name: values[name] for name in AS_THEY_ARE},
         bf16=kind == "bf16",
         fp16=kind == "fp16",
         gradient_checkpointing=recomputed,
-        seed=values["seed"],
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,

@@ -28,10 +28,10 @@ def _ids_of_user(identity: str) -> dict:
     return {name: str(uuid.uuid5(uuid.NAMESPACE_URL, f"{name} of {identity.lower()}")) for name in names}
 
 
-def system_data(created: str | None = None) -> dict:
-    """Return who made and changed a resource, and when."""
+def system_data(before: dict | None = None) -> dict:
+    """Return who made and changed a resource, and when; `before` is its document so far."""
     return {
-        "createdAt": created or now(),
+        "createdAt": before["systemData"]["createdAt"] if before else now(),
         "createdBy": "you",
         "createdByType": "User",
         "lastModifiedAt": now(),

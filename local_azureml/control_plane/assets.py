@@ -92,7 +92,7 @@ def change_container(request: Request, kind: str, name: str, body: shapes.Asset)
         document = find_container(context, kind, name)
         asked = {key: value for key, value in body["properties"].items() if key in SHARED}
         document["properties"] = {**document["properties"], **asked}
-        document["systemData"] = resource.system_data(document["systemData"]["createdAt"])
+        document["systemData"] = resource.system_data(document)
         return context.state.put(document["id"], document)
 
 
@@ -193,7 +193,7 @@ def _document(kind: str, name: str, version: str, properties: dict, before: dict
         "name": version,
         "type": f"{identifiers.PROVIDER}/workspaces/{kind}/versions",
         "properties": {**defaults, **properties},
-        "systemData": resource.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "systemData": resource.system_data(before),
     }
 
 

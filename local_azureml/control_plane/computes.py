@@ -92,7 +92,7 @@ def _document(context: Context, identifier: str, name: str, body: dict, before: 
     properties = asked.get("properties") or {}
     if before:
         properties = {**before["properties"]["properties"], **properties}
-    system_data = resource.system_data((before or {}).get("systemData", {}).get("createdAt"))
+    system_data = resource.system_data(before)
     size = quota.size_named(context, properties.get("vmSize") or "")
     scale = {"minNodeCount": 0, "maxNodeCount": 1, "nodeIdleTimeBeforeScaleDown": "PT2M"}
     properties = {

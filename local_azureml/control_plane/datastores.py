@@ -95,7 +95,7 @@ def create(request: Request, name: str, body: shapes.Datastore) -> JSONResponse:
             "id": f"{OTHERS}/{name}",
             "name": name,
             "type": f"{identifiers.PROVIDER}/workspaces/datastores",
-            "systemData": resource.system_data((before or {}).get("systemData", {}).get("createdAt")),
+            "systemData": resource.system_data(before),
             "properties": {**body["properties"], "credentials": credentials, "isDefault": False},
             "secrets": secrets,
         }

@@ -128,7 +128,7 @@ def _deployment(
         "kind": body.get("kind") or "Managed",
         "identity": resource.identity(body.get("identity")),
         "sku": {"name": "Default", **(body.get("sku") or {}), "capacity": instances},
-        "systemData": resource.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "systemData": resource.system_data(before),
         "properties": {
             "scaleSettings": {"scaleType": "Default"},
             "appInsightsEnabled": False,

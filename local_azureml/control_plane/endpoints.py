@@ -149,7 +149,7 @@ def _endpoint(context: Context, name: str, body: dict, before: dict | None) -> d
         "kind": body.get("kind") or "Managed",
         "identity": resource.identity(body.get("identity") or {"type": "SystemAssigned"}),
         **{key: body[key] for key in ("sku",) if key in body},
-        "systemData": resource.system_data((before or {}).get("systemData", {}).get("createdAt")),
+        "systemData": resource.system_data(before),
         "properties": {
             "description": asked.get("description"),
             "properties": asked.get("properties") or {},

@@ -93,7 +93,7 @@ class Models(AbstractStore):
 
     def _change(self, document: dict, **changes) -> dict:
         properties = {**document["properties"], **changes}
-        system_data = resource.system_data(document["systemData"]["createdAt"])
+        system_data = resource.system_data(document)
         return self._context.state.merge(document["id"], properties=properties, systemData=system_data)
 
     def _tag(self, document: dict, key: str, value: str | None) -> None:

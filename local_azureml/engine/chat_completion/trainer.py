@@ -19,6 +19,13 @@ from local_azureml.engine.chat_completion.packing import (
     FlatteningCollator,
 )
 
+AS_THEY_ARE = (  # inputs that the Trainer has by the same names
+    *("num_train_epochs", "max_steps", "per_device_train_batch_size", "per_device_eval_batch_size"),
+    *("auto_find_batch_size", "optim", "learning_rate", "lr_scheduler_type", "warmup_steps", "weight_decay"),
+    *("adam_beta1", "adam_beta2", "adam_epsilon", "max_grad_norm", "seed", "dataloader_num_workers"),
+    *("eval_steps", "metric_for_best_model", "logging_strategy", "logging_steps"),
+)
+
 
 def training_arguments(
     values: dict, running: Layout, deepspeed: dict | None, output: Path, checkpointing: bool, kind: str
@@ -27,38 +34,19 @@ def training_arguments(
     evaluates = values["evaluation_strategy"]
     return SFTConfig(
         output_dir=str(output),
-        num_train_epochs=values["num_train_epochs"],
-        max_steps=values["max_steps"],
-        per_device_train_batch_size=values["per_device_train_batch_size"],
-        per_device_eval_batch_size=values["per_device_eval_batch_size"],
-        auto_find_batch_size=values["auto_find_batch_size"],
+        **{name: values[name] for name in AS_THEY_ARE},
         gradient_accumulation_steps=values["gradient_accumulation_steps"] * running.repeats,
         eval_accumulation_steps=positive(values["eval_accumulation_steps"]),
-        optim=values["optim"],
-        learning_rate=values["learning_rate"],
-        lr_scheduler_type=values["lr_scheduler_type"],
-        warmup_steps=values["warmup_steps"],
-        weight_decay=values["weight_decay"],
-        adam_beta1=values["adam_beta1"],
-        adam_beta2=values["adam_beta2"],
-        adam_epsilon=values["adam_epsilon"],
-        max_grad_norm=values["max_grad_norm"],
         bf16=kind == "bf16",
         fp16=kind == "fp16",
-        seed=values["seed"],
         full_determinism=values["enable_full_determinism"],
-        dataloader_num_workers=values["dataloader_num_workers"],
         dataloader_pin_memory=torch.cuda.is_available(),
         eval_strategy="no" if evaluates == "disable" else evaluates,
-        eval_steps=values["eval_steps"],
         save_strategy="epoch" if evaluates == "disable" else evaluates,
         save_steps=values["eval_steps"],
         save_total_limit=positive(values["save_total_limit"]),
         load_best_model_at_end=evaluates != "disable",
-        metric_for_best_model=values["metric_for_best_model"],
         greater_is_better=False,
-        logging_strategy=values["logging_strategy"],
-        logging_steps=values["logging_steps"],
         logging_nan_inf_filter=False,
         gradient_checkpointing=checkpointing,  # the one name that all of transformers 5 takes
         use_cpu=not torch.cuda.is_available(),

@@ -65,6 +65,16 @@ def is_signature(authorization: str) -> bool:
     return authorization.lower().startswith("basic ")
 
 
+def again(content: bytes, receive: Receive) -> Receive:
+    """Return what receives a body that was read already, and then what follows it."""
+    pending: list[Message] = [{"type": "http.request", "body": content}]
+
+    async def received() -> Message:
+        return pending.pop() if pending else await receive()
+
+    return received
+
+
 def _given(authorization: str) -> tuple[str, str]:
     """Return the end and the signature that a request's user and password are."""
     try:
@@ -93,16 +103,11 @@ class Addresses:
         if "authorization" not in Headers(scope=scope) or not HOLDING.match(below):
             return await self.app(scope, receive, send)
         authorization, is_model = Headers(scope=scope)["authorization"], below.endswith("/MLmodel")
-        asked = await _whole(receive)
-        content = self._signed.sub(STORED, asked.decode("utf-8", "surrogateescape"))
-        asked = content.encode("utf-8", "surrogateescape")
+        asked = (await Request(scope, receive).body()).decode("utf-8", "surrogateescape")
+        asked = self._signed.sub(STORED, asked).encode("utf-8", "surrogateescape")
         headers = MutableHeaders(raw=list(scope["headers"]))
         headers["content-length"] = str(len(asked))
-        pending: list[Message] = [{"type": "http.request", "body": asked}]
         start, told, is_long = {}, bytearray(), False
-
-        async def taken_back() -> Message:
-            return pending.pop() if pending else await receive()
 
         def address(found: re.Match) -> str:
             return self._address(found, authorization)
@@ -125,7 +130,7 @@ class Addresses:
                 await send(start)
                 await send({"type": "http.response.body", "body": body})
 
-        await self.app({**scope, "headers": headers.raw}, taken_back, signed)
+        await self.app({**scope, "headers": headers.raw}, again(asked, receive), signed)
 
     def _address(self, found: re.Match, authorization: str) -> str:
         if is_signature(authorization):
@@ -138,12 +143,3 @@ class Addresses:
             expires, signature = storage.signed(self._context, found[1], time.time() + identifiers.LIFETIME)
         host = self._context.origin.removeprefix("https://")
         return f"https://{quote(expires, safe='')}:{signature}@{host}{self._prefix}{SERVED}/{found[1]}"
-
-
-async def _whole(receive: Receive) -> bytes:
-    content, more = bytearray(), True
-    while more:
-        message = await receive()
-        content += message.get("body", b"")
-        more = message.get("more_body", False)
-    return bytes(content)

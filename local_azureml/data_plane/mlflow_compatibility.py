@@ -13,9 +13,10 @@ from urllib.parse import parse_qs
 from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
-from starlette.types import ASGIApp, Message, Receive, Scope, Send
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from local_azureml.context import Context
+from local_azureml.data_plane import artifacts
 
 log = logging.getLogger(__name__)
 API = "/api/2.0/mlflow/"
@@ -166,7 +167,7 @@ class CompatibilityMiddleware:
         asked: dict = parse_qs(scope["query_string"].decode("latin-1"))
         if path == SEARCHES:
             content = await Request(scope, receive).body()
-            asked, receive = _fields(content), _again(content, receive)
+            asked, receive = _fields(content), artifacts.again(content, receive)
         line = next(line for line in TABLE if line.match(method, path, asked))
         if line.status == 200:
             return await self.app(scope, receive, send)
@@ -187,13 +188,3 @@ def _fields(content: bytes) -> dict:
     except (ValueError, RecursionError):
         return {}
     return asked if isinstance(asked, dict) else {}
-
-
-def _again(content: bytes, receive: Receive) -> Receive:
-    """Return what receives a body that was read already, and then what follows it."""
-    pending: list[Message] = [{"type": "http.request", "body": content}]
-
-    async def received() -> Message:
-        return pending.pop() if pending else await receive()
-
-    return received

@@ -14,7 +14,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from http.client import HTTPException
-from pathlib import Path
+from types import SimpleNamespace
 
 from settings import Check
 
@@ -62,32 +62,22 @@ class Training:
     tested: int  # conversations to evaluate with
 
     @classmethod
-    def of(
-        cls,
-        model,
-        component,
-        settings: dict,
-        cluster,
-        size: str,
-        gpus: int,
-        limit: float,
-        train: Path,
-        test: Path,
-    ) -> "Training":
-        """Return what the settings and the files of rows come to on a cluster."""
+    def of(cls, now: SimpleNamespace, size: str) -> "Training":
+        """Return what the kernel's variables after step 4 come to, on machines of a size."""
         kinds = {"integer": int, "number": float}
-        values = {name: known.default for name, known in component.inputs.items()} | settings
+        values = {name: known.default for name, known in now.component.inputs.items()} | now.settings
         values = {
-            name: kinds.get(component.inputs[name].type, str)(value)
+            name: kinds.get(now.component.inputs[name].type, str)(value)
             for name, value in values.items()
             if value is not None
         }
+        train, test = (now.folder / now.data[role] for role in ("train", "test"))
         with train.open(encoding="utf-8") as lines, test.open("rb") as others:
             talks, tested = [json.loads(line)["messages"] for line in lines], sum(1 for _ in others)
         lengths = [sum(len(message["content"]) for message in talk) for talk in talks]
-        gpus = int(settings.get("number_of_gpu_to_use_finetuning", gpus))
-        idle = cluster.idle_time_before_scale_down
-        return cls(model.name, values, size, cluster.tier.lower(), gpus, idle, limit, lengths, tested)
+        gpus = int(now.settings.get("number_of_gpu_to_use_finetuning", now.gpus_per_node))
+        tier, idle = now.cluster.tier.lower(), now.cluster.idle_time_before_scale_down
+        return cls(now.model.name, values, size, tier, gpus, idle, now.job_limit_minutes, lengths, tested)
 
     @property
     def nodes(self) -> int:

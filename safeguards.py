@@ -304,20 +304,9 @@ def forecast(given: dict) -> None:
     """
     now = SimpleNamespace(**given)
     sizes, _ = region(now.workspace)
-    training = Training.of(
-        now.model,
-        now.component,
-        now.settings,
-        now.cluster,
-        sizes[now.cluster.size.lower()].name,
-        now.gpus_per_node,
-        now.job_limit_minutes,
-        now.folder / now.data["train"],
-        now.folder / now.data["test"],
-    )
+    training = Training.of(now, sizes[now.cluster.size.lower()].name)
     fitting = [sizes[name] for name in usable(sizes, told(now.model)[0])]
-    stops = [one for one in training.checks(fitting) if not one.fine]
-    if stops:
+    if stops := [one for one in training.checks(fitting) if not one.fine]:
         raise RuntimeError(f"nothing was billed. {listed(stops)}")
     instances = now.instance_count * (1 + now.compare_with_base)
     print(training.at_most(now.about.location, now.instance_type, instances))

@@ -37,8 +37,10 @@ def training(component, tmp_path):
         file = tmp_path / "one.jsonl"
         file.write_text(f"{json.dumps(talk)}\n")
         cluster = SimpleNamespace(tier="Dedicated", idle_time_before_scale_down=120)
-        given = (SimpleNamespace(name=model), component, TUTORIAL | settings, cluster, size, gpus, 240)
-        once = costs.Training.of(*given, file, file)
+        now = SimpleNamespace(model=SimpleNamespace(name=model), component=component, cluster=cluster)
+        now.settings, now.gpus_per_node, now.job_limit_minutes = TUTORIAL | settings, gpus, 240
+        now.folder, now.data = tmp_path, {"train": file.name, "test": file.name}
+        once = costs.Training.of(now, size)
         return dataclasses.replace(once, lengths=once.lengths * (rows - rows // 5), tested=rows // 5)
 
     return of

@@ -103,7 +103,7 @@ elsewhere: .venv/installed ## Do what make run does in other surroundings: proce
 	$(python) -m scenarios.elsewhere
 
 .PHONY: bench
-bench: .venv/installed ## Measure NAME=control_plane, commands, download, own_files, finetune, full_size or serving, with OPTIONS
+bench: .venv/installed ## Measure NAME=control_plane, download, own_files, finetune, full_size or serving, with OPTIONS
 	$(python) -m local_azureml run $(RUN_OPTIONS) -- $(python) -m benchmarks.$(NAME) $(OPTIONS)
 
 .PHONY: package

@@ -97,7 +97,7 @@ class MlflowCallback(TrainerCallback):
         self.writes.append(self.writer.submit(self.client.log_batch, run, **what))
 
 
-class Fault(TrainerCallback):
+class OutOfMemoryCallback(TrainerCallback):
     """Asks for more memory than there is after the first step, where the fault out-of-memory is on."""
 
     def __init__(self, faults: dict):

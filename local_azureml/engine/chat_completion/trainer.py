@@ -11,7 +11,12 @@ from peft.helpers import disable_input_dtype_casting
 from transformers import EarlyStoppingCallback, PrinterCallback, TrainerCallback
 from trl import SFTConfig, SFTTrainer
 
-from local_azureml.engine.chat_completion.callbacks import Fault, LogCallback, MlflowCallback, NaNCallback
+from local_azureml.engine.chat_completion.callbacks import (
+    LogCallback,
+    MlflowCallback,
+    NaNCallback,
+    OutOfMemoryCallback,
+)
 from local_azureml.engine.chat_completion.machine import Layout
 from local_azureml.engine.chat_completion.packing import (
     DistributedBatchSampler,
@@ -87,7 +92,7 @@ class Trainer(SFTTrainer):
             LogCallback(sum(train["length"])),
             *evaluation_steps(values),  # before the tracker, which notes them
             self.tracker,
-            Fault(faults),
+            OutOfMemoryCallback(faults),
             *early_stopping(values),
         ]
         super().__init__(

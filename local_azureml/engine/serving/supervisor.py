@@ -9,8 +9,7 @@ from pathlib import Path
 
 from local_azureml import process_environment
 from local_azureml.context import Context
-from local_azureml.control_plane import addresses, deployments, endpoints, operations, shapes
-from local_azureml.control_plane import environments as control_plane
+from local_azureml.control_plane import addresses, deployments, endpoints, environments, operations, shapes
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import check_installed, checkpoint
 from local_azureml.engine.serving.container import Container
@@ -171,7 +170,7 @@ class Deployments:
             "script": configuration.get("scoringScript"),
             "code": str(addresses.resolve(self._context, code)) if code else None,
             "web": addresses.to_fetch(self._context, *filter(None, (model, code))),
-            "environment": control_plane.check(self._context, identifier) if is_made else None,
+            "environment": environments.check(self._context, identifier) if is_made else None,
             "environments": str(self._context.folder / "environments"),
             "one_python": self._context.one_python,
             "variables": properties["environmentVariables"],

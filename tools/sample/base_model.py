@@ -31,7 +31,7 @@ CONTEXT = 4096  # tokens, as the model that it stands in for
 BLOCK = 256  # tokens a training row
 ROWS = 4  # rows a step
 DOCUMENTS = 20_000
-CHAT_TEMPLATE = (FOLDER / "chat_template.jinja").read_text("utf-8")
+CHAT_TEMPLATE = (SEEDS / "chat_template.jinja").read_text("utf-8")
 
 
 def train_tokenizer(documents: list[str]) -> PreTrainedTokenizerFast:
@@ -125,14 +125,12 @@ def measure_loss(model: Phi3ForCausalLM, blocks: list[list[int]]) -> float:
     return model(input_ids=rows, labels=rows).loss.item()
 
 
-def save(model: Phi3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path, figures: dict) -> None:
-    """Write the checkpoint in 16 bit, with a card that gives its figures."""
+def save(model: Phi3ForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
+    """Write the checkpoint in 16 bit."""
     model.to(torch.bfloat16).save_pretrained(folder)
     model.config.dtype = "float32"  # to compute in: CPUs are slow in 16 bit
     model.config.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    card = (FOLDER / "model_card.md").read_text("utf-8")
-    (folder / "README.md").write_text(card.format(**figures), "utf-8")
 
 
 def main() -> None:
@@ -148,19 +146,9 @@ def main() -> None:
     train(model, cut_blocks(tokenizer, documents), options.steps, options.seed)
     loss = measure_loss(model, cut_blocks(tokenizer, list(islice(write_documents(options.seed + 1), 200))))
     mark_special_tokens(model, tokenizer)
-    figures = {
-        "parameters": model.num_parameters(),
-        "tokens": len(tokenizer),
-        "documents": DOCUMENTS,
-        "steps": options.steps,
-        "rows": ROWS,
-        "block": BLOCK,
-        "seed": options.seed,
-        "loss": loss,
-        "perplexity": math.exp(loss),
-    }
-    save(model, tokenizer, options.folder, figures)
-    print(f"{figures} in {options.folder}")
+    save(model, tokenizer, options.folder)
+    counts = f"{model.num_parameters():,} parameters, {len(tokenizer):,} tokens"  # which the card says too
+    print(f"{counts}, loss {loss:.3f}, perplexity {math.exp(loss):.2f} in {options.folder}")
 
 
 if __name__ == "__main__":

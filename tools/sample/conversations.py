@@ -1,4 +1,4 @@
-"""Writes the sample dataset: short conversations in ultrachat_200k's schema and splits.
+"""Writes the files of the sample dataset: short conversations in ultrachat_200k's schema and splits.
 
 python -m tools.sample.conversations [--seed 7] [--folder FOLDER]
 """
@@ -10,7 +10,6 @@ from itertools import islice
 from pathlib import Path
 from random import Random
 
-import yaml
 from datasets import Dataset, Features, List, Value, disable_progress_bars
 
 from tools.sample.knowledge import FOLDER, Field, Subject, read_fields, read_phrases
@@ -173,61 +172,16 @@ def make_splits(seed: int) -> dict[str, Dataset]:
     return {split: Dataset.from_list(drawn, features=SCHEMA) for split, drawn in rows.items()}
 
 
-def describe(splits: dict[str, Dataset], download_size: int, seed: int) -> str:
-    """Return the dataset card, with its figures in the original's form."""
-    sizes = [
-        {"name": split, "num_bytes": rows.data.nbytes, "num_examples": len(rows)}
-        for split, rows in splits.items()
-    ]
-    front = {
-        "language": ["en"],
-        "size_categories": ["10K<n<100K"],
-        "task_categories": ["text-generation"],
-        "pretty_name": "An emulator for UltraChat 200k",
-        "configs": [
-            {
-                "config_name": "default",
-                "data_files": [{"split": split, "path": f"data/{split}-*"} for split in splits],
-            }
-        ],
-        "dataset_info": {
-            "features": [
-                {"name": "prompt", "dtype": "string"},
-                {"name": "prompt_id", "dtype": "string"},
-                {
-                    "name": "messages",
-                    "list": [{"name": "content", "dtype": "string"}, {"name": "role", "dtype": "string"}],
-                },
-            ],
-            "splits": sizes,
-            "download_size": download_size,
-            "dataset_size": sum(size["num_bytes"] for size in sizes),
-        },
-    }
-    header = yaml.safe_dump(front, sort_keys=False)
-    text = (FOLDER / "dataset_card.md").read_text("utf-8").format(seed=seed)
-    return f"---\n{header}---\n\n{text}"
-
-
-def write_dataset(folder: Path, seed: int) -> None:
-    """Write the parquet files and the card to `folder`."""
-    splits = make_splits(seed)
-    data = folder / "data"
-    data.mkdir(parents=True, exist_ok=True)
-    for split, rows in splits.items():
-        rows.to_parquet(data / f"{split}-00000-of-00001.parquet", batch_size=ROW_GROUP)
-    download_size = sum(path.stat().st_size for path in data.glob("*.parquet"))
-    (folder / "README.md").write_text(describe(splits, download_size, seed), "utf-8")
-
-
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Write the sample dataset.")
+    parser = argparse.ArgumentParser(description="Write the sample dataset's files.")
     parser.add_argument("--folder", type=Path, default=SEEDS)
     parser.add_argument("--seed", type=int, default=DATASET_SEED)
     options = parser.parse_args()
     disable_progress_bars()
-    write_dataset(options.folder, options.seed)
-    print(f"{sum(ROWS.values())} conversations in {options.folder}")
+    (options.folder / "data").mkdir(parents=True, exist_ok=True)
+    for split, rows in make_splits(options.seed).items():
+        rows.to_parquet(options.folder / f"data/{split}-00000-of-00001.parquet", batch_size=ROW_GROUP)
+        print(f"{split}: {len(rows)} conversations, {rows.data.nbytes} bytes")  # which the card says too
 
 
 if __name__ == "__main__":

@@ -226,8 +226,9 @@ def main() -> int:
         finally:
             stage.cloud.emulator.close()
     took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s on {os.cpu_count()} cores"
+    took += "; *all well again* counts from an accident's end"
     shown = table(HEAD, map(cells, rows))
-    return finish(shown, took, rows, None if options.only else KEPT, INTRODUCTION)
+    return finish(shown, took, rows, None if options.only else KEPT)
 
 
 def every(stage: Stage, roles: list[str]) -> Iterator[Row]:
@@ -243,22 +244,6 @@ def cells(row: Row) -> list[str]:
     """Return the cells of a row of the table."""
     seconds = "never" if row.seconds is None else f"after {row.seconds:.0f} s"
     return [row.what, str(row.answers), str(row.refused), seconds, row.job]
-
-
-INTRODUCTION = """\
-# What an accident takes along
-
-Made by `make accidents`, which kills, stops (for 15 seconds) and starves (for 15 seconds, all cores being
-busy with something else) each process of the emulator in turn, and each thread of its main one. Meanwhile
-four clients ask two deployments, a chat model's and a scoring script's, a fifth writes, and a job runs. The
-program ends with an error where an answer was neither right nor an honest refusal (424 with the header that
-says 503, 408, 429), where something acknowledged was lost, where not all clients were answered right again
-within a minute, or where a deployment or a job ended that the accident did not concern.
-
-*All well again* counts from the accident's end. Together with the fork server a chat model's process is
-killed, so that the server is needed. An emulator that is killed answers nobody until it is started again,
-which the program does at once.
-"""
 
 
 if __name__ == "__main__":

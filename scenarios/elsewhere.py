@@ -64,7 +64,7 @@ def main() -> int:
     rows = [try_in(known[name], options.keep) for name in options.only or known]
     took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s, on {psutil.cpu_count()} cores"
     shown = table(HEAD, map(cells, rows))
-    return finish(shown, took, rows, None if options.only else KEPT, INTRODUCTION)
+    return finish(shown, took, rows, None if options.only else KEPT)
 
 
 def try_in(surrounding: Surrounding, kept: Path | None = None) -> Row:
@@ -218,16 +218,6 @@ def cells(row: Row) -> list[str]:
     right = "-" if row.right is None else f"{row.right} of {QUESTIONS}"
     left = "; ".join(row.left) or "nothing"
     return [row.what, str(row.status), f"{row.seconds:.0f}", right, left, row.reads]
-
-
-INTRODUCTION = """\
-# The main job on other machines
-
-Made by `make elsewhere`, which runs `make run` once in each of these surroundings, one after the other, and
-stops with an error where a line is not as it should be: 60 seconds at most, 120 on one core; the held-out
-questions of step 8 answered right; no process left; where the job can't succeed, one sentence, an exit
-status that is not 0, and nothing half-written.
-"""
 
 
 if __name__ == "__main__":

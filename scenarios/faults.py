@@ -73,7 +73,7 @@ def main() -> int:
     took = f"{len(rows)} rows in {time.monotonic() - began:.0f} s, {options.at_once} runs side by side"
     took += f" on {os.cpu_count()} cores, of which other programs kept {busy:.1f} busy when it began"
     shown = table(HEAD, map(cells, rows))
-    return finish(shown, took, rows, None if options.only else KEPT, INTRODUCTION)
+    return finish(shown, took, rows, None if options.only else KEPT)
 
 
 def try_all(names: list[str], at_once: int, kept: Path | None = None) -> list[Row]:
@@ -178,30 +178,6 @@ def cells(row: Row) -> list[str]:
     reads = row.reads[:240] + ("…" if len(row.reads) > 240 else "")
     counts = [f"{row.seconds:.0f}", f"{row.node_seconds:.0f}"]
     return [row.what, row.step, *counts, ", ".join(row.left) or "nothing", reads]
-
-
-INTRODUCTION = """\
-# What each failure costs
-
-Made by `make faults`, which runs the published notebook on the emulator once for each line, with the
-shortest training there is, and stops with an error where a line is not as it should be. *Seconds* counts
-from the start of the run to the step that stops, or to the end, on the machine named under the table: they
-say what is quick and what is slow, not how long Azure takes. *Node-seconds* is what Azure would bill,
-10 seconds of idle time after each job included. *Left* is what still costs when the run is over.
-
-First comes what people meet: a misspelt name, a retired model, quota, settings and data at fault; then what
-Azure, the network and the machine do; last who is cut off.
-
-What can be known beforehand costs nothing, and creates nothing, or a cluster of zero machines where the data
-is at fault. Whatever else goes wrong leaves no endpoint, except where the whole machine goes (*all killed*)
-or Azure refuses to delete it (*delete-failed=1000*).
-The same run without the fault succeeds; from step 6 on it goes on with the job that is already paid for
-(`resume_job_name`). A job goes on when its notebook is cut off, on purpose.
-
-In the line *cell by cell*, one kernel runs the cells as a person does, up to the refusal that you read. Then
-the fault is over, and the same kernel runs steps 1 to 9 again: they find the endpoint and the paid job there,
-and succeed.
-"""
 
 
 if __name__ == "__main__":

@@ -29,10 +29,11 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] * len(head), *cells])
 
 
-def finish(table: str, took: str, rows: Iterable, page: Path | None, introduction: str) -> int:
-    """Print a table and its rows' deviations; write it into a page, and return 1 where there are any."""
+def finish(table: str, took: str, rows: Iterable, page: Path | None) -> int:
+    """Print a table and its rows' deviations; renew a page's table, and return 1 where there are any."""
     print(table, took, sep="\n\n")
     if page:
+        introduction, *_ = page.read_text("utf-8").partition("\n| ")
         page.write_text(f"{introduction}\n{table}\n\n{took}.\n", "utf-8")
     deviations = [f"{row.what}: {deviation}" for row in rows for deviation in row.deviations]
     print("\n".join(deviations) or "every row is as it should be")

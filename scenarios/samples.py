@@ -5,8 +5,8 @@ python -m local_azureml run --data-dir STATE -- python -m scenarios.samples [--p
 FOLDER holds notebooks and the files that they read, laid out as in their repository, and in
 FOLDER/web/HOST/PATH what they read from https://HOST/PATH or http://HOST/PATH, or by its other name with
 wasbs://. They run one after the other, in a copy, in kernels of the Python that runs this program; PART
-picks those whose path holds it. `CHANGES` names all by which the copy differs. docs/samples.md is the page of
-the samples of Azure/azureml-examples.
+picks those whose path holds it. docs/samples.md is the page of the samples of Azure/azureml-examples, and
+says by what the copy differs; its table, and the paragraph above it that counts, are renewed.
 """
 
 import argparse
@@ -38,13 +38,7 @@ from local_azureml import identifiers
 from local_azureml.control_plane import registry
 from local_azureml.data_plane.mlflow_compatibility import TABLE
 
-CHANGES = {
-    "ids": "placeholders of subscription, resource group, workspace and registry are filled in",
-    "pip": "cells' lines that install packages or call the Azure CLI are left out",
-    "web": "web addresses are replaced by local files",
-    "size": "machine sizes that the emulator does not have are replaced by Standard_DS3_v2",
-    "cluster": "a cluster that the notebook expects is made beforehand",
-}
+CHANGES = ("ids", "pip", "web", "size", "cluster")  # as docs/samples.md explains them
 IDS = {
     "SUBSCRIPTION": identifiers.SUBSCRIPTION,
     "RESOURCE": identifiers.GROUP,
@@ -101,7 +95,8 @@ def main() -> int:
     lines = {row.notebook: line(row) for row in rows}
     print(table(lines))
     if options.page:
-        options.page.write_text(page(kept(options.page) | lines), encoding="utf-8")
+        before = options.page.read_text("utf-8") if options.page.exists() else ""
+        options.page.write_text(page(before, kept(before) | lines), "utf-8")
     return 0
 
 
@@ -231,10 +226,10 @@ def table(lines: dict[str, str]) -> str:
     return "\n".join([*head, *(lines[notebook] for notebook in sorted(lines))])
 
 
-def kept(page: Path) -> dict[str, str]:
+def kept(page: str) -> dict[str, str]:
     """Return the lines that a page has, by their notebooks."""
-    lines = page.read_text("utf-8").splitlines() if page.exists() else []
-    return {line.split(" | ")[0].removeprefix("| "): line for line in lines if ".ipynb | " in line}
+    lines = [line for line in page.splitlines() if ".ipynb | " in line]
+    return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
 
 
 def line(row: Row) -> str:
@@ -256,36 +251,18 @@ def lack(reason: str) -> str:
     return next((f"; {line.lack}" for line in lines if str(line.status) == status), "")
 
 
-def page(lines: dict[str, str]) -> str:
-    """Return the page that is kept in the docs."""
+def page(before: str, lines: dict[str, str]) -> str:
+    """Return a page with these lines in its table, and above it the paragraph that counts them."""
     done = sum(NOTHING in line for line in lines.values())
     refused = sum("(NotImplemented)" in line for line in lines.values())
-    changes = "\n".join(f"- *{name}*: {what}." for name, what in CHANGES.items())
     there_too = sum("Azure's tracking server lacks" in line for line in lines.values())
-    counts = {"done": done, "count": len(lines), "refused": refused, "there_too": there_too}
-    return INTRODUCTION.format(**counts, changes=changes) + f"\n{table(lines)}\n"
-
-
-INTRODUCTION = """\
-# Other people's notebooks
-
-Microsoft's public samples of the SDK (Azure/azureml-examples), each run on the emulator to its end or to
-the cell that stops it: {done} of {count} reach their end with every job completed, {refused} come to what
-the emulator refuses by name, with status 501, and {there_too} to what Azure's tracking server lacks too: the
-line names the source. The others stop at a site, a command or a container that is not there, or at
-themselves: written for other versions of their libraries, or for what their authors had.
-The page is made by `python -m scenarios.samples`, which takes any folder of notebooks; the samples are not
-part of this repository. Their code is unchanged except for:
-
-{changes}
-
-MLflow is told of the workspace, as on a compute instance. Prose was left out. The local files hold made-up
-rows in the form of the originals, and models trained on such; some scripts beside the notebooks could not be
-had and were written anew, some without torchvision or TensorFlow, and `load_component(path=)`, which the SDK
-no longer takes, is spelt `source=`; 1d and copy_data were mended by hand to come as far as they do. *Cells*
-counts those with code, *jobs* what they submitted. They were not all run with one state of the emulator:
-what logs models ran before it lacked what Azure lacks.
-"""
+    counts = (
+        f"{done} of {len(lines)} reach their end with every job completed, {refused} come to what the"
+        f" emulator refuses by\nname, with status 501, and {there_too} to what Azure's tracking server lacks"
+        " too."
+    )
+    introduction = before.partition("\n\n| ")[0].rpartition("\n\n")[0]
+    return f"{introduction}\n\n{counts}\n\n{table(lines)}\n"
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Write what the pages take from elsewhere: parameters, operations, component inputs, faults.
+"""Write what the pages take from elsewhere: parameters, operations, MLflow's calls, faults.
 
 The marks of what the notebook uses are kept as they are; a test compares them with a run.
 """
@@ -16,7 +16,6 @@ sys.path.insert(0, str(ROOT))
 import settings  # noqa: E402
 from local_azureml import app, identifiers  # noqa: E402
 from local_azureml.data_plane import mlflow_compatibility  # noqa: E402
-from local_azureml.engine.chat_completion.inputs import USES  # noqa: E402
 from local_azureml.faults import FAULTS  # noqa: E402
 
 EMULATOR = ROOT / "local_azureml" / "README.md"
@@ -94,11 +93,9 @@ def mlflow_table() -> str:
 def pages() -> dict[Path, str]:
     """Return the pages as they should be."""
     parameters, emulator = (page.read_text("utf-8") for page in (PARAMETERS, EMULATOR))
-    inputs = (f"| `{name}` | {use} |" for name, use in USES.items())
     faults = (f"| `{name}` | {meaning} |" for name, (meaning, _) in FAULTS.items())
     emulator = with_table(emulator, operation_table(used(emulator)))
     emulator = with_table(emulator, mlflow_table())
-    emulator = with_table(emulator, table("| input | here |", inputs))
     emulator = with_table(emulator, table("| fault | what happens |", faults))
     return {PARAMETERS: with_table(parameters, parameter_table()), EMULATOR: emulator}
 

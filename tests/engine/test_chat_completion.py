@@ -23,7 +23,7 @@ from tiny_run import Run, child, machine
 
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import STEPS
-from local_azureml.engine.chat_completion.inputs import USES, interface
+from local_azureml.engine.chat_completion.inputs import NOT_USED, interface
 
 VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
 ROOT = Path(__file__).parents[2]
@@ -79,8 +79,12 @@ def failure(process: processes.Process) -> tuple[int | None, str, str]:
 # the inputs
 
 
-def test_every_input_of_the_component_has_a_described_use():
-    assert (len(USES), sorted(USES)) == (69, sorted(interface()))
+def test_the_page_says_of_every_input_of_the_component_what_it_does_here():
+    page = (ROOT / "local_azureml" / "README.md").read_text().partition("## The component's inputs")[2]
+    uses = dict(re.findall(r"^\| `(\w+)` \| (.+) \|$", page.partition("\n## ")[0], re.M))
+    assert (len(uses), uses.keys()) == (69, interface().keys())
+    unused = {name: use.partition("not used: ")[2] for name, use in uses.items() if "not used: " in use}
+    assert unused == NOT_USED
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from local_azureml.engine.chat_completion.inputs import USES, broken, interface, typed
+from local_azureml.engine.chat_completion.inputs import NOT_USED, broken, interface, typed
 from local_azureml.engine.chat_completion.rows import FORMATS, read_head
 from local_azureml.engine.processes import UserError
 
@@ -42,5 +42,5 @@ def check_files(values: dict) -> None:
 def _say_what_is_unused(given: dict) -> None:
     declared = {name: spec.get("default") for name, spec in interface().items()}
     for name, value in given.items():
-        if USES[name].startswith("not used") and str(value) != str(declared[name]):
-            print(f"{name} is {USES[name]}", flush=True)
+        if name in NOT_USED and str(value) != str(declared[name]):
+            print(f"{name} is not used: {NOT_USED[name]}", flush=True)

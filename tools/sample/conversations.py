@@ -12,11 +12,9 @@ from random import Random
 
 from datasets import Dataset, Features, List, Value, disable_progress_bars
 
-from tools.sample.knowledge import FOLDER, Field, Subject, read_fields, read_phrases
+from tools.sample.knowledge import FOLDER, Field, Subject, read_fields, read_yaml
 
-SEEDS = (
-    FOLDER.parents[1] / "local_azureml" / "seeds" / "hub" / "datasets" / "HuggingFaceH4" / "ultrachat_200k"
-)
+SEEDS = FOLDER.parents[1] / "local_azureml/seeds/hub/datasets/HuggingFaceH4/ultrachat_200k"
 ROWS = {"train_sft": 6000, "test_sft": 600, "train_gen": 3000, "test_gen": 600}
 ROW_GROUP = 1000  # rows, as in the original's files
 DATASET_SEED = 7  # of the splits that are kept in the repository
@@ -28,7 +26,7 @@ SCHEMA = Features(
     }
 )
 FIELDS = read_fields()
-PHRASES = read_phrases()
+PHRASES = read_yaml(FOLDER / "phrases.yaml")  # which fit every field
 
 
 def sentence(text: str) -> str:

@@ -65,8 +65,3 @@ def read_field(path: Path) -> Field:
 def read_fields() -> list[Field]:
     """Return all fields, in the order of their file names."""
     return [read_field(path) for path in sorted((FOLDER / "knowledge").glob("*.yaml"))]
-
-
-def read_phrases() -> dict[str, list[str]]:
-    """Return the phrases that fit every field."""
-    return read_yaml(FOLDER / "phrases.yaml")

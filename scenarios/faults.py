@@ -125,7 +125,8 @@ def try_fault(case: Case, folder: Path) -> Row:
         if case.leaves:
             row.deviations += runs.survivors(folder) + [f"stays: {name}" for name in runs.left(folder)]
         elif case.spends and row.step != "-":
-            row.deviations += try_again(row, folder, emulator.variables)
+            again = runs.again("again", folder, emulator.variables, resume=row.step[0] > "5")
+            row.deviations += again.deviations + [f"left without the fault: {name}" for name in again.left]
     if found := re.search(r".*Still running and billed.*|.*Warning: the component.*", row.said):
         row.reads = found[0]
     return row
@@ -155,22 +156,6 @@ def compare(case: Case, row: Row, status: int, folder: Path) -> list[str]:
     if not case.spends and (row.node_seconds or created):
         wrong.append(f"spent {row.node_seconds:.0f} node-seconds, created {created}")
     return wrong
-
-
-def try_again(row: Row, folder: Path, variables: dict[str, str]) -> list[str]:
-    """Return how a run without the fault deviates from a success; it pays for no training twice."""
-    trained = row.step[0] > "5"
-    before = runs.bills(folder)
-    parameters = {"resume_job_name": runs.submitted(folder)} if trained else {}
-    status = runs.execute(folder, "again.ipynb", parameters, variables)
-    deviations = runs.survivors(folder)
-    again = runs.read("again", folder, "again.ipynb", status)
-    if status or again.step != "-" or again.left:
-        deviations.append(f"without the fault: {again.step}, {again.reads!r}, left: {again.left}")
-    after = runs.bills(folder)
-    if trained and any(after[name] > before[name] for name in before if name.startswith("cluster")):
-        deviations.append("the training was paid twice")
-    return deviations
 
 
 def cells(row: Row) -> list[str]:

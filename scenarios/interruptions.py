@@ -95,7 +95,7 @@ def cut_off(way: str, folder: Path) -> list[Row]:
         rows = [cut_off_in(step, way, folder, variables, resume=step != steps[0]) for step in steps]
         if WAYS[way] is kill_all:
             return rows + after_all_killed(folder, variables)
-        rows[-1].deviations += finish(folder, variables, resume=True)
+        rows[-1].deviations += runs.again("again", folder, variables, resume=True).deviations
         if len(runs.jobs(folder)) > 1:
             rows[-1].deviations.append("the training was paid twice")
     return rows
@@ -136,11 +136,10 @@ def after_all_killed(folder: Path, variables: dict[str, str]) -> list[Row]:
     """Return the rows of the next run, which names what was left, and of the command that removes it."""
     [left] = runs.resources(folder, "onlineEndpoints")
     endpoint = left["name"]
-    deviations = finish(folder, variables, resume=False)
-    row = runs.read("the next run", folder, "finish.ipynb", 0)
+    row = runs.again("the next run", folder, variables, resume=False)
     line = next((line for line in row.said.splitlines() if endpoint in line), "")
     row.reads = " ".join(line.split()) or row.reads
-    row.deviations = deviations if line else [*deviations, f"{endpoint} is not named"]
+    row.deviations += [] if line else [f"{endpoint} is not named"]
     return [row, clean(endpoint, left["tags"]["run_id"], folder, variables)]
 
 
@@ -160,14 +159,3 @@ def clean(endpoint: str, run: str, folder: Path, variables: dict[str, str]) -> R
     deviations = [] if fine else [f"the clean-up ends with {reads}"]
     seconds, bill = time.monotonic() - began, sum(runs.bills(folder).values())
     return Row("make clean-azure", "-", seconds, bill, left, reads, reads, deviations)
-
-
-def finish(folder: Path, variables: dict[str, str], resume: bool) -> list[str]:
-    """Return how a run that nobody cuts off deviates from a success."""
-    parameters = {"resume_job_name": runs.submitted(folder)} if resume else {}
-    status = runs.execute(folder, "finish.ipynb", parameters, variables)
-    row = runs.read("finish", folder, "finish.ipynb", status)
-    deviations = runs.survivors(folder)
-    if status or row.step != "-":
-        deviations.append(f"the run after it ends in {row.step} with {row.reads!r}")
-    return deviations

@@ -195,6 +195,21 @@ def read(what: str, folder: Path, output: str, status: int) -> Row:
     return row
 
 
+def again(what: str, folder: Path, variables: dict[str, str], resume: bool) -> Row:
+    """Return the row of a run that nothing disturbs: it has to succeed, and to pay for no training twice."""
+    before = bills(folder)
+    parameters = {"resume_job_name": submitted(folder)} if resume else {}
+    status = execute(folder, "again.ipynb", parameters, variables)
+    deviations, row = survivors(folder), read(what, folder, "again.ipynb", status)
+    row.deviations += deviations
+    if status or row.step != "-":
+        row.deviations.append(f"the run after it ends in {row.step} with {row.reads!r}")
+    after = bills(folder)
+    if resume and any(after[name] > before[name] for name in before if name.startswith("cluster")):
+        row.deviations.append("the training was paid twice")
+    return row
+
+
 def holds_secrets(folder: Path, text: str) -> bool:
     """Say whether a text holds what nobody should read in a notebook."""
     secrets = json.loads((folder / DATA / "secrets.json").read_text()).values()

@@ -75,6 +75,7 @@ def _of_others(context: Context) -> list[dict]:
     """Return the endpoint that the fault endpoint-taken lets somebody else have."""
     name = context.faults.value("endpoint-taken")
     unlike_ours = {"keys": {}, "properties": {"scoringUri": None, "swaggerUri": None}}
+    unlike_ours["systemData"] = resource.system_data()
     return [_endpoint(context, name, {}, unlike_ours)] if name else []
 
 

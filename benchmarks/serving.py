@@ -40,7 +40,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         socket = f"{folder}/socket"
         client = httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=300)
-        specification = {"model": str(options.model), "socket": socket, "shape": "openai"}
+        specification = {"model": str(options.model), "socket": socket, "faults": {"answer-shape": "openai"}}
         specification |= {"request_timeout": 300, "max_concurrent_requests": CLIENTS}
         entry, log = "local_azureml.engine.serving.chat:run", Path(folder) / "log.txt"
         server = processes.start(entry, specification, Path(folder), log, {})

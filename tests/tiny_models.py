@@ -76,7 +76,8 @@ FAMILIES = {  # name -> (type of model, what differs from GROUPED, template, tok
     "qwen": ("qwen3", {"head_dim": 16}, QWEN, ["<|start|>", "<|stop|>", "<think>", "</think>"]),
     "gemma": (
         "gemma2",
-        {"head_dim": 8, "sliding_window": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0},
+        {"head_dim": 8, "sliding_window": 16, "attn_logit_softcapping": 2.0, "final_logit_softcapping": 3.0}
+        | {"dtype": "bfloat16"},
         GEMMA,
         ["<turn>", "<done>"],
     ),
@@ -106,16 +107,18 @@ FAMILIES = {  # name -> (type of model, what differs from GROUPED, template, tok
 
 
 def make_model(specification: dict) -> None:
-    """Write a random checkpoint of a family to `folder`, its tokenizer without a pad token."""
+    """Write a random checkpoint to `folder`: in shards, with code beside it, without a pad token."""
     kind, changes, template, own = FAMILIES[specification["family"]]
     folder = Path(specification["folder"])
     tokenizer = make_tokenizer(template, own, pad_token=None)
     torch.manual_seed(0)
-    written = {"model_type": kind, "vocab_size": len(tokenizer), **GROUPED, **changes}
+    code = {"AutoConfig": "own.Config", "AutoModelForCausalLM": "own.Model"}
+    written = {"model_type": kind, "vocab_size": len(tokenizer), "auto_map": code, **GROUPED, **changes}
     su = written.get("rope_scaling", {}).get("type") == "su"  # which transformers reads in our way alone
     readable = written | ({"rope_scaling": LONG | {"type": "longrope"}} if su else {})
     model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind].from_dict(readable))
-    model.save_pretrained(folder)
+    model.save_pretrained(folder, max_shard_size="30KB")
+    (folder / "own.py").write_text("raise SystemExit('code of the model was run')")
     tokenizer.save_pretrained(folder)
     if su:
         (folder / "config.json").write_text(json.dumps(written | {"architectures": [type(model).__name__]}))

@@ -11,11 +11,9 @@ from tiny_run import Run, child
 from local_azureml.engine.chat_completion import STEPS
 
 VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
-ENDS = {  # family -> what its template ends an answer with
-    "llama": "<|over|>",
+ENDS = {  # family that is trained -> what its template ends an answer with
     "qwen": "<|stop|>",
     "gemma": "<done>",
-    "mistral": "<|endoftext|>",
     "phi-3 of April 2024, 128k": "<|end|>",
     "phi-4-mini": "<|end|>",
     "plain": "<|endoftext|>",
@@ -64,10 +62,11 @@ def test_the_tokens_found_are_those_that_trl_marks_by_hand_where_it_knows_the_te
 
 
 @pytest.mark.parametrize("family", ENDS)
-def test_a_model_of_another_family_is_trained_converted_and_served(tmp_path, family):
+def test_a_model_of_another_family_is_trained_converted_and_served_without_running_its_code(tmp_path, family):
     base = tmp_path / "base"
     made = child("tiny_models:make_model", {"folder": str(base), "family": family}, tmp_path / "made")
     assert made.wait() == 0, (tmp_path / "made/log.txt").read_text()
+    assert len(list(base.glob("model-*.safetensors"))) > 1
     rows = write_jsonl(tmp_path / "train.jsonl", chats(60))
     inputs = {"learning_rate": 0.01, "per_device_train_batch_size": 8, "max_steps": 6, "logging_steps": 6}
     run = Run(tmp_path / "run", mlflow_model_path=base, train_file_path=rows, apply_lora="true", **inputs)

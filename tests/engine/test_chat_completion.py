@@ -26,7 +26,10 @@ from local_azureml.engine.chat_completion import STEPS
 from local_azureml.engine.chat_completion.inputs import NOT_USED, interface
 
 VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
-ROOT = Path(__file__).parents[2]
+LEARNED = {"max_steps": 24, "logging_steps": 8, "save_total_limit": 2}  # four epochs
+OTHER = {"auto_find_batch_size": "true", "evaluation_strategy": "disable", "seed": 43}
+LORA = {"apply_lora": "true", "lora_r": 4, "lora_alpha": 8}
+DETERMINED = LORA | {"lora_dropout": 0.1, "enable_full_determinism": "true", "max_steps": 12}
 
 
 @pytest.fixture(scope="session")
@@ -39,33 +42,34 @@ def base(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def rows(tmp_path_factory) -> Path:
-    """Sixty training conversations."""
+def sixty(tmp_path_factory) -> Path:
+    """Sixty training conversations, of which 48 are trained on."""
     return write_jsonl(tmp_path_factory.mktemp("rows") / "train.jsonl", chats(60))
 
 
 @pytest.fixture(scope="session")
-def prepared(tmp_path_factory, base, rows) -> Run:
+def prepared(tmp_path_factory, base, sixty) -> Run:
     """A run whose first three steps are done."""
-    run = Run(tmp_path_factory.mktemp("prepared"), mlflow_model_path=base, train_file_path=rows)
+    run = Run(tmp_path_factory.mktemp("prepared"), mlflow_model_path=base, train_file_path=sixty)
     for name in (VALIDATE, IMPORT, PREPROCESS):
         assert run.step(name).wait() == 0, run.log(name)
     return run
 
 
-@pytest.fixture
-def finetune(prepared, tmp_path):
-    """A function that runs the fine-tune step on the prepared rows and returns the run."""
-    quick = {"per_device_train_batch_size": 8, "logging_steps": 1, "learning_rate": 0.01, "max_steps": 4}
+@pytest.fixture(scope="session")
+def finetune(prepared, tmp_path_factory):
+    """A function that runs the fine-tune step on the prepared rows, once for the same words; one epoch."""
+    quick = {"per_device_train_batch_size": 8, "logging_steps": 1, "learning_rate": 0.01, "max_steps": 6}
+    made = {}
 
-    def start(
-        name: str = "one", faults: dict | None = None, environment: dict | None = None, **inputs
-    ) -> Run:
-        run = Run(tmp_path / name, **prepared.inputs, **(quick | inputs))
-        run.upstream = dict(prepared.upstream)
-        process = run.step(FINETUNE, environment, faults)
-        run.code, run.error = process.wait(), process.error()
-        return run
+    def start(environment: dict | None = None, faults: dict | None = None, **inputs) -> Run:
+        words = json.dumps([environment, faults, inputs], sort_keys=True, default=str)
+        if words not in made:
+            run = made[words] = Run(tmp_path_factory.mktemp("run"), **prepared.inputs | quick | inputs)
+            run.upstream = dict(prepared.upstream)
+            process = run.step(FINETUNE, environment, faults)
+            run.code, run.error = process.wait(), process.error()
+        return made[words]
 
     return start
 
@@ -88,56 +92,35 @@ def test_the_page_says_of_every_input_of_the_component_what_it_does_here():
 
 
 @pytest.mark.parametrize(
-    ("name", "value", "why"),
-    [
-        ("huggingface_id", "microsoft/Phi-3", "downloads no models"),
-        ("finetune_config_path", "config.json", "not published"),
-        ("trust_remote_code", "true", "no code that comes with a model"),
-        ("train_mltable_path", "table", "train_file_path"),
-        ("validation_mltable_path", "table", "validation_file_path"),
-        ("test_mltable_path", "table", "test_file_path"),
-        ("apply_ort", "true", "ONNX Runtime"),
-        ("metric_for_best_model", "f1", "measures the loss alone"),
-        ("metric_for_best_model", "exact", "measures the loss alone"),
-    ],
-)
-def test_what_the_emulator_cannot_do_is_refused_by_name(tmp_path, base, rows, name, value, why):
-    run = Run(tmp_path, mlflow_model_path=base, train_file_path=rows)
-    code, kind, message = failure(run.step(VALIDATE, **{name: value}))
-    assert (code, kind, name in message, why in message) == (1, "UserError", True, True), message
-
-
-@pytest.mark.parametrize(
     ("inputs", "words"),
     [
+        (
+            {"huggingface_id": "microsoft/Phi-3"},
+            "huggingface_id is 'microsoft/Phi-3'; the emulator downloads no",
+        ),
+        ({"train_mltable_path": "table"}, "give the file itself as train_file_path"),
+        ({"apply_ort": "true"}, "apply_ort is True; ONNX Runtime training is not part of the emulator"),
+        ({"metric_for_best_model": "f1"}, "'f1'; the chat task measures the loss alone"),
         ({"num_train_epochs": "many"}, "num_train_epochs is 'many'; it has to be an integer"),
         ({"num_train_epochs": 0}, "num_train_epochs is 0; it has to be at least 1"),
         ({"learning_rate": "fast"}, "learning_rate is 'fast'; it has to be a number"),
         ({"optim": "sgd"}, "optim is 'sgd'; it may be adamw_torch or adafactor"),
-        ({"task_name": "Chat"}, "task_name is 'Chat'; it may be ChatCompletion"),
         ({"adam_beta1": 1.5}, "adam_beta1 is 1.5; it has to be at least 0 and below 1"),
         ({"learning_rate_min": 1}, "no input named 'learning_rate_min'"),
-        ({"max_seq_length": 0}, "max_seq_length is 0"),
-        ({"evaluation_steps_interval": 2}, "evaluation_steps_interval is 2.0"),
         ({"apply_deepspeed": "true", "auto_find_batch_size": "true"}, "can't be true together"),
-        (
-            {"apply_early_stopping": "true", "evaluation_strategy": "disable"},
-            "early stopping needs evaluations",
-        ),
         ({"train_file_path": "gone.jsonl"}, "train_file_path: there is no file gone.jsonl"),
         ({"train_file_path": __file__}, "test_chat_completion.py is none of the formats .jsonl, .json, .csv"),
     ],
 )
-def test_an_illegal_input_is_named_with_what_is_legal(tmp_path, base, rows, inputs, words):
-    run = Run(tmp_path, mlflow_model_path=base, train_file_path=rows)
+def test_an_input_that_cannot_be_is_named_with_what_can(tmp_path, base, sixty, inputs, words):
+    run = Run(tmp_path, mlflow_model_path=base, train_file_path=sixty)
     code, kind, message = failure(run.step(VALIDATE, **inputs))
     assert (code, kind, words in message) == (1, "UserError", True), message
 
 
-def test_inputs_that_the_published_component_never_reads_are_named_in_the_log(tmp_path, base, rows):
-    run = Run(
-        tmp_path, mlflow_model_path=base, train_file_path=rows, test_file_path=rows, shm_size_finetune="9g"
-    )
+def test_inputs_that_the_published_component_never_reads_are_named_in_the_log(tmp_path, base, sixty):
+    given = {"mlflow_model_path": base, "train_file_path": sixty, "test_file_path": sixty}
+    run = Run(tmp_path, **given, shm_size_finetune="9g")
     assert run.step(VALIDATE).wait() == 0
     named = [line.split()[0] for line in run.log(VALIDATE).splitlines() if "not used" in line]
     assert named == ["test_file_path", "shm_size_finetune"]
@@ -146,92 +129,38 @@ def test_inputs_that_the_published_component_never_reads_are_named_in_the_log(tm
 # the base model
 
 
-def broken(base: Path, folder: Path, **files: bytes | None) -> Path:
-    """Copy a checkpoint to `folder`, with some of its files replaced or left out."""
+def broken(base: Path, folder: Path, **config) -> Path:
+    """Copy a checkpoint to `folder`, with some of its config changed."""
     shutil.copytree(base, folder)
-    for name, content in files.items():
-        path = folder / name.replace("_json", ".json").replace("_safetensors", ".safetensors")
-        path.unlink(missing_ok=True)
-        if content is not None:
-            path.write_bytes(content)
+    (folder / "config.json").write_text(json.dumps(json.loads((base / "config.json").read_text()) | config))
     return folder
 
 
-def config_with(base: Path, **changes) -> bytes:
-    return json.dumps(json.loads((base / "config.json").read_text()) | changes).encode()
-
-
-def import_failure(tmp_path: Path, model: Path, rows: Path, **inputs) -> tuple[int | None, str, str]:
-    return failure(
-        Run(tmp_path / "run", mlflow_model_path=model, train_file_path=rows).step(IMPORT, **inputs)
-    )
-
-
-def test_a_folder_without_a_config_is_refused_with_what_is_in_it(tmp_path, rows):
-    code, kind, message = import_failure(tmp_path, rows.parent, rows)
+def import_failure(tmp_path: Path, model: Path, environment: dict | None = None) -> str:
+    code, kind, message = failure(Run(tmp_path / "run", mlflow_model_path=model).step(IMPORT, environment))
     assert (code, kind) == (1, "UserError")
-    assert message.endswith("is no checkpoint: it has no config.json, only train.jsonl")
+    return message
 
 
-def test_a_model_that_is_not_all_attention_is_refused_by_name(tmp_path, base, rows):
-    model = broken(base, tmp_path / "model", config_json=config_with(base, model_type="mamba"))
-    message = import_failure(tmp_path, model, rows)[2]
-    assert message.startswith("models of the type 'mamba' can't be trained here: not all their layers")
-
-
-def test_weights_are_never_read_from_a_pickle(tmp_path, base, rows):
-    model = broken(base, tmp_path / "model", model_safetensors=None)
-    (model / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    assert "never from pickles" in import_failure(tmp_path, model, rows)[2]
-
-
-def test_an_index_that_names_a_pickle_is_no_index(tmp_path, base, rows):
+@pytest.mark.parametrize("indexed", [True, False])
+def test_weights_are_never_read_from_a_pickle(tmp_path, base, indexed):
     model = broken(base, tmp_path / "model")
-    index = {"weight_map": {"lm_head.weight": "pytorch_model.bin"}}
-    (model / "model.safetensors.index.json").write_text(json.dumps(index))
-    (model / "pytorch_model.bin").write_bytes(b"\x80\x04.")
-    assert "never from pickles" in import_failure(tmp_path, model, rows)[2]
+    (model / "model.safetensors").rename(model / "pytorch_model.bin")
+    if indexed:
+        index = {"weight_map": {"lm_head.weight": "pytorch_model.bin"}}
+        (model / "model.safetensors.index.json").write_text(json.dumps(index))
+    assert "never from pickles" in import_failure(tmp_path, model)
 
 
-def test_a_config_with_more_layers_than_there_are_weights_is_refused_before_any_is_made(tmp_path, base, rows):
-    model = broken(base, tmp_path / "model", config_json=config_with(base, num_hidden_layers=10**9))
-    assert "says 1000000000 for num_hidden_layers" in import_failure(tmp_path, model, rows)[2]
+def test_a_config_with_more_layers_than_there_are_weights_is_refused_before_any_is_made(tmp_path, base):
+    model = broken(base, tmp_path / "model", num_hidden_layers=10**9)
+    assert "says 1000000000 for num_hidden_layers" in import_failure(tmp_path, model)
 
 
-def test_a_cut_off_weight_file_is_refused(tmp_path, base, rows):
-    whole = (base / "model.safetensors").read_bytes()
-    model = broken(base, tmp_path / "model", model_safetensors=whole[: len(whole) // 2])
-    assert (
-        "model.safetensors of the base model is truncated or not a safetensors file"
-        in import_failure(tmp_path, model, rows)[2]
-    )
-
-
-def test_a_model_that_does_not_fit_is_refused_with_figures_before_it_is_loaded(tmp_path, base, rows):
-    run = Run(tmp_path / "run", mlflow_model_path=base, train_file_path=rows)
-    message = failure(run.step(IMPORT, machine(free=1 << 19)))[2]
+def test_a_model_that_does_not_fit_is_refused_with_figures_before_it_is_loaded(tmp_path, base):
+    message = import_failure(tmp_path, base, machine(free=1 << 19))
     assert message.startswith("the base model does not fit: 0.00 GiB planned"), message
     assert "0.00 GiB free; lower max_seq_length or per_device_train_batch_size, or set apply_lora" in message
-
-
-def test_a_sharded_checkpoint_in_sixteen_bits_with_its_own_code_trains_without_running_it(tmp_path, rows):
-    config = {
-        "sliding_window": 8,
-        "num_hidden_layers": 3,
-        "auto_map": {"AutoModelForCausalLM": "evil.Model"},
-    }
-    specification = {
-        "folder": str(tmp_path / "m"),
-        "config": config,
-        "max_shard_size": "30KB",
-        "dtype": "bfloat16",
-    }
-    assert child("tiny_phi3:make_checkpoint", specification, tmp_path / "make").wait() == 0
-    (tmp_path / "m/evil.py").write_text("raise SystemExit('code of the model was run')")
-    run = Run(tmp_path / "run", mlflow_model_path=tmp_path / "m", train_file_path=rows, max_steps=1)
-    for name in STEPS:
-        assert run.step(name).wait() == 0, run.log(name)
-    assert len(list((tmp_path / "m").glob("model-*.safetensors"))) > 1
 
 
 # the rows
@@ -260,19 +189,24 @@ def preprocess(prepared, tmp_path):
     return start
 
 
-def test_loss_is_taken_on_the_assistants_words_alone(prepared):
-    kept = tokens(prepared, "train")
+@pytest.fixture(scope="module")
+def kept(prepared) -> dict[str, dict]:
+    return {split: tokens(prepared, split) for split in ("train", "validation")}
+
+
+def test_loss_is_taken_on_the_assistants_words_alone(kept):
     talk = chats(60)[0]["messages"]
     marked = "".join(f"<|{turn['role']}|>\n{turn['content']}<|end|>\n" for turn in talk)
     spoken = "".join(f"{turn['content']}<|end|>\n" for turn in talk if turn["role"] == "assistant")
-    assert (kept["texts"][0], kept["learned"][0]) == (f"{marked}<|endoftext|>", f"{spoken}<|endoftext|>")
+    found = (kept["train"]["texts"][0], kept["train"]["learned"][0])
+    assert found == (f"{marked}<|endoftext|>", f"{spoken}<|endoftext|>")
 
 
-def test_without_a_validation_file_the_last_fifth_of_the_rows_is_held_out(prepared):
+def test_without_a_validation_file_the_last_fifth_of_the_rows_is_held_out(kept):
     asked = [chat["messages"][0]["content"] for chat in chats(60)]
-    for split, expected in (("train", asked[:48]), ("validation", asked[48:])):
-        firsts = [text.split("\n")[1].removesuffix("<|end|>") for text in tokens(prepared, split)["texts"]]
-        assert firsts == expected
+    texts = [*kept["train"]["texts"], *kept["validation"]["texts"]]
+    assert [text.split("\n")[1].removesuffix("<|end|>") for text in texts] == asked
+    assert len(kept["validation"]["texts"]) == 12
 
 
 def test_every_format_gives_the_same_rows(tmp_path, preprocess, prepared):
@@ -293,14 +227,11 @@ def test_every_format_gives_the_same_rows(tmp_path, preprocess, prepared):
         assert (Path(run.upstream[PREPROCESS]) / "train.arrow").read_bytes() == expected, name
 
 
-def test_rows_that_hold_no_conversation_are_dropped(tmp_path, preprocess):
-    empty = [{"messages": None}, {"messages": []}, {"messages": chats(1)[0]["messages"][:1]}]
-    run = preprocess(write_jsonl(tmp_path / "rows.jsonl", empty + chats(20)))
-    assert run.log(PREPROCESS).splitlines()[0] == "rows.jsonl: 20 conversations of 23 rows"
-
-
 def talk(*roles: str) -> dict:
     return {"messages": [{"role": role, "content": "Hello."} for role in roles]}
+
+
+LONG = {"messages": [{"role": "user", "content": "cow " * 600}, {"role": "assistant", "content": "moo"}]}
 
 
 @pytest.mark.parametrize(
@@ -309,12 +240,9 @@ def talk(*roles: str) -> dict:
         ([{"text": "a"}] * 20, "rows.jsonl has no column `messages`; its columns are text"),
         (chats(9), "rows.jsonl has 9 conversations; at least 10 are needed"),
         ([{"messages": []}] * 20, "no conversation of two messages or more in its 20 rows"),
-        (
-            [*chats(20), talk("user", "user")],
-            "row 21 has the roles user, user; user and assistant have to alternate",
-        ),
-        ([*chats(20), talk("user", "system")], "row 21 has the roles user, system"),
+        ([*chats(20), talk("user", "user")], "row 21 has the roles user, user; user and assistant have to"),
         ([*chats(20), talk("user", "tool")], "Failure while applying chat template to dataset"),
+        ([LONG] * 30, "only 0 training rows keep assistant tokens after truncation; 10 are needed"),
     ],
 )
 def test_rows_that_cannot_be_trained_on_are_a_users_error(tmp_path, preprocess, bad, words):
@@ -324,35 +252,27 @@ def test_rows_that_cannot_be_trained_on_are_a_users_error(tmp_path, preprocess, 
 
 
 def test_rows_are_cut_at_max_seq_length_and_dropped_if_no_answer_is_left(tmp_path, preprocess):
-    long = {"messages": [{"role": "user", "content": "cow " * 200}, {"role": "assistant", "content": "moo"}]}
-    run = preprocess(write_jsonl(tmp_path / "rows.jsonl", [long, *chats(30)]), max_seq_length=30)
+    empty = [{"messages": None}, {"messages": []}, {"messages": chats(1)[0]["messages"][:1]}]
+    file = write_jsonl(tmp_path / "rows.jsonl", [*empty, LONG, *chats(30)])
+    run = preprocess(file, max_seq_length=30)
     lengths = tokens(run, "train")["lengths"]
     assert (len(lengths), max(lengths)) == (24, 30)
-    assert "1 without a token to learn from were dropped" in run.log(PREPROCESS)
-    assert re.search(
-        r"train: 24 rows; \d+ longer than 30 tokens were cut by [\d,]+ in all, ", run.log(PREPROCESS)
-    )
+    log = run.log(PREPROCESS)
+    assert log.startswith("rows.jsonl: 31 conversations of 34 rows\n")
+    assert "1 without a token to learn from were dropped" in log
+    assert re.search(r"train: 24 rows; \d+ longer than 30 tokens were cut by [\d,]+ in all, ", log)
 
 
-def test_rows_that_are_all_longer_than_the_model_takes_fail_the_job(tmp_path, preprocess):
-    long = {"messages": [{"role": "user", "content": "cow " * 600}, {"role": "assistant", "content": "moo"}]}
-    run = preprocess(write_jsonl(tmp_path / "rows.jsonl", [long] * 30))
-    assert (
-        failure(run.process)[2]
-        == "only 0 training rows keep assistant tokens after truncation; 10 are needed"
-    )
-
-
-def test_a_longer_max_seq_length_than_the_models_is_refused(rows, preprocess):
-    message = failure(preprocess(rows, max_seq_length=4096).process)[2]
+def test_a_longer_max_seq_length_than_the_models_is_refused(sixty, preprocess):
+    message = failure(preprocess(sixty, max_seq_length=4096).process)[2]
     assert message == "max_seq_length is 4096; the base model takes at most 256 tokens"
 
 
-def test_pad_to_max_length_makes_all_rows_one_length_and_changes_no_loss(rows, preprocess, finetune):
-    padded = preprocess(rows, pad_to_max_length="true", max_seq_length=64)
+def test_pad_to_max_length_makes_all_rows_one_length_and_changes_no_loss(sixty, preprocess, finetune):
+    padded = preprocess(sixty, pad_to_max_length="true", max_seq_length=64)
     assert set(tokens(padded, "train")["lengths"]) == {64}
-    plain = finetune("plain")
-    padded.inputs, padded.code = plain.inputs, padded.step(FINETUNE, **plain.inputs).wait()
+    plain = finetune()
+    assert padded.step(FINETUNE, **plain.inputs).wait() == 0, padded.log(FINETUNE)
     assert padded.losses() == pytest.approx(plain.losses(), rel=1e-4)
 
 
@@ -360,13 +280,17 @@ def test_pad_to_max_length_makes_all_rows_one_length_and_changes_no_loss(rows, p
 
 
 def test_the_loss_falls_and_each_log_line_says_where_training_stands(finetune):
-    run = finetune(max_steps=24, logging_steps=8)
+    run = finetune(**LEARNED)
     losses = run.losses()
     assert (run.code, losses[-1] < losses[0] / 2) == (0, True)
     line = next(line for line in run.log(FINETUNE).splitlines() if line.startswith("step 16/24"))
     assert line.startswith(f"step 16/24  epoch 2.67  loss {losses[1]:.4f}  ")
     assert line.endswith(" left")
     assert "tokens/s" in line
+
+
+def test_save_total_limit_keeps_so_many_checkpoints(finetune):
+    assert len(list(finetune(**LEARNED).pytorch.glob("checkpoint-*"))) == 2
 
 
 @pytest.fixture(scope="session")
@@ -385,7 +309,9 @@ def query(tracked: dict[str, str], words: str) -> list[tuple]:
         return database.execute(words).fetchall()
 
 
-def test_the_trainers_numbers_and_arguments_land_in_mlflow_on_both_runs(finetune, tracked):
+def test_the_trainers_numbers_and_arguments_land_in_mlflow_on_both_runs_without_a_deepspeed_that_is_not_here(
+    finetune, tracked
+):
     given = {
         "num_train_epochs": 2, "max_steps": 6, "per_device_train_batch_size": 4,
         "per_device_eval_batch_size": 3, "optim": "adafactor", "learning_rate": 0.003, "warmup_steps": 2,
@@ -394,8 +320,9 @@ def test_the_trainers_numbers_and_arguments_land_in_mlflow_on_both_runs(finetune
         "seed": 7, "dataloader_num_workers": 1, "max_grad_norm": 0.5, "logging_strategy": "steps",
         "logging_steps": 2, "eval_steps": 3, "save_total_limit": 1, "metric_for_best_model": "loss",
     }  # fmt: skip
-    run = finetune(environment=tracked, evaluation_strategy="steps", **given)
+    run = finetune(tracked, evaluation_strategy="steps", apply_deepspeed="true", **given)
     assert run.code == 0, run.log(FINETUNE)
+    assert "DeepSpeed is left out" in run.log(FINETUNE)
     metrics = query(tracked, "SELECT run_uuid, key, step, value FROM metrics")
     of_child = {row[1:] for row in metrics if row[0] == tracked["MLFLOW_RUN_ID"]}
     of_root = {row[1:] for row in metrics if row[0] == tracked["AZUREML_ROOT_RUN_ID"]}
@@ -409,37 +336,31 @@ def test_the_trainers_numbers_and_arguments_land_in_mlflow_on_both_runs(finetune
     assert {name: logged[name] for name in given} == {name: str(value) for name, value in given.items()}
 
 
-def test_full_determinism_gives_the_same_losses_to_the_last_digit(finetune):
-    runs = [
-        finetune(name, enable_full_determinism="true", apply_lora="true", lora_dropout=0.1) for name in "ab"
-    ]
-    assert runs[0].losses() == runs[1].losses()
-
-
 def test_another_seed_gives_other_losses(finetune):
-    assert finetune("a").losses() != finetune("b", seed=43).losses()
+    assert finetune(**OTHER).losses() != finetune().losses()
 
 
-def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(finetune):
-    one = finetune("one", per_device_train_batch_size=8, num_train_epochs=1, max_steps=-1)
-    two = finetune(
-        "two",
-        per_device_train_batch_size=4,
-        number_of_gpu_to_use_finetuning=2,
-        num_train_epochs=1,
-        max_steps=-1,
-    )
-    assert "processes: 2 asked, 2 run on " in two.log(FINETUNE)
-    assert two.losses() == pytest.approx(one.losses(), rel=1e-4)
-    evaluations = [[log["eval_loss"] for log in run.history() if "eval_loss" in log] for run in (one, two)]
-    assert evaluations[1] == pytest.approx(evaluations[0], rel=1e-4)
+def test_disabled_evaluation_logs_no_evaluation_loss(finetune):
+    assert not evaluations(finetune(**OTHER))
 
 
-def test_the_processes_of_a_training_listen_on_loopback_alone(finetune):
+def test_auto_find_batch_size_trains_with_a_batch_that_fits(finetune):
+    run = finetune(**OTHER)
+    assert (run.code, len(run.losses())) == (0, 6)
+
+
+def evaluations(run: Run) -> dict[float, float]:
+    """Return the losses of evaluation by the epoch."""
+    return {log["epoch"]: log["eval_loss"] for log in run.history() if "eval_loss" in log}
+
+
+@pytest.fixture(scope="module")
+def two(finetune) -> tuple[Run, set[str]]:
+    """A training of two processes, and the addresses at which any of them listened meanwhile."""
     ended, heard = threading.Event(), set()
 
     def listen() -> None:
-        while not ended.wait(0.02):
+        while not ended.wait(0.05):
             for process in psutil.Process().children(recursive=True):
                 with suppress(psutil.Error):
                     there = process.net_connections("inet")
@@ -447,46 +368,35 @@ def test_the_processes_of_a_training_listen_on_loopback_alone(finetune):
 
     listener = threading.Thread(target=listen)
     listener.start()
-    run = finetune(number_of_gpu_to_use_finetuning=2)
+    run = finetune(per_device_train_batch_size=4, number_of_gpu_to_use_finetuning=2)
     ended.set()
     listener.join()
-    assert (run.code, heard) == (0, {"127.0.0.1"})
+    return run, heard
 
 
-def test_processes_that_the_machine_has_no_room_for_are_made_up_by_accumulation(finetune):
-    one = finetune("one", per_device_train_batch_size=3)
-    spread = finetune(
-        "spread",
-        environment=machine(cores=2),
-        per_device_train_batch_size=1,
-        number_of_gpu_to_use_finetuning=3,
-    )
-    assert "processes: 3 asked, 1 run" in spread.log(FINETUNE)
-    assert "accumulates 3 batches" in spread.log(FINETUNE)
-    assert spread.losses() == pytest.approx(one.losses(), rel=1e-4)
+def test_two_processes_give_the_losses_of_one_with_the_same_global_batch(finetune, two):
+    one, two = finetune(), two[0]
+    assert "processes: 2 asked, 2 run on " in two.log(FINETUNE)
+    assert two.losses() == pytest.approx(one.losses(), rel=1e-4)
+    assert evaluations(two) == pytest.approx(evaluations(one), rel=1e-4)
 
 
-def test_rows_that_share_a_batch_do_not_see_one_another(finetune):
-    together = finetune("together", per_device_train_batch_size=8)
-    alone = finetune("alone", per_device_train_batch_size=1, gradient_accumulation_steps=8)
-    assert together.losses() == pytest.approx(alone.losses(), rel=1e-4)
+def test_the_processes_of_a_training_listen_on_loopback_alone(two):
+    assert (two[0].code, two[1]) == (0, {"127.0.0.1"})
 
 
-def test_nodes_and_their_gpus_multiply(finetune):
-    run = finetune(num_nodes_finetune=3, number_of_gpu_to_use_finetuning=3, per_device_train_batch_size=1)
-    assert "processes: 9 asked, " in run.log(FINETUNE)
-
-
-def test_auto_find_batch_size_trains_with_a_batch_that_fits(finetune):
-    run = finetune(auto_find_batch_size="true")
-    assert (run.code, len(run.losses())) == (0, 4)
+def test_the_gpus_of_all_nodes_are_made_up_by_accumulation_where_the_machine_has_no_room_for_them(finetune):
+    """The losses are those of one batch, too, whose rows so do not see one another."""
+    asked = {"num_nodes_finetune": 2, "number_of_gpu_to_use_finetuning": 4, "per_device_train_batch_size": 1}
+    spread = finetune(machine(cores=1), **asked)
+    assert "processes: 8 asked, 1 run" in spread.log(FINETUNE)
+    assert "accumulates 8 batches" in spread.log(FINETUNE)
+    assert spread.losses() == pytest.approx(finetune().losses(), rel=1e-4)
 
 
 def test_weights_of_other_shapes_than_the_config_says_are_refused_or_started_afresh(prepared, base, tmp_path):
-    wide = broken(base, tmp_path / "wide", config_json=config_with(base, vocab_size=500))
-    run = Run(tmp_path / "run", **prepared.inputs | {"mlflow_model_path": wide, "max_steps": 1})
-    for name in (IMPORT, PREPROCESS):
-        assert run.step(name).wait() == 0, run.log(name)
+    run = Run(tmp_path / "run", **prepared.inputs, max_steps=1)
+    run.upstream = prepared.upstream | {IMPORT: str(broken(base, tmp_path / "wide", vocab_size=500))}
     refused = failure(run.step(FINETUNE))
     assert (refused[:2], "set ignore_mismatched_sizes" in refused[2]) == ((1, "UserError"), True)
     assert run.step(FINETUNE, ignore_mismatched_sizes="true").wait() == 0, run.log(FINETUNE)
@@ -497,17 +407,14 @@ def weights(folder: Path) -> set[str]:
 
 
 def test_merged_lora_leaves_an_ordinary_checkpoint(finetune, base):
-    run = finetune(apply_lora="true", lora_r=4, lora_alpha=8)
-    assert (run.code, weights(run.pytorch), (run.pytorch / "adapter").exists()) == (
-        0,
-        {"model.safetensors"},
-        False,
-    )
+    run = finetune(**DETERMINED)
+    left = (run.code, weights(run.pytorch), (run.pytorch / "adapter").exists())
+    assert left == (0, {"model.safetensors"}, False)
     assert (run.pytorch / "model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
 
 
 def test_kept_lora_leaves_the_base_as_it_was_with_the_adapter_beside_it(finetune, base):
-    run = finetune(apply_lora="true", merge_lora_weights="false", lora_r=4, lora_alpha=8)
+    run = finetune(**LORA, merge_lora_weights="false")
     settings = json.loads((run.pytorch / "adapter/adapter_config.json").read_text())
     assert (run.code, settings["r"], settings["lora_alpha"]) == (0, 4, 8)
     assert (run.pytorch / "model.safetensors").read_bytes() == (base / "model.safetensors").read_bytes()
@@ -515,64 +422,43 @@ def test_kept_lora_leaves_the_base_as_it_was_with_the_adapter_beside_it(finetune
     assert (run.mlflow / "model/model.safetensors").read_bytes() != (base / "model.safetensors").read_bytes()
 
 
-def test_early_stopping_ends_a_run_that_no_longer_improves(finetune):
-    run = finetune(
-        apply_early_stopping="true",
-        early_stopping_threshold=9,
-        max_steps=-1,
-        num_train_epochs=9,
-        learning_rate=1e-9,
-    )
-    assert run.history()[-1]["epoch"] == 2
-
-
-def test_disabled_evaluation_logs_no_evaluation_loss(finetune):
-    assert not [log for log in finetune(evaluation_strategy="disable").history() if "eval_loss" in log]
-
-
 @pytest.mark.parametrize(
-    ("share", "epochs", "max_steps", "evaluated"),
+    ("share", "limit", "evaluated"),
     [
-        (0.5, 2, -1, [0.5, 1.0, 1.5, 2.0]),
-        (1, 1, -1, [1.0]),
-        (0.5, 3, 6, [0.5, 1.0]),  # six steps are an epoch
-        (0.01, 1, 2, [1 / 6, 2 / 6]),
+        (0.01, {"max_steps": 2}, [1 / 6, 2 / 6]),
+        (0.5, {"num_train_epochs": 3, "max_steps": 6}, [0.5, 1.0]),  # six steps are an epoch
+        (
+            0.5,
+            {"num_train_epochs": 9, "max_steps": -1, "learning_rate": 1e-9}
+            | {"apply_early_stopping": "true", "early_stopping_threshold": 9},
+            [0.5, 1.0],  # at which it no longer improves
+        ),
     ],
 )
-def test_evaluation_steps_interval_is_a_fraction_of_an_epoch(finetune, share, epochs, max_steps, evaluated):
-    run = finetune(
-        evaluation_strategy="steps",
-        evaluation_steps_interval=share,
-        num_train_epochs=epochs,
-        max_steps=max_steps,
-    )
-    epochs = [log["epoch"] for log in run.history() if "eval_loss" in log]
-    assert epochs == pytest.approx(evaluated, abs=0.001)
+def test_evaluation_is_after_each_share_of_an_epoch_until_it_is_stopped(finetune, share, limit, evaluated):
+    run = finetune(evaluation_strategy="steps", evaluation_steps_interval=share, **limit)
+    assert [*evaluations(run)] == pytest.approx(evaluated, abs=0.001)
+    assert run.history()[-1]["epoch"] == pytest.approx(evaluated[-1], abs=0.001)
 
 
-def test_a_resumed_run_goes_on_from_the_checkpoint_as_if_it_had_never_stopped(finetune, prepared):
-    inputs = {"max_steps": -1, "num_train_epochs": 2, "enable_full_determinism": "true"}
-    whole = finetune("whole", **inputs)
-    halfway = finetune("halfway", **inputs)
-    shutil.rmtree(max(halfway.pytorch.glob("checkpoint-*"), key=lambda path: int(path.name.split("-")[1])))
-    resumed = halfway.step(FINETUNE, resume_from_checkpoint="true")
-    assert resumed.wait() == 0, halfway.log(FINETUNE)
+def test_a_resumed_run_goes_on_from_the_checkpoint_to_the_same_losses_to_the_last_digit(finetune, tmp_path):
+    whole = finetune(**DETERMINED)
+    halfway = Run(tmp_path, **whole.inputs, resume_from_checkpoint="true")
+    halfway.upstream = dict(whole.upstream)
+    shutil.copytree(whole.pytorch / "checkpoint-6", halfway.pytorch / "checkpoint-6")
+    assert halfway.step(FINETUNE).wait() == 0, halfway.log(FINETUNE)
     assert "going on from checkpoint-6" in halfway.log(FINETUNE)
     assert halfway.losses() == whole.losses()
 
 
-def test_an_earlier_output_given_as_base_model_is_resumed_from(finetune, tmp_path, rows):
-    first = finetune("first", max_steps=3)
-    run = Run(tmp_path / "second", **first.inputs | {"mlflow_model_path": first.pytorch, "max_steps": 5})
-    for name in (IMPORT, PREPROCESS):
+def test_an_earlier_output_given_as_base_model_is_resumed_from(finetune, tmp_path):
+    first = finetune()
+    again = {"mlflow_model_path": first.pytorch, "max_steps": 8, "resume_from_checkpoint": "true"}
+    run = Run(tmp_path, **first.inputs | again)
+    run.upstream = dict(first.upstream)
+    for name in (IMPORT, FINETUNE):
         assert run.step(name).wait() == 0, run.log(name)
-    assert run.step(FINETUNE, resume_from_checkpoint="true").wait() == 0, run.log(FINETUNE)
-    assert [log["step"] for log in run.history() if "loss" in log] == [1, 2, 3, 4, 5]
-
-
-def test_save_total_limit_keeps_so_many_checkpoints(finetune):
-    run = finetune(save_total_limit=2, max_steps=-1, num_train_epochs=4)
-    assert len(list(run.pytorch.glob("checkpoint-*"))) <= 2
+    assert [log["step"] for log in run.history() if "loss" in log] == [*range(1, 9)]
 
 
 def test_a_loss_that_is_no_number_fails_the_job(finetune):
@@ -582,23 +468,14 @@ def test_a_loss_that_is_no_number_fails_the_job(finetune):
     assert re.match("the loss became (nan|inf) at step", run.error["message"])
 
 
-def test_no_memory_left_is_said_with_what_to_lower(finetune):
-    run = finetune(faults={"out-of-memory": ""})
+def test_no_memory_left_in_one_of_several_processes_is_said_with_what_to_lower(finetune):
+    run = finetune(faults={"out-of-memory": None}, number_of_gpu_to_use_finetuning=2)
     assert (run.code, run.error["code"]) == (1, "UserError")
     assert run.error["message"].startswith("out of memory while training with ")
 
 
-def test_a_failure_in_one_of_several_processes_is_the_steps_own(finetune):
-    run = finetune(faults={"out-of-memory": None}, number_of_gpu_to_use_finetuning=2)
-    assert run.error["message"].startswith("out of memory while training with ")
-
-
-def test_deepspeed_that_the_machine_lacks_is_named_in_the_log(finetune):
-    assert "DeepSpeed is left out" in finetune(apply_deepspeed="true", max_steps=1).log(FINETUNE)
-
-
-def test_a_deepspeed_file_that_is_no_json_is_refused(finetune, rows):
-    run = finetune(apply_deepspeed="true", deepspeed=rows)
+def test_a_deepspeed_file_that_is_no_json_is_refused(finetune, sixty):
+    run = finetune(apply_deepspeed="true", deepspeed=sixty)
     assert "deepspeed: train.jsonl is no JSON file" in run.log(FINETUNE)
 
 
@@ -624,9 +501,15 @@ def test_a_fault_fails_its_step(prepared, tmp_path, step, fault):
 # the model that comes out
 
 
-def test_the_mlflow_folder_loads_in_a_fresh_process_and_answers_as_its_checkpoint_does(finetune):
-    run = finetune(max_steps=24, evaluation_strategy="disable")
+@pytest.fixture(scope="module")
+def converted(finetune) -> Run:
+    run = finetune(**LEARNED)
     assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
+    return run
+
+
+def test_the_mlflow_folder_loads_in_a_fresh_process_and_answers_as_its_checkpoint_does(converted):
+    run = converted
     program = (
         "import json, sys, mlflow, transformers;"
         " asked = '<|user|>\\nWhat does the cow say?<|end|>\\n<|assistant|>\\n';"
@@ -644,12 +527,10 @@ def test_the_mlflow_folder_loads_in_a_fresh_process_and_answers_as_its_checkpoin
     assert (signature, answer) == (None, expected)
 
 
-def test_the_mlflow_folder_holds_no_pickle_and_no_path_of_this_machine(finetune, tmp_path):
-    run = finetune(max_steps=1)
-    assert run.step(CONVERT).wait() == 0, run.log(CONVERT)
-    files = [path for path in run.mlflow.rglob("*") if path.is_file()]
+def test_the_mlflow_folder_holds_no_pickle_and_no_path_of_this_machine(converted):
+    files = [path for path in converted.mlflow.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".json", ".jinja", ".safetensors", ".txt", ".yaml", ""}
-    assert not [path for path in files if str(tmp_path).encode() in path.read_bytes()]
+    assert not [path for path in files if str(converted.folder).encode() in path.read_bytes()]
 
 
 # the processes

@@ -75,13 +75,13 @@ def user(text: str) -> dict:
     return {"role": "user", "content": text}
 
 
-@pytest.fixture
-def serve(tmp_path):
-    """A function that starts a server; all are stopped at the test's end."""
+@pytest.fixture(scope="module")
+def serve(tmp_path_factory):
+    """A function that starts a server; all are stopped at the end."""
     servers = []
 
     def start(model: Path, **settings) -> Server:
-        servers.append(Server(model, tmp_path / f"server{len(servers)}", **settings))
+        servers.append(Server(model, tmp_path_factory.mktemp("server"), **settings))
         return servers[-1]
 
     yield start
@@ -90,11 +90,20 @@ def serve(tmp_path):
 
 
 @pytest.fixture(scope="module")
-def server(model, tmp_path_factory):
-    """A server in the shape that says most about an answer."""
-    running = Server(model, tmp_path_factory.mktemp("server"), shape="openai")
-    yield running
-    running.close()
+def server(model, serve) -> Server:
+    """A server in the shape that says most about an answer, which a fault chooses."""
+    return serve(model, faults={"answer-shape": "openai"})
+
+
+@pytest.fixture(scope="module")
+def no_code(model, serve) -> Server:
+    return serve(model)
+
+
+@pytest.fixture(scope="module")
+def busy(model, serve) -> Server:
+    """A server that answers one at a time."""
+    return serve(model, faults={"answer-shape": "vllm"}, max_concurrent_requests=1)
 
 
 QUESTIONS = [f"What does the {animal} say?" for animal in ANIMALS]
@@ -121,29 +130,15 @@ def test_max_new_tokens_cuts_the_answer(server):
     assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 2)
 
 
-def test_without_sampling_an_answer_is_the_same_alone_and_among_others(server):
-    talks = [[*chats(1, seed)[0]["messages"][:-1]] for seed in range(8)]
-    alone = [server.ask(talk).json()["output"] for talk in talks]
-    with ThreadPoolExecutor(8) as clients:
-        together = list(clients.map(lambda talk: server.ask(talk, do_sample=False).json()["output"], talks))
-    assert together == alone
-
-
 def test_requests_of_different_parameters_share_a_batch_and_keep_their_own(server):
-    wanted = [
-        {},
-        {"max_new_tokens": 1},
-        {"do_sample": True, "temperature": 10, "max_new_tokens": 30},
-        {"max_new_tokens": 2},
-    ]
-    with ThreadPoolExecutor(4) as clients:
-        made = list(
-            clients.map(lambda given: server.ask([user(QUESTIONS[0])], **given).json()["usage"], wanted)
-        )
-    assert (made[1]["completion_tokens"], made[3]["completion_tokens"]) == (1, 2)
-    assert (
-        made[0]["completion_tokens"] == server.ask([user(QUESTIONS[0])]).json()["usage"]["completion_tokens"]
-    )
+    talks = [[*chats(1, seed)[0]["messages"][:-1]] for seed in range(4)]
+    alone = [server.ask(talk).json()["output"] for talk in talks]
+    asked = [(talk, {"do_sample": False}) for talk in talks]
+    asked += [(talks[0], {"max_new_tokens": 1}), (talks[0], {"do_sample": True, "temperature": 10.0})]
+    with ThreadPoolExecutor(6) as clients:
+        made = list(clients.map(lambda each: server.ask(each[0], **each[1]).json(), asked))
+    assert [answer["output"] for answer in made[:4]] == alone
+    assert made[4]["usage"]["completion_tokens"] == 1
 
 
 def test_a_high_temperature_varies_the_answer(server):
@@ -151,39 +146,20 @@ def test_a_high_temperature_varies_the_answer(server):
     assert len({server.ask([user(QUESTIONS[0])], **settings).json()["output"] for _ in range(5)}) > 1
 
 
-@pytest.mark.parametrize(
-    "settings", [{"temperature": 0}, {"temperature": 0.001}, {"top_p": 0.001, "temperature": 10}]
-)
+@pytest.mark.parametrize("settings", [{"temperature": 0}, {"top_p": 0.001, "temperature": 10}])
 def test_no_temperature_or_a_narrow_top_p_answers_as_without_sampling(server, settings):
     plain = server.ask([user(QUESTIONS[0])]).json()["output"]
-    assert [
-        server.ask([user(QUESTIONS[0])], do_sample=True, **settings).json()["output"] for _ in range(3)
-    ] == [plain] * 3
+    sampled = [server.ask([user(QUESTIONS[0])], do_sample=True, **settings).json() for _ in range(3)]
+    assert [answer["output"] for answer in sampled] == [plain] * 3
 
 
-def test_each_of_azures_three_servers_is_played(model, serve, server):
+def test_each_of_azures_three_servers_is_played(server, busy, no_code):
     question, flat = [[user(QUESTIONS[0])]], [user(QUESTIONS[0])]
     text = server.ask(flat).json()["output"]
-    vllm, no_code = serve(model, shape="vllm"), serve(model)
-    answered = [
-        vllm.ask(question),
-        vllm.ask(flat),
-        no_code.ask(question),
-        no_code.ask(flat),
-        server.ask(question),
-    ]
-    assert [(answer.status_code, answer.json()) for answer in answered[:4]] == [
-        (200, {"output": text}),
-        (200, {"output": text}),
-        (200, [{"0": text}]),
-        (200, [{"0": text}]),
-    ]
-    assert answered[4].status_code == 400
-
-
-def test_a_fault_chooses_the_shape(model, serve):
-    answer = serve(model, faults={"answer-shape": "openai"}).ask([user(QUESTIONS[0])]).json()
-    assert answer["message"]["role"] == "assistant"
+    asked = [busy.ask(question), busy.ask(flat), no_code.ask(question), no_code.ask(flat)]
+    shapes = [{"output": text}] * 2 + [[{"0": text}]] * 2
+    assert [(answer.status_code, answer.json()) for answer in asked] == [(200, shape) for shape in shapes]
+    assert server.ask(question).status_code == 400
 
 
 @pytest.mark.parametrize(
@@ -191,7 +167,6 @@ def test_a_fault_chooses_the_shape(model, serve):
     [
         (b"{", "the body is not JSON"),
         (b"[]", "the body has no object input_data"),
-        (b'{"input_data": {}}', "no list input_string"),
         (b'{"input_data": {"input_string": "Hello"}}', "no list input_string"),
         (b'{"input_data": {"input_string": [{"role": "user"}]}}', 'the strings "role" and "content"'),
         (b'{"input_data": {"input_string": [{"role": "assistant", "content": "a"}]}}', "have to alternate"),
@@ -211,10 +186,8 @@ def test_a_request_of_another_form_is_answered_400_with_the_form_expected(server
     ("parameters", "words"),
     [
         ({"temperature": "hot"}, "temperature has to be a number from 0 to 10"),
-        ({"temperature": -1}, "temperature has to be a number from 0 to 10"),
         ({"top_p": 0}, "top_p has to be a number above 0, at most 1"),
         ({"do_sample": 1}, "do_sample has to be true or false"),
-        ({"max_new_tokens": 0}, "max_new_tokens has to be a positive integer"),
         ({"max_new_tokens": True}, "max_new_tokens has to be a positive integer"),
         ({"max_tokens": 5}, "there is no parameter 'max_tokens'"),
     ],
@@ -240,8 +213,7 @@ def test_an_answer_that_takes_longer_than_the_request_timeout_is_408(model, serv
     )
 
 
-def test_more_than_twice_the_concurrency_limit_is_429(model, serve):
-    busy = serve(model, max_concurrent_requests=1)
+def test_more_than_twice_the_concurrency_limit_is_429(busy):
     settings = {"do_sample": True, "temperature": 10, "max_new_tokens": 200}
     with ThreadPoolExecutor(12) as clients:
         statuses = list(clients.map(lambda _: busy.ask(QUESTIONS[0], **settings).status_code, range(12)))
@@ -263,8 +235,8 @@ def test_the_fault_scoring_status_lets_the_model_fail(model, serve):
     assert serve(model, faults={"scoring-status": 424}).ask(QUESTIONS[0]).status_code == 424
 
 
-def test_the_log_never_holds_a_prompt_an_answer_or_a_key(model, serve):
-    logged = serve(model)
+def test_the_log_never_holds_a_prompt_an_answer_or_a_key(no_code):
+    logged = no_code
     logged.client.headers["Authorization"] = "Bearer secret-key"
     answer = logged.ask(QUESTIONS[0]).json()[0]["0"]
     logged.ask(QUESTIONS[0], temperature="secret-parameter")

@@ -99,7 +99,7 @@ def run(specification: dict) -> None:
     begun = time.monotonic()
     most = specification.get("max_concurrent_requests", 1)
     generator = Generator(Path(specification["model"]), most)
-    shape = faults.get("answer-shape") or specification.get("shape", "mlflow")
+    shape = faults.get("answer-shape", "mlflow")
     app = create_app(generator, shape, most, specification.get("request_timeout", 5.0), faults)
     print(f"loaded in {time.monotonic() - begun:.1f} s, {most} conversations at once", flush=True)
     # a socket in a folder of the owner's, which no other user of the machine reaches

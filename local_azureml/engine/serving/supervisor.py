@@ -150,7 +150,6 @@ class Deployments:
             "socket": str(self._context.temporary / secrets.token_hex(4)),
             "max_concurrent_requests": per_instance * document["sku"]["capacity"],
             "request_timeout": shapes.seconds(settings["requestTimeout"]),
-            "shape": self._context.faults.value("answer-shape") or "mlflow",
             "faults": self._context.faults.active(),
         }
         model = Path(specification["model"] or "")

@@ -7,7 +7,14 @@ import mlflow
 import torch
 from tiny_chats import chats
 from tokenizers import ByteLevelBPETokenizer
-from transformers import GenerationConfig, Phi3Config, Phi3ForCausalLM, PreTrainedTokenizerFast
+from transformers import (
+    GenerationConfig,
+    Phi3Config,
+    Phi3ForCausalLM,
+    PreTrainedTokenizerFast,
+    pipeline,
+    set_seed,
+)
 from trl.chat_template_utils import phi3_chat_template
 
 SPECIAL = ["<unk>", "<s>", "<|endoftext|>", "<|assistant|>", "<|system|>", "<|end|>", "<|user|>"]
@@ -95,3 +102,15 @@ def report_loss(specification: dict) -> None:
             total += torch.nn.functional.cross_entropy(logits, labels, reduction="sum").item()
             count += int((labels != -100).sum())
     Path("loss.json").write_text(json.dumps(total / count))
+
+
+def report_answers(specification: dict) -> None:
+    """Write the signature of an MLflow model folder, and what it and its checkpoint answer to a question."""
+    asked = "<|user|>\nWhat does the cow say?<|end|>\n<|assistant|>\n"
+    model = mlflow.pyfunc.load_model(specification["model"])
+    checkpoint = pipeline("text-generation", specification["checkpoint"])
+    set_seed(1)
+    answers = model.predict(asked)
+    set_seed(1)
+    expected = checkpoint(asked)[0]["generated_text"]
+    Path("answers.json").write_text(json.dumps([model.metadata.signature, answers, expected]))

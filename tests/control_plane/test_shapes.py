@@ -170,15 +170,6 @@ def test_what_was_there_from_the_start_was_made_once(http, arm, below):
     assert first == second
 
 
-def test_the_location_of_an_operation_is_202_until_it_has_ended(http, arm, client):
-    running = command(client, "located", command="sleep 600")
-    answer = http.post(f"{arm.workspace}/jobs/{running.name}/cancel")
-    states = [http.get(answer.headers["location"]).status_code]
-    ended(http, answer)
-    states.append(http.get(answer.headers["location"]).status_code)
-    assert states == [202, 204]
-
-
 def test_a_scoring_address_is_null_until_the_endpoint_is_made(http, arm):
     path = f"{arm.workspace}/onlineEndpoints/addressed"
     making = http.put(path, json={"location": "eastus", "properties": {"authMode": "Key"}})
@@ -247,20 +238,6 @@ def test_sku_kind_and_resource_of_a_put_come_back(http, arm):
     assert {name: kept[name] for name in extra} == extra
     assert [properties[name] for name in ("resourceId", "computeLocation")] == ["/subscriptions/x", "westus"]
     http.delete(path)
-
-
-def test_a_jobs_output_lies_where_the_job_asked_for_it_and_is_downloaded_from_there(
-    client, emulator, tmp_path
-):
-    from azure.ai.ml import Output
-
-    place = "azureml://datastores/workspaceblobstore/paths/chosen/place"
-    outputs = {"text": Output(type="uri_folder", path=place)}
-    job = command(client, "placed", command="echo hello > ${{outputs.text}}/hello.txt", outputs=outputs)
-    client.jobs.stream(job.name)
-    assert (emulator.folder / "blobs/azureml-blobstore/chosen/place/hello.txt").read_text() == "hello\n"
-    client.jobs.download(job.name, download_path=tmp_path, output_name="text")
-    assert (tmp_path / "named-outputs/text/hello.txt").read_text() == "hello\n"
 
 
 @pytest.mark.parametrize(

@@ -6,8 +6,6 @@ import re
 import shutil
 import signal
 import sqlite3
-import subprocess
-import sys
 import threading
 import time
 from contextlib import suppress
@@ -508,22 +506,11 @@ def converted(finetune) -> Run:
     return run
 
 
-def test_the_mlflow_folder_loads_in_a_fresh_process_and_answers_as_its_checkpoint_does(converted):
-    run = converted
-    program = (
-        "import json, sys, mlflow, transformers;"
-        " asked = '<|user|>\\nWhat does the cow say?<|end|>\\n<|assistant|>\\n';"
-        " model = mlflow.pyfunc.load_model(sys.argv[1]);"
-        " checkpoint = transformers.pipeline('text-generation', sys.argv[2]);"
-        " transformers.set_seed(1); answers = model.predict(asked);"
-        " transformers.set_seed(1); expected = checkpoint(asked)[0]['generated_text'];"
-        " print(json.dumps([model.metadata.signature, answers, expected]))"
-    )
-    fresh = subprocess.run(
-        [sys.executable, "-c", program, run.mlflow, run.pytorch], capture_output=True, text=True, timeout=120
-    )
-    assert fresh.returncode == 0, fresh.stderr
-    signature, [answer], expected = json.loads(fresh.stdout)
+def test_the_mlflow_folder_is_loaded_by_mlflow_and_answers_as_its_checkpoint_does(converted, tmp_path):
+    asked = {"model": str(converted.mlflow), "checkpoint": str(converted.pytorch)}
+    done = child("tiny_phi3:report_answers", asked, tmp_path)
+    assert done.wait() == 0, (tmp_path / "log.txt").read_text()
+    signature, [answer], expected = json.loads((tmp_path / "answers.json").read_text())
     assert (signature, answer) == (None, expected)
 
 

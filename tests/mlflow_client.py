@@ -49,9 +49,11 @@ def outcomes() -> dict[str, str]:
             **found, filter_string="metrics.`a b` > 1"
         ),
         "log_model": lambda: mlflow.pyfunc.log_model(
-            "logged", python_model=One(), registered_model_name="logged"
+            "logged", python_model=One(), pip_requirements=[], registered_model_name="logged"
         ),
-        "save_model": lambda: mlflow.pyfunc.save_model(f"{folder}/saved", python_model=One()),
+        "save_model": lambda: mlflow.pyfunc.save_model(
+            f"{folder}/saved", python_model=One(), pip_requirements=[]
+        ),
         "log_artifacts": lambda: mlflow.log_artifacts(f"{folder}/saved", "saved"),
         "register_model": lambda: mlflow.register_model(f"runs:/{run}/saved", name),
         "load_model of a run": lambda: mlflow.pyfunc.load_model(f"runs:/{run}/saved"),

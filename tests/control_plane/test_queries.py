@@ -1,20 +1,18 @@
 """Lists: what a client may ask of them is done as Microsoft describes it, all else is refused by name."""
 
 import importlib
+import os
 import re
 import time
-from contextlib import closing
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import witness
-from conftest import PLAIN_JOB, Emulator, client_of, point, raw_client
+from conftest import PLAIN_JOB, client_of, raw_client
 
 from local_azureml import resource
-from local_azureml.control_plane import operations, queries
+from local_azureml.control_plane import queries
 from local_azureml.identifiers import WORKSPACE_ID
-from local_azureml.state import State
 
 SIZE = "Standard_NC24ads_A100_v4"
 IMAGE = {"image": "python:3.11"}
@@ -58,17 +56,12 @@ def versions(http, arm) -> str:
     ("asked", "found"),
     [
         ({}, ["3", "1"]),
-        ({"listViewType": "ActiveOnly"}, ["3", "1"]),
         ({"listViewType": "ArchivedOnly"}, ["2"]),
         ({"listViewType": "all"}, ["3", "2", "1"]),
-        ({"$orderBy": "createdtime asc"}, ["1", "3"]),
         ({"$orderBy": "createdtime"}, ["1", "3"]),
-        ({"$orderBy": "createdtime desc"}, ["3", "1"]),
         ({"$orderBy": "modifiedtime desc"}, ["1", "3"]),
-        ({"$top": "1"}, ["3"]),
         ({"$top": "1", "$orderBy": "modifiedtime desc"}, ["1"]),
         ({"version": "1"}, ["1"]),
-        ({"version": "7"}, []),
         ({"tags": "a"}, ["3", "1"]),
         ({"tags": "a=x"}, ["1"]),
         ({"tags": "a,b=x"}, ["3"]),
@@ -124,9 +117,7 @@ def jobs(client, http, arm):
         ({}, ["untagged", "tagged"]),
         ({"list_view_type": "ArchivedOnly"}, ["archived"]),
         ({"list_view_type": "All"}, ["archived", "untagged", "tagged"]),
-        ({"tag": "made_by"}, ["tagged"]),
         ({"tag": "made_by", "list_view_type": "All"}, ["archived", "tagged"]),
-        ({"tag": "nobody's"}, []),
         ({"job_type": "Command"}, ["untagged", "tagged"]),
         ({"job_type": "Pipeline"}, []),
         ({"properties": "p=1"}, ["tagged"]),
@@ -138,27 +129,23 @@ def test_jobs_are_listed_by_view_tag_type_and_property(client, jobs, asked, foun
     assert [name.removeprefix(prefix) for name in listed if name.startswith(prefix)] == found
 
 
-@pytest.mark.parametrize(
-    ("asked", "found"),
-    [
-        ({}, ["second", "first"]),
-        ({"name": "FIRST"}, ["first"]),
-        ({"count": 1}, ["second"]),
-        ({"tags": "n=1"}, ["first"]),
-        ({"properties": "p"}, ["second"]),
-        ({"orderBy": "CreatedAtAsc"}, ["first", "second"]),
-        ({"orderBy": "UpdatedAtDesc"}, ["first", "second"]),
-    ],
-)
-def test_endpoints_are_listed_by_name_tag_property_and_order(emulator_with, asked, found):
-    emulator = emulator_with()
-    with raw_client(emulator.context.environment()) as http:
+def test_endpoints_are_listed_by_name_tag_property_and_order(emulator_with):
+    with raw_client(emulator_with().context.environment()) as http:
         bodies = {"first": {"tags": {"n": "1"}}, "second": {}}
         for name in ("first", "second", "first"):
             properties = {"authMode": "Key", "properties": {"p": "1"} if name == "second" else {}}
             body = {"location": "eastus", "properties": properties, **bodies[name]}
             http.put(f"{WORKSPACE_ID}/onlineEndpoints/{name}", json=body).raise_for_status()
-        assert names(http.get(f"{WORKSPACE_ID}/onlineEndpoints", params=asked)) == found
+        for asked, found in (
+            ({}, ["second", "first"]),
+            ({"name": "FIRST"}, ["first"]),
+            ({"count": 1}, ["second"]),
+            ({"tags": "n=1"}, ["first"]),
+            ({"properties": "p"}, ["second"]),
+            ({"orderBy": "CreatedAtAsc"}, ["first", "second"]),
+            ({"orderBy": "UpdatedAtDesc"}, ["first", "second"]),
+        ):
+            assert names(http.get(f"{WORKSPACE_ID}/onlineEndpoints", params=asked)) == found, asked
 
 
 @pytest.mark.parametrize(
@@ -198,11 +185,9 @@ def test_a_registrys_versions_are_filtered_ordered_and_cut(http, arm):
     [
         ("models/listed/versions", {"listViewType": "Everything"}),
         ("models/listed/versions", {"$orderBy": "name"}),
-        ("models/listed/versions", {"$top": "0"}),
         ("models/listed/versions", {"$top": "²"}),
         ("models/listed/versions", {"tags": "," * 2000}),
         ("models", {"count": "-1"}),
-        ("models", {"count": ""}),
         ("jobs", {"jobType": "Laborious"}),
         ("onlineEndpoints", {"orderBy": "createdtime"}),
         ("datastores", {"orderBy": "size"}),
@@ -230,9 +215,7 @@ def test_a_value_that_a_filter_does_not_know_is_400_and_names_it(http, arm, vers
     [
         ("models/listed/versions", "feed"),
         ("models/listed/versions", "$tags"),
-        ("models", "$top"),
         ("jobs", "$top"),
-        ("jobs", "scheduled"),
         ("computes", "count"),
         ("onlineEndpoints", "computeType"),
     ],
@@ -328,39 +311,17 @@ def test_a_message_names_the_newest_of_many_and_counts_the_rest(http, arm, many)
 # older data folders, and long ones
 
 
-@pytest.fixture(scope="module")
-def older(tmp_path_factory):
-    """An emulator on a data folder with a container that lacks today's fields, and with an old operation."""
-    folder = tmp_path_factory.mktemp("older")
-    first = Emulator(folder)
-    with raw_client(first.environment) as http:
+def test_a_container_of_an_older_data_folder_which_lacks_todays_fields_is_listed(emulator_with):
+    state = emulator_with().context.state
+    with raw_client(dict(os.environ)) as http:
         put(http, f"{WORKSPACE_ID}/models/old/versions/1", **VERSION_OF["models"])
-    first.end()
-    long_ago, ended = {"startTime": "2026-01-01T00:00:00+00:00"}, {"status": "Succeeded"}
-    with closing(State(folder)) as state:
-        kept = state.get(f"{WORKSPACE_ID}/models/old")
-        state.put(kept["id"], {name: kept[name] for name in ("id", "name", "systemData")})
-        for name, end in (("old", "2026-01-01T00:00:00.000000+00:00"), ("new", resource.now(-60))):
-            identifier = f"{operations.HERE}/{name}"
-            state.put(identifier, {"id": identifier, "name": name, **long_ago, **ended, "endTime": end})
-    second = Emulator(folder)
-    with pytest.MonkeyPatch.context() as patch, raw_client(second.environment) as http:
-        point(patch, second.environment)
-        yield SimpleNamespace(client=client_of(), http=http)
-    second.end()
-
-
-def test_containers_of_an_older_data_folder_are_listed(older):
-    (model,) = older.client.models.list()
+    kept = state.get(f"{WORKSPACE_ID}/models/old")
+    state.put(kept["id"], {name: kept[name] for name in ("id", "name", "systemData")})
+    (model,) = client_of().models.list()
     assert (model.name, model.latest_version) == ("old", "1")
 
 
-@pytest.mark.parametrize(("name", "status"), [("old", 404), ("new", 200)])
-def test_an_operation_is_forgotten_an_hour_after_its_end(older, name, status):
-    assert older.http.get(f"{operations.HERE}/{name}").status_code == status
-
-
-def test_operations_are_forgotten_while_the_emulator_runs(emulator_with):
+def test_an_operation_is_forgotten_an_hour_after_its_end(emulator_with):
     context = emulator_with().context
     body = {"location": "eastus", "properties": {"authMode": "Key"}}
     with raw_client(context.environment()) as http:

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import Emulator
 
 from local_azureml import identifiers
 from local_azureml.data_plane import artifacts, mlflow_compatibility, tracking
@@ -80,13 +79,11 @@ def test_a_call_that_azure_lacks_is_told_in_the_log_with_the_way_that_works(http
     assert "azure-sdk-for-python/issues/44896" in told and "`save_model`, `log_artifacts`" in told
 
 
-def test_an_option_lets_programs_have_all_of_mlflows_server(tmp_path):
-    emulator = Emulator(tmp_path / "full", "--full-mlflow")
-    outcomes = run_client(sys.executable, emulator.environment)
+def test_an_option_lets_programs_have_all_of_mlflows_server(emulator_with, caplog):
+    context = emulator_with(options=("--full-mlflow",)).context
+    outcomes = run_client(sys.executable, context.environment())
     assert refused(outcomes) == {"rename_registered_model": "NOT_IMPLEMENTED"}
-    [model] = emulator.folder.glob("blobs/azureml/ExperimentRun/dcid.*/logged/MLmodel")
-    assert (
-        f"artifact_path: {artifacts.of_run(model.parts[-3].removeprefix('dcid.'))}/logged\n"
-        in model.read_text()
-    )
-    assert mlflow_compatibility.FULL in emulator.end()
+    [model] = context.folder.glob("blobs/azureml/ExperimentRun/dcid.*/logged/MLmodel")
+    told = f"artifact_path: {artifacts.of_run(model.parts[-3].removeprefix('dcid.'))}/logged\n"
+    assert told in model.read_text()
+    assert mlflow_compatibility.FULL in caplog.text

@@ -6,10 +6,12 @@ import shlex
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import psutil
 
-from local_azureml.context import Context
+if TYPE_CHECKING:  # each child imports this module, and needs nothing of the server
+    from local_azureml.context import Context
 
 PROXIES = ("http_proxy", "https_proxy", "ftp_proxy", "all_proxy")
 HIDDEN = (  # what would lead a process elsewhere; a star stands for any end
@@ -62,18 +64,18 @@ def leave(*others: str) -> None:
         del os.environ[name]
 
 
-def of_command(context: Context) -> dict[str, str]:
+def of_command(context: "Context") -> dict[str, str]:
     """Return the variables of a caller's command: the caller's own, and those that lead to the emulator."""
     return clean() | context.environment()
 
 
-def of_child(context: Context, /, **own: str) -> dict[str, str]:
+def of_child(context: "Context", /, **own: str) -> dict[str, str]:
     """Return the variables of a job or a deployment: those that lead to the emulator, and on top its own."""
     inherited = {name: value for name, value in of_command(context).items() if name not in PYTHON}
     return inherited | {"TMPDIR": str(context.temporary)} | own
 
 
-def lines(context: Context) -> str:
+def lines(context: "Context") -> str:
     """Return the lines with which a shell hides and sets what is hidden from a child and set for it."""
     hidden = f"unset OLDPWD $(env | sed -nE 's/^({LEADS_ELSEWHERE})=.*/\\1/p')"
     return "\n".join([hidden, *(f"export {n}={shlex.quote(v)}" for n, v in context.environment().items())])

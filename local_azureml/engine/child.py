@@ -14,7 +14,6 @@ from pathlib import Path
 
 from local_azureml.engine import descendants, processes
 from local_azureml.engine.channel import Channel
-from local_azureml.errors import full_disk
 
 messages: queue.SimpleQueue = queue.SimpleQueue()  # what the process that started this one tells it
 
@@ -56,6 +55,8 @@ def _outcome(task: dict) -> dict:
     except processes.UserError as error:
         return _failure("UserError", str(error))
     except BaseException as error:  # uvicorn ends with SystemExit where it can't start
+        from local_azureml.errors import full_disk  # the server's libraries, which few need
+
         if sentence := full_disk(error):
             return {"exit": errno.ENOSPC, "error": {"code": "UserError", "message": sentence}}
         traceback.print_exc()

@@ -130,6 +130,7 @@ class Server:
         kind = {"http": protocol, "ws": "none", "lifespan": "off", "proxy_headers": False}
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", **kind, **tls, **waits))
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
+        self._warm = False
 
     def __enter__(self) -> "Server":
         self._thread.start()
@@ -145,7 +146,7 @@ class Server:
             processes.warm()
             self.context.runs.warm()
 
-        idle, self.context.preload = self.context.preload, begin
+        idle, self.context.preload, self._warm = self.context.preload, begin, True
         return self
 
     def __exit__(self, *_) -> None:
@@ -157,7 +158,8 @@ class Server:
             connection.loop.call_soon_threadsafe(connection.transport.abort)
         self._server.should_exit = self._server.force_exit = True
         self._thread.join()
-        processes.cool()
+        if self._warm:  # else others of this process use it
+            processes.cool()
         self.context.close()
         self._lock.release()
 

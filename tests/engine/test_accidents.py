@@ -37,10 +37,6 @@ def stage(tmp_path_factory):
         made.cloud.emulator.close()
 
 
-def test_clients_that_say_nothing_take_nobody_along(stage):
-    assert stage.poke().deviations == []
-
-
 def test_a_killed_fork_server_and_a_killed_model_are_there_again_and_a_job_and_a_script_notice_nothing(stage):
     row = stage.accident(SERVER, "killed")
     assert (row.deviations, row.job) == ([], "Completed")

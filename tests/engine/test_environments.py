@@ -4,24 +4,27 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 
 import pytest
 import yaml
 from clients import ended, log_of, make_command, reason, wheel
-from conftest import Emulator, client_of, point
+from conftest import QUICK, client_of, point
 from packaging.requirements import Requirement
 
+from local_azureml.cli import parse
 from local_azureml.conda import read, specification
 from local_azureml.control_plane import registry
 from local_azureml.engine.install import find_uv
 from local_azureml.errors import AzureError
+from local_azureml.server import Server
 
 OWN = f"{sys.version_info.major}.{sys.version_info.minor}"
 
 
 @pytest.fixture(scope="module")
-def served(tmp_path_factory) -> Iterator[Emulator]:
-    """An emulator whose installer finds two versions of the package `localmade`, and nothing else."""
+def served(tmp_path_factory) -> Iterator[Path]:
+    """The folder of an emulator whose installer finds two versions of `localmade`, and nothing else."""
     shelf = tmp_path_factory.mktemp("wheels")
     for version in ("1.0", "2.0"):
         wheel(shelf, "localmade", version)
@@ -29,10 +32,10 @@ def served(tmp_path_factory) -> Iterator[Emulator]:
     only_there = {"PIP_INDEX_URL": empty, "PIP_FIND_LINKS": str(shelf), "PIP_CONFIG_FILE": "/dev/null"}
     with pytest.MonkeyPatch.context() as patch:
         point(patch, only_there)
-        served = Emulator(tmp_path_factory.mktemp("stocked"))
-        point(patch, served.environment)
-        yield served
-        served.end()
+        folder = tmp_path_factory.mktemp("stocked")
+        with Server(parse(["serve", "--poll", "0.1"]), folder) as server:
+            point(patch, server.context.environment() | QUICK)
+            yield folder
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +71,7 @@ def logs(client, tmp_path_factory) -> list[str]:
 
 def test_a_command_runs_in_the_environment_that_its_conda_file_asks_for(served, logs):
     shown = next(line for line in logs[0].splitlines() if line.startswith("1.0 "))
-    assert shown.startswith(f"1.0 {served.folder}/environments/")
+    assert shown.startswith(f"1.0 {served}/environments/")
 
 
 def test_an_environment_has_nothing_of_the_emulator(logs):
@@ -99,11 +102,6 @@ def test_an_image_without_a_specification_is_named_and_what_a_job_installs_there
     assert found.returncode == 1
 
 
-def test_a_package_that_cannot_be_had_is_named(client):
-    words = reason(client, make_command("true", environment=made_of("pip:", "no-such-thing==3")))
-    assert "the environment can't be made" in words and "no-such-thing==3" in words
-
-
 @pytest.mark.skipif(not find_uv("another"), reason="pip can't be asked for the lowest version")
 def test_a_python_that_is_not_here_is_named_and_what_there_is_not_for_the_one_in_its_place_is_the_next(
     client, tmp_path
@@ -114,7 +112,7 @@ def test_a_python_that_is_not_here_is_named_and_what_there_is_not_for_the_one_in
     assert log.splitlines()[-1].startswith("1.0 ")
 
 
-def test_a_curated_environment_asks_for_what_azure_says_of_it(client):
+def test_a_curated_environment_asks_for_what_azure_says_and_a_package_that_cannot_be_had_is_named(client):
     name = "azureml://registries/azureml/environments/sklearn-1.5/labels/latest"
     words = reason(client, make_command("true", environment=name))
     assert "the environment can't be made" in words and "pandas~=1.5.3" in words

@@ -115,7 +115,7 @@ def kept_by_the_job():
         yield prepare
 
 
-@settings(max_examples=150, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+@settings(max_examples=75, deadline=None, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
 @given(drawn=st.lists(lines, min_size=1, max_size=6))
 def test_the_job_keeps_every_row_that_the_script_writes(drawn, script, kept_by_the_job):
     with tempfile.TemporaryDirectory() as place:

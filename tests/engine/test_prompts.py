@@ -17,8 +17,8 @@ from local_azureml import identifiers
 TIMEOUT = 5  # seconds
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 TEMPLATE = (
-    f"{{% if 'for ever' in messages[0].content %}}{LOOP * 99}{{% endif %}}"
-    "{% if 'a lot' in messages[0].content %}{{ 'x' * 10 ** 9 }}{% endif %}What is one plus one?"
+    f"{{% if 'for ever' in messages[0].content %}}{LOOP}{{% endif %}}"
+    "{% if 'a lot' in messages[0].content %}{{ messages[0].content * 10 ** 9 }}{% endif %}What is one plus one?"
 )
 
 

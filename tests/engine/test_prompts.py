@@ -18,7 +18,8 @@ TIMEOUT = 5  # seconds
 LOOP = "{% for i in range(99999) %}{% for j in range(99999) %}{% endfor %}{% endfor %}"
 TEMPLATE = (
     f"{{% if 'for ever' in messages[0].content %}}{LOOP}{{% endif %}}"
-    "{% if 'a lot' in messages[0].content %}{{ messages[0].content * 10 ** 9 }}{% endif %}What is one plus one?"
+    "{% if 'a lot' in messages[0].content %}{{ messages[0].content * 10 ** 9 }}{% endif %}"
+    "What is one plus one?"
 )
 
 

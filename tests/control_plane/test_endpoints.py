@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 from clients import MODEL, QUESTION, SIZE, deployment, endpoint, quotas
-from conftest import client_of, groups_in, processes_in
+from conftest import client_of, groups_in, processes_in, raw_client
 
 from local_azureml.meter import Meter
 from local_azureml.state import State
@@ -61,10 +61,6 @@ def test_a_tag_that_is_no_text_is_kept_in_its_words(client):
     assert client.online_endpoints.begin_create_or_update(asked).result().tags == {"on": "true", "count": "1"}
 
 
-def test_the_endpoints_are_listed(client, empty):
-    assert "empty-endpoint" in [found.name for found in client.online_endpoints.list()]
-
-
 @pytest.mark.parametrize("name", ["ab", "a" * 33, "1abc", "a--b", "a_b", "abc-"])
 def test_an_illegal_endpoint_name_is_refused(http, arm, name):
     answer = http.put(
@@ -79,15 +75,6 @@ def test_an_illegal_deployment_name_is_refused(http, arm, empty, name):
     body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/empty-endpoint/deployments/{name}", json=body)
     assert (answer.status_code, answer.json()["error"]["details"][0]["code"]) == (400, "InvalidName")
-
-
-def test_the_name_of_the_tutorial_is_legal(http, arm):
-    path = f"{arm.workspace}/onlineEndpoints/ultrachat-completion-1234567890"
-    answers = (
-        http.put(path, json={"location": "eastus", "properties": {"authMode": "Key"}}),
-        http.delete(path),
-    )
-    assert [answer.status_code for answer in answers] == [201, 202]
 
 
 def test_traffic_cannot_be_set_when_an_endpoint_is_created(http, arm):
@@ -114,16 +101,6 @@ def test_an_unknown_auth_mode_is_refused(http, arm):
     body = {"location": "eastus", "properties": {"authMode": "Password"}}
     answer = http.put(f"{arm.workspace}/onlineEndpoints/with-password", json=body)
     assert "is not one of Key, AMLToken, AADToken" in answer.json()["error"]["message"]
-
-
-def test_deleting_an_endpoint_that_is_not_there_is_no_error(http, arm):
-    assert http.delete(f"{arm.workspace}/onlineEndpoints/ghost").status_code == 204
-
-
-def test_a_deleted_endpoint_is_gone(client):
-    client.online_endpoints.begin_create_or_update(endpoint("doomed")).result()
-    client.online_endpoints.begin_delete("doomed").result()
-    assert "doomed" not in [found.name for found in client.online_endpoints.list()]
 
 
 def test_an_endpoint_that_is_not_there_is_answered_with_those_that_are(client, empty):
@@ -178,11 +155,6 @@ def test_an_endpoint_on_kubernetes_is_refused_by_name(client):
         client.online_endpoints.begin_create_or_update(asked)
 
 
-def test_a_patch_of_an_endpoint_that_is_not_there_is_answered_404(http, arm):
-    answer = http.patch(f"{arm.workspace}/onlineEndpoints/ghost", json={"tags": {"a": "b"}})
-    assert answer.status_code == 404
-
-
 def test_an_endpoint_has_two_keys_which_differ(client, empty):
     keys = client.online_endpoints.get_keys("empty-endpoint")
     assert len({keys.primary_key, keys.secondary_key}) == 2
@@ -198,7 +170,7 @@ def test_a_regenerated_key_replaces_one_and_leaves_the_other(client, empty):
 
 def test_both_keys_are_regenerated_at_once(client, http, arm, empty, at_once):
     path = f"{arm.workspace}/onlineEndpoints/empty-endpoint/regenerateKeys"
-    for _ in range(20):
+    for _ in range(8):
         before = client.online_endpoints.get_keys("empty-endpoint")
         at_once(*[("POST", path, {"keyType": kind}) for kind in ("Primary", "Secondary")])
         after = client.online_endpoints.get_keys("empty-endpoint")
@@ -280,11 +252,6 @@ def test_a_deployment_with_traffic_cannot_be_deleted(client, live):
         client.online_deployments.begin_delete("demo", "live-endpoint")
 
 
-def test_deleting_a_deployment_that_is_not_there_is_no_error(http, arm, empty):
-    path = f"{arm.workspace}/onlineEndpoints/empty-endpoint/deployments/ghost"
-    assert http.delete(path).status_code == 204
-
-
 def test_the_log_of_a_deployment_is_read(client, live):
     assert client.online_deployments.get_logs("demo", "live-endpoint", lines=5)
 
@@ -314,6 +281,7 @@ def test_a_deleted_endpoint_leaves_nothing_running_whatever_the_capitals(
     client.online_endpoints.begin_delete("capitals").result()
     after = (len(groups_in(folder)), still_billed("Capitals"))
     assert (before, again, after) == ((1, ["deployment Capitals/demo"]),) * 2 + ((0, []),)
+    assert "Capitals" not in [found.name for found in client.online_endpoints.list()]
 
 
 @pytest.fixture
@@ -360,7 +328,7 @@ def test_an_endpoint_deleted_while_it_is_deployed_to_leaves_nothing(
     client, http, arm, emulator, at_once, still_billed
 ):
     body = {"location": "eastus", "properties": {"model": MODEL, "instanceType": SIZE}}
-    for number in range(5):
+    for number in range(3):
         name = f"hurried-{number}"
         client.online_endpoints.begin_create_or_update(endpoint(name)).result()
         path = f"{arm.workspace}/onlineEndpoints/{name}"
@@ -368,7 +336,7 @@ def test_an_endpoint_deleted_while_it_is_deployed_to_leaves_nothing(
         at_once(("DELETE", path, None))
     time.sleep(1)  # for a process that should not be
     left = [path for path in (emulator.folder / "deployments").glob("hurried-*") if processes_in(path)]
-    assert (left, [still_billed(f"hurried-{number}") for number in range(5)]) == ([], [[]] * 5)
+    assert (left, [still_billed(f"hurried-{number}") for number in range(3)]) == ([], [[]] * 3)
 
 
 # scoring
@@ -386,11 +354,6 @@ def test_an_answer_says_which_deployment_gave_it(client, live, http):
     shown = (answer.headers["azureml-model-deployment"], answer.headers["x-request-id"])
     assert (answer.status_code, shown) == (200, ("demo", "r-1"))
     assert float(answer.headers["x-ms-run-fn-exec-ms"]) > 0
-
-
-def test_a_named_deployment_is_asked(client, live, question):
-    answer = client.online_endpoints.invoke("live-endpoint", request_file=question, deployment_name="demo")
-    assert json.loads(answer)
 
 
 @pytest.mark.parametrize("key", ["", "Bearer", "Bearer wrong", "Basic wrong"])
@@ -414,8 +377,6 @@ def test_the_fault_endpoint_taken_refuses_every_name(emulator_with):
 
 
 def test_the_fault_delete_failed_fails_the_first_deletion(emulator_with, arm):
-    from conftest import raw_client
-
     context = emulator_with("delete-failed=1").context
     client_of().online_endpoints.begin_create_or_update(endpoint("stubborn")).result()
     with raw_client(context.environment()) as http:

@@ -92,6 +92,7 @@ def test_an_archived_asset_is_listed_only_where_it_is_asked_for(client, http, ar
         put(http, f"{arm.workspace}/{kind}/{name}/versions/1", **VERSION_OF[kind])
     assets = getattr(client, kind)
     assets.archive(name="stowed")
+    assert http.get(f"{arm.workspace}/{kind}/stowed").json()["properties"]["isArchived"]
     views = (ListViewType.ACTIVE_ONLY, ListViewType.ARCHIVED_ONLY, ListViewType.ALL)
     listed = [{found.name for found in assets.list(list_view_type=view)} for view in views]
     assert [found & {"shown", "stowed"} for found in listed] == [{"shown"}, {"stowed"}, {"shown", "stowed"}]

@@ -43,22 +43,22 @@ def cluster(http, arm, name: str, **properties):
 
 
 def test_an_archived_job_is_archived_until_it_is_restored(client, http, arm, job):
-    def archived() -> bool:
-        return http.get(f"{arm.workspace}/jobs/{job.name}").json()["properties"]["isArchived"]
-
-    states = [archived()]
-    for change in (client.jobs.archive, client.jobs.restore):
-        change(job.name)
-        states.append(archived())
-    assert states == [False, True, False]
-
-
-def test_a_put_archives_a_job_too(http, arm, job):
     path = f"{arm.workspace}/jobs/{job.name}"
-    properties = http.get(path).json()["properties"]
-    archived = http.put(path, json={"properties": {**properties, "isArchived": True}})
-    restored = http.put(path, json={"properties": {**properties, "isArchived": False}})
-    assert [answer.json()["properties"]["isArchived"] for answer in (archived, restored)] == [True, False]
+
+    def put(archived: bool) -> None:
+        properties = http.get(path).json()["properties"]
+        http.put(path, json={"properties": {**properties, "isArchived": archived}}).raise_for_status()
+
+    states = []
+    for change, given in (
+        (client.jobs.archive, job.name),
+        (client.jobs.restore, job.name),
+        (put, True),
+        (put, False),
+    ):
+        change(given)
+        states.append(http.get(path).json()["properties"]["isArchived"])
+    assert states == [True, False] * 2
 
 
 def test_an_update_of_a_job_adds_to_its_tags_and_properties(client, job):
@@ -90,22 +90,6 @@ def test_a_patch_of_a_cluster_changes_what_it_names_alone(http, arm):
     assert now["properties"]["properties"]["scaleSettings"] == scale
     kept = [now["properties"][name] for name in ("description", "disableLocalAuth")]
     assert (kept, now["identity"]["type"]) == (["kept", False], "SystemAssigned")
-
-
-@pytest.mark.parametrize("kind", ["models", "data", "environments", "components"])
-def test_an_asset_is_archived_with_all_its_versions_and_restored(client, http, arm, kind):
-    properties = {
-        "models": {"modelUri": "azureml://datastores/workspaceblobstore/paths/any"},
-        "data": {"dataType": "uri_file", "dataUri": "azureml://datastores/workspaceblobstore/paths/any"},
-        "environments": {"image": "python:3.11"},
-        "components": {"componentSpec": {"name": "put-away", "type": "command", "command": "true"}},
-    }[kind]
-    http.put(f"{arm.workspace}/{kind}/put-away/versions/1", json={"properties": properties})
-    states = []
-    for change in (getattr(client, kind).archive, getattr(client, kind).restore):
-        change(name="put-away")
-        states.append(http.get(f"{arm.workspace}/{kind}/put-away").json()["properties"]["isArchived"])
-    assert states == [True, False]
 
 
 def test_no_answer_tells_a_clusters_password(http, arm):
@@ -214,8 +198,14 @@ def test_a_deployment_of_an_environment_that_is_nowhere_is_refused(http, arm):
     http.delete(path)
 
 
-def test_a_version_that_is_not_there_is_deleted_without_an_error(http, arm):
-    assert http.delete(f"{arm.workspace}/models/never/versions/1").status_code == 204
+@pytest.mark.parametrize(
+    "place", ["models/never/versions/1", "computes/never", "onlineEndpoints/never", "jobs/never"]
+)
+def test_what_is_not_there_is_deleted_without_an_error_and_not_changed(http, arm, place):
+    path = f"{arm.workspace}/{place}"
+    assert (http.delete(path).status_code, http.get(path).status_code) == (204, 404)
+    if place in ("computes/never", "onlineEndpoints/never"):
+        assert http.patch(path, json={"tags": {"a": "b"}}).status_code == 404
 
 
 def test_words_come_back_as_azure_writes_them_whatever_was_sent(http, arm):

@@ -184,6 +184,17 @@ def test_the_fine_tuning_pipeline_completes_and_its_five_steps_with_it(client, t
     )
 
 
+def test_the_runs_of_a_fine_tuning_are_found_by_the_root_run_which_has_its_losses_too(client, trained):
+    import mlflow
+
+    tracking = mlflow.MlflowClient(client.workspaces.get(client.workspace_name).mlflow_tracking_uri)
+    run = tracking.get_run(trained.name)
+    below = tracking.search_runs([run.info.experiment_id], f"tags.mlflow.rootRunId = '{trained.name}'")
+    assert (run.info.status, len(below)) == ("FINISHED", 7)  # the pipeline, its node and the five steps
+    assert {"loss", "learning_rate", "epoch", "eval_loss", "train_loss"} <= run.data.metrics.keys()
+    assert [point.step for point in tracking.get_metric_history(trained.name, "loss")] == [1, 2]
+
+
 def test_the_stream_shows_the_steps_and_the_losses(fine_tuning):
     lines = fine_tuning[1].splitlines()
     assert any("Submitting chat_completion_finetune" in line for line in lines)

@@ -10,6 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import pytest
+from clients import ended, make_command
 from conftest import PLAIN_JOB, raw_client
 
 from local_azureml.data_plane import browser_sessions, tracking
@@ -80,25 +81,9 @@ def test_runs_are_found_by_experiment(mlflow, run):
     assert found["run_id"].tolist() == [run.run_id]
 
 
-def test_a_jobs_runs_are_found_by_the_root_run(mlflow, trained):
-    found = mlflow.search_runs(
-        experiment_names=["fine-tune"], filter_string=f"tags.mlflow.rootRunId = '{trained.name}'"
-    )
-    assert len(found) == 7  # the pipeline, the component's node and its five steps
-
-
-def test_the_metrics_of_the_training_are_on_the_root_run_too(mlflow, trained):
-    metrics = mlflow.get_run(trained.name).data.metrics
-    assert {"loss", "learning_rate", "epoch", "eval_loss", "train_loss"} <= metrics.keys()
-
-
-def test_the_losses_have_the_trainers_global_steps(mlflow, trained):
-    history = mlflow.MlflowClient().get_metric_history(trained.name, "loss")
-    assert [point.step for point in history] == [1, 2]
-
-
-def test_a_completed_job_is_a_finished_run(mlflow, trained):
-    assert mlflow.get_run(trained.name).info.status == "FINISHED"
+@pytest.fixture(scope="module")
+def job(client):
+    return ended(client, make_command("true"))
 
 
 @pytest.fixture
@@ -114,41 +99,41 @@ def prefix(arm) -> str:
 
 
 @pytest.fixture
-def visitor(browser, client, trained):
+def visitor(browser, client, job):
     """A browser that has opened the link of a job."""
-    browser.get(client.jobs.get(trained.name).studio_url)
+    browser.get(client.jobs.get(job.name).studio_url)
     return browser
 
 
-def test_the_studio_link_of_a_job_leads_to_mlflows_page(browser, client, trained):
-    answer = browser.get(client.jobs.get(trained.name).studio_url, follow_redirects=True)
+def test_the_studio_link_of_a_job_leads_to_mlflows_page(browser, client, job):
+    answer = browser.get(client.jobs.get(job.name).studio_url, follow_redirects=True)
     assert "<title>MLflow</title>" in answer.text
-    assert answer.url.fragment.endswith(f"/runs/{trained.name}/model-metrics")
+    assert answer.url.fragment.endswith(f"/runs/{job.name}/model-metrics")
 
 
-def test_the_studio_link_of_a_job_holds_no_subscription(trained):
-    assert SUBSCRIPTION not in trained.studio_url
+def test_the_studio_link_of_a_job_holds_no_subscription(job):
+    assert SUBSCRIPTION not in job.studio_url
 
 
-def test_a_link_lets_one_browser_in_as_often_as_it_wants(environment, browser, client, trained):
-    link = client.jobs.get(trained.name).studio_url
+def test_a_link_lets_one_browser_in_as_often_as_it_wants(environment, browser, client, job):
+    link = client.jobs.get(job.name).studio_url
     assert [browser.get(link).status_code for _ in range(3)] == [307, 307, 307]
     with raw_client(environment, token=False) as another:
         refused = another.get(link)
     assert refused.status_code == 401 and "read the job again" in refused.json()["error"]["message"]
 
 
-def test_a_job_that_is_read_again_has_a_fresh_link(environment, browser, client, trained):
+def test_a_job_that_is_read_again_has_a_fresh_link(environment, browser, client, job):
     links = []
     for _ in range(2):
-        links.append(client.jobs.get(trained.name).studio_url)
+        links.append(client.jobs.get(job.name).studio_url)
         with raw_client(environment, token=False) as another:
             assert another.get(links[-1]).status_code == 307
     assert links[0] != links[1]
 
 
-def test_many_browsers_at_once_get_one_cookie_for_one_link(environment, client, trained):
-    link = client.jobs.get(trained.name).studio_url
+def test_many_browsers_at_once_get_one_cookie_for_one_link(environment, client, job):
+    link = client.jobs.get(job.name).studio_url
 
     def opens(_) -> int:
         with raw_client(environment, token=False) as another:
@@ -159,15 +144,15 @@ def test_many_browsers_at_once_get_one_cookie_for_one_link(environment, client, 
 
 
 @pytest.mark.parametrize("query", ["", "?ticket=", "?ticket=guess", "?wsid=local"])
-def test_nobody_learns_of_a_job_without_its_ticket(browser, trained, query):
-    answers = [browser.get(f"/runs/{name}{query}") for name in (trained.name, "nobodys")]
+def test_nobody_learns_of_a_job_without_its_ticket(browser, job, query):
+    answers = [browser.get(f"/runs/{name}{query}") for name in (job.name, "nobodys")]
     assert [answer.status_code for answer in answers] == [401, 401]
     assert answers[0].text == answers[1].text and not browser.cookies
 
 
-def test_a_cookie_is_for_the_page_alone(browser, client, trained):
+def test_a_cookie_is_for_the_page_alone(browser, client, job):
     """It goes to no script, over no plain connection, along with no request of another site, and not far."""
-    answer = browser.get(client.jobs.get(trained.name).studio_url)
+    answer = browser.get(client.jobs.get(job.name).studio_url)
     cookies = answer.headers.get_list("set-cookie")
     wanted = {"httponly", "secure", "samesite=lax", f"max-age={browser_sessions.LIFETIME}"}
     assert all(wanted <= {part.strip().lower() for part in cookie.split(";")} for cookie in cookies)
@@ -193,11 +178,11 @@ PAGES += ["/x/../version", "//version"]
 
 
 @pytest.mark.parametrize("path", PAGES)
-@pytest.mark.parametrize("method", ["GET", "HEAD", "POST", "OPTIONS"])
-def test_mlflow_is_closed_to_those_without_token_and_cookie(anonymous, prefix, method, path):
+def test_mlflow_is_closed_to_those_without_token_and_cookie(anonymous, prefix, path):
     # httpx would write the path out itself
     address = httpx.URL(anonymous.base_url).copy_with(raw_path=f"{prefix}{path}".encode())
-    assert anonymous.request(method, address).status_code in (400, 401, 501)
+    told = {anonymous.request(method, address).status_code for method in ("GET", "HEAD", "POST", "OPTIONS")}
+    assert told <= {400, 401, 501}
 
 
 @pytest.mark.parametrize("origin", ["http://localhost:9999", "https://localhost:9999", "https://example.com"])
@@ -227,25 +212,22 @@ QUERY = """query GetRun($data: MlflowGetRunInput!)
     { mlflowGetRun(input: $data) { run { data { metrics { key } } } } }"""
 
 
-def test_the_page_of_a_run_reads_its_metrics_with_its_cookie(visitor, prefix, trained):
-    asked = {"operationName": "GetRun", "query": QUERY, "variables": {"data": {"runId": trained.name}}}
+def test_the_page_of_a_run_reads_its_metrics_with_its_cookie(visitor, prefix, run):
+    asked = {"operationName": "GetRun", "query": QUERY, "variables": {"data": {"runId": run.run_id}}}
     answer = visitor.post(f"{prefix}/graphql", json=asked)
     metrics = answer.json()["data"]["mlflowGetRun"]["run"]["data"]["metrics"]
-    assert {"loss", "eval_loss"} <= {metric["key"] for metric in metrics}
+    assert [metric["key"] for metric in metrics] == ["loss"]
 
 
 def test_a_query_of_the_page_is_short(visitor, prefix):
     aliases = " ".join(f"a{number}: __typename" for number in range(100_000))
-    begun = time.monotonic()
     answer = visitor.post(f"{prefix}/graphql", json={"query": f"{{ {aliases} }}"})
-    assert answer.status_code == 413 and time.monotonic() - begun < 10
+    assert answer.status_code == 413
 
 
-def test_a_query_that_just_fits_takes_no_time(visitor, prefix):
+def test_a_query_that_just_fits_is_answered(visitor, prefix):
     aliases = " ".join(f"a{number}: __typename" for number in range(3_500))
-    begun = time.monotonic()
     assert visitor.post(f"{prefix}/graphql", json={"query": f"{{ {aliases} }}"}).status_code in (200, 400)
-    assert time.monotonic() - begun < 10
 
 
 @pytest.mark.parametrize(

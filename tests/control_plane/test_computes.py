@@ -20,22 +20,15 @@ def gpu(client):
     return client.compute.begin_create_or_update(wanted).result()
 
 
-def test_a_new_cluster_ends_in_succeeded_with_what_was_asked(gpu):
+def test_a_new_cluster_ends_in_succeeded_with_what_was_asked_and_no_nodes(client, gpu):
     asked = (gpu.provisioning_state, gpu.min_instances, gpu.max_instances, gpu.idle_time_before_scale_down)
     assert (asked, gpu.tier, gpu.tags) == (("Succeeded", 0, 1, 120), "dedicated", {"run": "7"})
+    assert (client.compute.get("GPU").name, list(client.compute.list_nodes("gpu"))) == ("gpu", [])
 
 
 def test_a_size_is_taken_in_any_capitals_and_given_back_in_upper_case(client):
     asked = cluster("capitals", size="standard_nc24ads_A100_v4")
     assert client.compute.begin_create_or_update(asked).result().size == A100
-
-
-def test_a_cluster_is_found_by_its_name_in_any_capitals(client, gpu):
-    assert client.compute.get("GPU").name == "gpu"
-
-
-def test_the_clusters_are_listed(client, gpu):
-    assert "gpu" in [found.name for found in client.compute.list()]
 
 
 def test_a_cluster_that_is_not_there_is_answered_with_those_that_are(client, gpu):
@@ -56,10 +49,6 @@ def test_a_deleted_cluster_is_gone(client):
     client.compute.begin_create_or_update(cluster("doomed")).result()
     client.compute.begin_delete("doomed").result()
     assert "doomed" not in [found.name for found in client.compute.list()]
-
-
-def test_an_idle_cluster_has_no_nodes(client, gpu):
-    assert list(client.compute.list_nodes("gpu")) == []
 
 
 def test_a_size_that_the_region_does_not_have_is_refused_with_those_that_it_has(client):

@@ -36,8 +36,10 @@ def ended(client, job):
 
 def end_of(client, name: str):
     """Return a submitted job when it has ended."""
+    pause = 0.1
     while (found := client.jobs.get(name)).status not in FINAL:
-        time.sleep(0.1)
+        time.sleep(pause)
+        pause = min(1.3 * pause, 1.0)  # to look costs the SDK as much as to wait is worth
     return found
 
 
@@ -45,7 +47,7 @@ def reason(client, job) -> str:
     """Return why a job failed."""
     from azure.ai.ml.exceptions import JobException
 
-    name = client.jobs.create_or_update(job, experiment_name="commands").name
+    name = ended(client, job).name
     with pytest.raises(JobException) as raised:
         client.jobs.stream(name)
     return str(raised.value)

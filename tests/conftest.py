@@ -48,7 +48,6 @@ PLAIN_JOB = {  # what a command job has to name besides its command
     "environmentId": "azureml://registries/azureml/environments/plain/versions/1",
     "computeId": "serverless",
 }
-QUICK = {"AZUREML_RUN_POLLING_INTERVAL_MIN": "0"}  # the SDK's stream then looks every 10 ms at first
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -96,7 +95,7 @@ class Emulator:
             )
         said = takewhile(lambda line: not line.startswith("# ready"), self.process.stdout)
         self.lines = "".join(said)  # for a shell
-        self.environment = dict(self._exports()) | QUICK
+        self.environment = dict(self._exports())
         if "HF_ENDPOINT" not in self.environment:
             raise RuntimeError(self.log.read_text())
 
@@ -239,7 +238,7 @@ def emulator_with(tmp_path: Path, monkeypatch) -> Iterator:
     def start(*faults: str, options: tuple = ()) -> Server:
         options = parse(["serve", "--poll", "0.1", *options, *[f"--fault={fault}" for fault in faults]])
         running.append(Server(options, tmp_path / f"emulator_{len(running)}").__enter__())
-        point(monkeypatch, running[-1].context.environment() | QUICK)
+        point(monkeypatch, running[-1].context.environment())
         return running[-1]
 
     yield start

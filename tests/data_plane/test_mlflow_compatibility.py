@@ -6,10 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from conftest import Emulator
 
 from local_azureml import identifiers
 from local_azureml.data_plane import artifacts, mlflow_compatibility, tracking
-from local_azureml.engine import environments
+from local_azureml.engine import environments, install
 from scenarios.notebook_runs import ROOT
 
 PROGRAM = ROOT / "tests" / "mlflow_client.py"
@@ -41,9 +42,10 @@ def old_python(tmp_path_factory) -> Path:
     """A Python with MLflow's client of 2.16.2, and Azure's plug-in."""
     place = tmp_path_factory.mktemp("old") / "venv"
     python = place / "bin" / "python"
-    subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    install = [sys.executable, environments.INSTALLER, "--python", python, "--quiet"]
-    subprocess.run([*install, *OLD], check=True)
+    pip = ["--without-pip"] if install.find_uv(str(python)) else []
+    subprocess.run([sys.executable, "-m", "venv", *pip, place], check=True)
+    command = [sys.executable, environments.INSTALLER, "--python", python, "--quiet", *OLD]
+    subprocess.run(command, check=True)
     return python
 
 
@@ -79,11 +81,11 @@ def test_a_call_that_azure_lacks_is_told_in_the_log_with_the_way_that_works(http
     assert "azure-sdk-for-python/issues/44896" in told and "`save_model`, `log_artifacts`" in told
 
 
-def test_an_option_lets_programs_have_all_of_mlflows_server(emulator_with, caplog):
-    context = emulator_with(options=("--full-mlflow",)).context
-    outcomes = run_client(sys.executable, context.environment())
+def test_an_option_lets_programs_have_all_of_mlflows_server(tmp_path):
+    emulator = Emulator(tmp_path / "full", "--full-mlflow")
+    outcomes = run_client(sys.executable, emulator.environment)
     assert refused(outcomes) == {"rename_registered_model": "NOT_IMPLEMENTED"}
-    [model] = context.folder.glob("blobs/azureml/ExperimentRun/dcid.*/logged/MLmodel")
+    [model] = emulator.folder.glob("blobs/azureml/ExperimentRun/dcid.*/logged/MLmodel")
     told = f"artifact_path: {artifacts.of_run(model.parts[-3].removeprefix('dcid.'))}/logged\n"
     assert told in model.read_text()
-    assert mlflow_compatibility.FULL in caplog.text
+    assert mlflow_compatibility.FULL in emulator.end()

@@ -25,6 +25,7 @@ def nested(client):
     """A pipeline with a pipeline in it, values, a group of inputs, and a node with a place of its own."""
     from azure.ai.ml import Input, Output, dsl
     from azure.ai.ml.dsl._group_decorator import group  # mldesigner gives it in public
+    from azure.ai.ml.entities import CommandComponent, Environment
 
     @group
     class Sizes:
@@ -32,13 +33,14 @@ def nested(client):
         high: int = 4
 
     words = {"word": Input(type="string"), "times": Input(type="integer", default=3)}
-    values = {"word": Output(type="string"), "times": Output(type="integer")}
+    values = {"word": {"type": "string"}, "times": {"type": "integer"}}
     text = "echo -n ${{inputs.word}}${{inputs.times}} > ${{outputs.made}}/a.txt"
     write = make_command(text, inputs=words, outputs={"made": folder()})
     text = "cat ${{inputs.given}}/a.txt ${{inputs.given}}/a.txt > ${{outputs.made}}/a.txt"
     double = make_command(text, inputs={"given": Input(type="uri_folder")}, outputs={"made": folder()})
     text = "echo ${{inputs.word}}c > ${{outputs.word}}; echo 8 > ${{outputs.times}}"
-    work = make_command(text, inputs=words, outputs=values)
+    plain = Environment(image="python:3.11")
+    work = CommandComponent(name="work", command=text, environment=plain, inputs=values, outputs=values)
     place = "azureml://datastores/workspaceblobstore/paths/of-nodes/${{name}}/${{output_name}}"
 
     @dsl.pipeline
@@ -48,7 +50,7 @@ def nested(client):
     @dsl.pipeline(default_datastore="workspaceartifactstore")
     def outer(word: str, where: str, sizes: Sizes):
         first = inner(word=word)
-        worked = work(word=word)
+        worked = work(word=word, times=7)
         told = write(word=worked.outputs.word, times=worked.outputs.times)
         placed = write(word=sizes.wide, times=sizes.high)
         placed.compute = where

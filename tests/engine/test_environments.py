@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 from clients import ended, log_of, make_command, reason, wheel
-from conftest import QUICK, client_of, point
+from conftest import client_of, point
 from packaging.requirements import Requirement
 
 from local_azureml.cli import parse
@@ -34,7 +34,7 @@ def served(tmp_path_factory) -> Iterator[Path]:
         point(patch, only_there)
         folder = tmp_path_factory.mktemp("stocked")
         with Server(parse(["serve", "--poll", "0.1"]), folder) as server:
-            point(patch, server.context.environment() | QUICK)
+            point(patch, server.context.environment())
             yield folder
 
 

@@ -47,7 +47,7 @@ def nested(client):
     def inner(word: str, ending: str = "d"):
         return {"doubled": double(given=write(word=word).outputs.made).outputs.made}
 
-    @dsl.pipeline(default_datastore="workspaceartifactstore")
+    @dsl.pipeline(compute=SHORT, default_datastore="workspaceartifactstore")
     def outer(word: str, where: str, sizes: Sizes):
         first = inner(word=word)
         worked = work(word=word, times=7)

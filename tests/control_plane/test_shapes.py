@@ -205,7 +205,8 @@ def test_what_is_not_there_is_deleted_without_an_error_and_not_changed(http, arm
     path = f"{arm.workspace}/{place}"
     assert (http.delete(path).status_code, http.get(path).status_code) == (204, 404)
     if place in ("computes/never", "onlineEndpoints/never"):
-        assert http.patch(path, json={"tags": {"a": "b"}}).status_code == 404
+        changed = {"computeType": "AmlCompute", "properties": {"vmSize": A100}} if "comp" in place else {}
+        assert http.patch(path, json={"properties": changed}).status_code == 404
 
 
 def test_words_come_back_as_azure_writes_them_whatever_was_sent(http, arm):

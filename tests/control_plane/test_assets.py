@@ -223,12 +223,3 @@ def test_a_component_comes_back_with_its_inputs(client):
     )
     client.components.create_or_update(step.component)
     assert client.components.get("adder", label="latest").inputs["a"].default == 1
-
-
-def test_the_fault_register_refused_names_the_role_to_ask_for(emulator_with, folder):
-    from azure.ai.ml.entities import Model
-    from conftest import client_of
-
-    emulator_with("register-refused")
-    with pytest.raises(Exception, match="AzureML Data Scientist"):
-        client_of().models.create_or_update(Model(name="m", path=folder))

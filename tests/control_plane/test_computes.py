@@ -162,17 +162,6 @@ def test_the_fault_quota_short_leaves_no_cores_in_gpu_families(emulator_with):
     assert limits["dedicated", "StandardNCADSA100v4Family"] == limits["lowPriority", TOTAL_LOW] == 0
 
 
-def test_the_fault_quota_forbidden_shows_neither_sizes_nor_quota(emulator_with):
-    from azure.core.exceptions import HttpResponseError
-
-    emulator_with("quota-forbidden")
-    compute = client_of().compute
-    for listing in (compute.list_sizes, compute.list_usage):
-        with pytest.raises(HttpResponseError) as raised:
-            list(listing())
-        assert raised.value.status_code == 403
-
-
 def test_the_fault_compute_failed_leaves_the_reason_on_the_cluster(emulator_with):
     from azure.core.exceptions import HttpResponseError
 

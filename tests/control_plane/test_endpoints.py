@@ -8,7 +8,7 @@ from contextlib import closing
 
 import pytest
 from clients import MODEL, QUESTION, SIZE, deployment, endpoint, quotas
-from conftest import client_of, groups_in, processes_in, raw_client
+from conftest import groups_in, processes_in
 
 from local_azureml.meter import Meter
 from local_azureml.state import State
@@ -350,17 +350,3 @@ def test_an_endpoint_without_traffic_answers_404(client, empty, http):
     headers = {"Authorization": f"Bearer {keys.primary_key}"}
     answer = http.post("/endpoints/empty-endpoint/score", json=QUESTION, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NoTraffic")
-
-
-def test_the_fault_endpoint_taken_refuses_every_name(emulator_with):
-    emulator_with("endpoint-taken")
-    with pytest.raises(Exception, match="the endpoint name 'any-name' is taken"):
-        client_of().online_endpoints.begin_create_or_update(endpoint("any-name"))
-
-
-def test_the_fault_delete_failed_fails_the_first_deletion(emulator_with, arm):
-    context = emulator_with("delete-failed=1").context
-    client_of().online_endpoints.begin_create_or_update(endpoint("stubborn")).result()
-    with raw_client(context.environment()) as http:
-        path = f"{arm.workspace}/onlineEndpoints/stubborn"
-        assert [http.delete(path).status_code for _ in range(2)] == [409, 202]

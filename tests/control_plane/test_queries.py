@@ -116,18 +116,23 @@ def jobs(client, http, arm):
     ("asked", "found"),
     [
         ({}, ["untagged", "tagged"]),
-        ({"list_view_type": "ArchivedOnly"}, ["archived"]),
-        ({"list_view_type": "All"}, ["archived", "untagged", "tagged"]),
-        ({"tag": "made_by", "list_view_type": "All"}, ["archived", "tagged"]),
-        ({"job_type": "Command"}, ["untagged", "tagged"]),
-        ({"job_type": "Pipeline"}, []),
+        ({"listViewType": "ArchivedOnly"}, ["archived"]),
+        ({"listViewType": "All"}, ["archived", "untagged", "tagged"]),
+        ({"tag": "made_by", "listViewType": "All"}, ["archived", "tagged"]),
+        ({"jobType": "Command"}, ["untagged", "tagged"]),
+        ({"jobType": "Pipeline"}, []),
         ({"properties": "p=1"}, ["tagged"]),
     ],
 )
-def test_jobs_are_listed_by_view_tag_type_and_property(client, jobs, asked, found):
-    listed = [job.name for job in client.jobs.list(**asked)]
+def test_jobs_are_listed_by_view_tag_type_and_property(http, arm, jobs, asked, found):
+    listed = names(http.get(f"{arm.workspace}/jobs", params=asked))
     prefix = "listed-"
     assert [name.removeprefix(prefix) for name in listed if name.startswith(prefix)] == found
+
+
+def test_the_sdk_lists_jobs_by_their_tag(client, jobs):
+    listed = {job.name for job in client.jobs.list(tag="made_by")}
+    assert listed & {"listed-tagged", "listed-untagged", "listed-archived"} == {"listed-tagged"}
 
 
 def test_endpoints_are_listed_by_name_tag_property_and_order(emulator_with):

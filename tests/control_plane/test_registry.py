@@ -187,23 +187,6 @@ def test_what_is_no_name_of_a_model_is_answered_as_an_unknown_name(http, arm, na
     assert [answer.status_code for answer in answers] == [404] * 3
 
 
-def test_a_forbidden_registry_says_which_role_to_ask_for(emulator_with):
-    from azure.core.exceptions import HttpResponseError
-
-    emulator_with("registry-forbidden")
-    with pytest.raises(HttpResponseError, match="AzureML Registry User") as raised:
-        client_of(registry_name="azureml")
-    assert raised.value.status_code == 403
-
-
-def test_the_fault_model_missing_hides_the_models(emulator_with):
-    from azure.core.exceptions import HttpResponseError
-
-    emulator_with("model-missing")
-    with pytest.raises(HttpResponseError, match="no model named"):
-        client_of(registry_name="azureml").models.get("Phi-4", label="latest")
-
-
 def test_the_fault_model_archived_brings_a_newest_version_without_allow_lists(emulator_with):
     emulator_with("model-archived")
     model = client_of(registry_name="azureml").models.get("Phi-3-mini-4k-instruct", label="latest")

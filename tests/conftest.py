@@ -1,6 +1,7 @@
 """The emulator that the tests talk to, and clients of it."""
 
 import contextlib
+import functools
 import getpass
 import io
 import json
@@ -259,14 +260,20 @@ def client_of(workspace_name: str | None = None, registry_name: str | None = Non
     return MLClient(ManagedIdentityCredential(), *names[:2], workspace_name or names[2])
 
 
-@pytest.fixture(scope="module")
-def client(environment):
-    return client_of()
+@pytest.fixture(scope="session")
+def sdk():
+    """A function that returns the one client of all tests of a workspace, or of a registry."""
+    return functools.cache(client_of)
 
 
 @pytest.fixture(scope="module")
-def registry_client(environment):
-    return client_of(registry_name="azureml")
+def client(environment, sdk):
+    return sdk()
+
+
+@pytest.fixture(scope="module")
+def registry_client(environment, sdk):
+    return sdk(registry_name="azureml")
 
 
 @pytest.fixture(scope="session")

@@ -24,6 +24,7 @@ from local_azureml.engine.chat_completion import STEPS
 from local_azureml.engine.chat_completion.inputs import NOT_USED, interface
 
 VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
+ROOT = Path(__file__).parents[2]
 LEARNED = {"max_steps": 24, "logging_steps": 8, "save_total_limit": 2}  # four epochs
 OTHER = {"auto_find_batch_size": "true", "evaluation_strategy": "disable", "seed": 43}
 LORA = {"apply_lora": "true", "lora_r": 4, "lora_alpha": 8}

@@ -78,7 +78,7 @@ class AccessMiddleware:
                 await send(message)
 
         try:
-            rule.check(Request({**scope, "path_params": names}))
+            rule.check(Request({**scope, "path_params": {**scope.get("path_params", {}), **names}}))
             body.check_length(Request(scope).headers.get("content-length", ""))
         except AzureError as error:
             return await answer(error)(scope, receive, send)

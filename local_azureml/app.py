@@ -61,13 +61,13 @@ PUBLIC = (workspace, history)  # services of the control plane that answer some 
 ROUTERS = [service.router for service in (*CONTROL_PLANE, *OWN_KEYS)] + [service.public for service in PUBLIC]
 ROUTES = [route for router in ROUTERS for route in router.routes]
 RULES = [*opened(ROUTES), *browser_sessions.RULES]  # of who gets in without a token
+AT_ENDPOINT = scoring.at_endpoint.routes  # at the port that each endpoint has for itself
 
 
 def create_app(context: Context) -> FastAPI:
     """Return the application that plays `local`."""
     checked = [Depends(workspace.check)]
-    app = FastAPI(title="local_azureml", docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.context = context
+    app = _bare(context)
     operations.recover(context)
     app.state.hub = hub.Hub(SEEDS / "hub")
     context.runs = tracking.Tracking(context)
@@ -81,16 +81,27 @@ def create_app(context: Context) -> FastAPI:
         app.include_router(service.router, dependencies=checked)
     served = artifacts.Addresses(tracking.Page(context.runs), context, tracking.PREFIX)
     app.mount(tracking.PREFIX, CompatibilityMiddleware(served, context, tracking.PREFIX))
+    at_endpoint = _bare(context)
+    at_endpoint.include_router(scoring.at_endpoint)
+    at_endpoint.add_middleware(AccessMiddleware, rules=opened(AT_ENDPOINT), token=scoring.check_key)
+    app.add_middleware(AccessMiddleware, rules=RULES, token=identity.check_token)
+    app.add_middleware(scoring.EndpointPortsMiddleware, context=context, at_endpoint=at_endpoint)
+    app.add_middleware(FaultMiddleware, context=context)
+    app.add_middleware(CaseInsensitivePaths)
+    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
+    app.add_middleware(AccessLog)
+    return app
+
+
+def _bare(context: Context) -> FastAPI:
+    """Return an application without services, which answers all errors as Azure does."""
+    app = FastAPI(title="local_azureml", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.context = context
     app.add_exception_handler(errors.AzureError, errors.on_azure_error)
     for storing in (OSError, sqlite3.Error):
         app.add_exception_handler(storing, errors.on_any_error)
     app.add_exception_handler(RequestValidationError, on_bad_request)
     app.add_exception_handler(HTTPException, errors.on_http_exception)
-    app.add_middleware(AccessMiddleware, rules=RULES, token=identity.check_token)
-    app.add_middleware(FaultMiddleware, context=context)
-    app.add_middleware(CaseInsensitivePaths)
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=["localhost", "127.0.0.1"])
-    app.add_middleware(AccessLog)
     return app
 
 

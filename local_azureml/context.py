@@ -39,6 +39,7 @@ class Context:
     runs: ports.Runs = field(init=False)
     jobs: ports.Jobs = field(init=False)
     deployments: ports.Deployments = field(init=False)
+    endpoint_ports: ports.EndpointPorts = field(init=False)
     preload: Callable[[], None] = lambda: None  # called when a compute is made: jobs follow
 
     def __post_init__(self):

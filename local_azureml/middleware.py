@@ -113,7 +113,7 @@ REFUSALS = {  # a fault, with =VALUE where it is one of several: requests; statu
         "the endpoint {name!r} is busy: try again",
     ),
     "scoring-status=500": (
-        "POST /endpoints/[^/]+/score",
+        "POST /score",
         "500 InternalServerError",
         "the service failed (the fault scoring-status is on)",
     ),

@@ -1,4 +1,4 @@
-"""What services ask of tracking and of the engine, which they do not import; `create_app` connects them."""
+"""What services ask of tracking, of the engine and of the server, which they do not import."""
 
 from pathlib import Path
 from typing import Protocol
@@ -51,3 +51,16 @@ class Deployments(Supervisor, Protocol):
 
     def socket(self, document: dict) -> Path | None:
         """Return the socket of a deployment's process, or None where it does not run."""
+
+
+class EndpointPorts(Protocol):
+    """The ports that endpoints have of their own."""
+
+    def endpoint(self, port: int) -> str | None:
+        """Return the endpoint that has a port."""
+
+    def open(self, endpoint: str, wished: int = 0) -> int:
+        """Return the endpoint's port, from now on open."""
+
+    def close(self, endpoint: str) -> None:
+        """Close an endpoint's port."""

@@ -3,7 +3,6 @@
 import argparse
 import os
 import re
-import socket
 import sqlite3
 import tempfile
 import threading
@@ -19,7 +18,7 @@ from local_azureml.engine.chat_completion import checkpoint
 from local_azureml.engine.processes import UserError
 from local_azureml.errors import full_disk
 from local_azureml.faults import Faults
-from local_azureml.listener import Listener
+from local_azureml.listener import Connections, Listener
 
 EXAMINED_WITHIN = 180  # seconds, the imports counted
 
@@ -30,15 +29,12 @@ class UsageError(Exception):
 
 def bind(port: int) -> Listener:
     """Return a socket that listens on loopback at `port`, or at a free port for 0."""
-    listener = Listener()
-    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        listener.bind(("127.0.0.1", port))
+        return Listener(port, Connections())
     except (OSError, OverflowError) as error:
         raise UsageError(
             f"port {port} cannot be used ({error}); choose another with --port, or none"
         ) from None
-    return listener
 
 
 def base_model(folder: Path | None) -> Path:
@@ -116,19 +112,20 @@ class Server:
         model, faults, folder = base_model(options.base_model), Faults(options.fault), data_folder(folder)
         self._lock = claimed(folder)
         self._listener = bind(options.port)
-        port = self._listener.getsockname()[1]
         settings = (options.poll, faults, options.one_python, options.full_mlflow, options.hub)
-        self.context = opened(folder, port, model, *settings)
+        self.context = opened(folder, self._listener.port, model, *settings)
         from local_azureml.app import create_app
+        from local_azureml.endpoint_ports import EndpointPorts
         from local_azureml.timeouts import TimeoutProtocol
 
         self.app = create_app(self.context)
         chain = str(self.context.certificates.chain)
         waits = {"timeout_graceful_shutdown": 2, "timeout_keep_alive": 600}  # clients reuse idle connections
         tls = {"ssl_certfile": chain, "ssl_keyfile": chain}
-        protocol = partial(TimeoutProtocol, self._listener)
+        protocol = partial(TimeoutProtocol, self._listener.connections)
         kind = {"http": protocol, "ws": "none", "lifespan": "off", "proxy_headers": False}
         self._server = uvicorn.Server(uvicorn.Config(self.app, log_level="warning", **kind, **tls, **waits))
+        self.context.endpoint_ports = EndpointPorts(self._server)
         self._thread = threading.Thread(target=self._server.run, kwargs={"sockets": [self._listener]})
         self._warm = False
 
@@ -136,6 +133,9 @@ class Server:
         self._thread.start()
         while not self._server.started and self._thread.is_alive():
             self._thread.join(0.02)
+        from local_azureml.control_plane import endpoints
+
+        endpoints.reopen(self.context)
         return self
 
     def warm(self) -> "Server":

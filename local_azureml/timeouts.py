@@ -5,7 +5,7 @@ import asyncio
 import h11
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
-from local_azureml.listener import Listener
+from local_azureml.listener import Connections
 
 HEAD_SECONDS = 20.0  # for a request's first line and headers
 BODY_SECONDS = 60.0  # between two pieces of a body, either way
@@ -20,9 +20,9 @@ class TimeoutProtocol(H11Protocol):
     _timer: asyncio.TimerHandle | None = None
     _state: object = None
 
-    def __init__(self, listener: Listener, **of_uvicorn):
+    def __init__(self, connections: Connections, **of_uvicorn):
         super().__init__(**of_uvicorn)
-        self._listener = listener
+        self._held = connections
 
     def connection_made(self, transport: asyncio.Transport) -> None:
         super().connection_made(transport)
@@ -52,7 +52,7 @@ class TimeoutProtocol(H11Protocol):
         """Start the clock anew, unless headers are only trickling in."""
         before, self._state = self._state, self._waited_for()
         working = self.cycle is not None and not self.cycle.response_complete and self._state is None
-        self._listener.note(self.client, working)
+        self._held.note((self.client, self.server), working)
         if self._state == before == "head" and self._timer:
             return
         self._stop()

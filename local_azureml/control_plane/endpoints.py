@@ -2,6 +2,7 @@
 
 import re
 import secrets
+from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -111,19 +112,27 @@ def change(request: Request, endpoint: str, body: shapes.EndpointChange) -> JSON
 def _write(context: Context, name: str, body: dict, before: dict | None) -> JSONResponse:
     document = _endpoint(context, name, body, before)
     context.state.put(document["id"], document)
-    return operations.start(
-        context,
-        200 if before else 201,
-        _shown(document),
-        lambda: set_properties(
-            context, document, provisioningState="Succeeded", **_addresses(context, document)
-        ),
-    )
+
+    def work():
+        with context.state.locked():
+            if context.state.get(document["id"]):  # not deleted meanwhile
+                _open(context, document, provisioningState="Succeeded")
+
+    return operations.start(context, 200 if before else 201, _shown(document), work)
 
 
-def _addresses(context: Context, document: dict) -> dict[str, str]:
-    here = f"{context.origin}/endpoints/{document['name']}"
-    return {"scoringUri": f"{here}/score", "swaggerUri": f"{here}/swagger.json"}
+def _open(context: Context, document: dict, wished: int = 0, **changes) -> None:
+    """Open an endpoint's port, and write its addresses and what else has changed."""
+    here = f"https://localhost:{context.endpoint_ports.open(document['name'], wished)}"
+    uris = {"scoringUri": f"{here}/score", "swaggerUri": f"{here}/swagger.json"}
+    set_properties(context, document, **uris, **changes)
+
+
+def reopen(context: Context) -> None:
+    """Open the ports that endpoints had before a restart."""
+    for document in context.state.children(BASE):
+        if address := document["properties"]["scoringUri"]:
+            _open(context, document, urlsplit(address).port)
 
 
 def _endpoint(context: Context, name: str, body: dict, before: dict | None) -> dict:
@@ -208,6 +217,7 @@ def delete(request: Request, endpoint: str) -> Response:
         with context.state.locked():
             deployments = deployments_of(context, endpoint)
             context.state.delete(document["id"])  # first, so that none is started after its end
+            context.endpoint_ports.close(document["name"])
         for deployment in deployments.values():
             context.deployments.end(deployment)
 

@@ -10,6 +10,7 @@ import httpx
 from fastapi import APIRouter, Request
 from fastapi.responses import Response
 from starlette.background import BackgroundTask
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from local_azureml import identifiers
 from local_azureml.access import MIB, opens
@@ -19,6 +20,7 @@ from local_azureml.data_plane import identity
 from local_azureml.errors import AzureError, not_played, user_error
 
 router = APIRouter()
+at_endpoint = APIRouter()  # at the port that each endpoint has for itself
 GRACE = 10.0  # seconds; a process that is well keeps its request timeout by itself
 OURS = ("host", "authorization", "connection", "content-length", "content-encoding", "transfer-encoding")
 OURS += ("date", "server")  # headers that each of the two requests, and of their answers, has of its own
@@ -59,12 +61,25 @@ def _has_token(request: Request, document: dict) -> bool:
 KEY = "a client of an endpoint has its key"
 
 
-@router.post("/endpoints/{endpoint}/score")
+class EndpointPortsMiddleware:
+    """Hands what comes in at an endpoint's port to the application of endpoints, and nothing else."""
+
+    def __init__(self, app: ASGIApp, context: Context, at_endpoint: ASGIApp):
+        self.app, self.context, self.at_endpoint = app, context, at_endpoint
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or (port := scope["server"][1]) == self.context.port:
+            return await self.app(scope, receive, send)
+        endpoint = self.context.endpoint_ports.endpoint(port) or ""  # where it has been deleted
+        await self.at_endpoint({**scope, "path_params": {"endpoint": endpoint}}, receive, send)
+
+
+@at_endpoint.post("/score")
 @opens(check_key, KEY, 16 * MIB)
-async def score(request: Request, endpoint: str) -> Response:
+async def score(request: Request) -> Response:
     """Return the deployment's answer, with the headers that say which one it was and how long it took."""
     context = current(request)
-    document = endpoints.find(context, endpoint)
+    document = endpoints.find(context, request.path_params["endpoint"])
     deployment = _pick(context, document, request.headers.get("azureml-model-deployment"))
     started = time.perf_counter()
     answer = await _ask(request, deployment, "/score")
@@ -124,13 +139,13 @@ def _not_there(deployment: dict, why: str) -> AzureError:
     return AzureError(424, "ModelFailed", message, headers=failed)
 
 
-@router.get("/endpoints/{endpoint}/swagger.json")
+@at_endpoint.get("/swagger.json")
 @opens(check_key, KEY)
-async def describe(request: Request, endpoint: str) -> Response:
+async def describe(request: Request) -> Response:
     """Return the OpenAPI description of a deployment with a scoring script."""
     context = current(request)
     asked = request.headers.get("azureml-model-deployment")
-    deployment = _pick(context, endpoints.find(context, endpoint), asked)
+    deployment = _pick(context, endpoints.find(context, request.path_params["endpoint"]), asked)
     version = request.query_params.get("version", "2")
     if not deployment["properties"].get("codeConfiguration") or version not in ("2", "2.0"):
         asked = f"an OpenAPI description of {endpoints.label(deployment)} in version {version}"

@@ -39,7 +39,7 @@ def parameters() -> Iterator[tuple[str, str, str, str]]:
 
 def operations() -> Iterator[tuple[str, str, str]]:
     """Give each operation of the emulator: its method, its path, what it does."""
-    for route in app.ROUTES:
+    for route in [*app.ROUTES, *app.AT_ENDPOINT]:
         does = (route.endpoint.__doc__ or route.endpoint.__name__.replace("_", " ")).partition("\n")[0]
         for method in sorted(route.methods):
             yield method, route.path, does

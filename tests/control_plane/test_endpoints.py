@@ -5,6 +5,7 @@ import time
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from urllib.parse import urlsplit
 
 import pytest
 from clients import MODEL, QUESTION, SIZE, deployment, endpoint, quotas
@@ -49,7 +50,8 @@ def question(tmp_path):
 
 def test_a_new_endpoint_has_an_address_and_no_traffic(empty):
     assert (empty.provisioning_state, empty.traffic, empty.auth_mode) == ("Succeeded", {}, "key")
-    assert empty.scoring_uri.endswith("/endpoints/empty-endpoint/score")
+    paths = [urlsplit(address).path for address in (empty.scoring_uri, empty.openapi_uri)]
+    assert paths == ["/score", "/swagger.json"]
 
 
 def test_a_tag_that_is_no_text_is_kept_in_its_words(client):
@@ -332,7 +334,7 @@ def test_a_deployment_answers_in_the_shape_of_the_mlflow_server(client, live, qu
 def test_an_answer_says_which_deployment_gave_it(client, live, http):
     keys = client.online_endpoints.get_keys("live-endpoint")
     headers = {"Authorization": f"Bearer {keys.secondary_key}", "x-request-id": "r-1"}
-    answer = http.post("/endpoints/Live-Endpoint/score", json=QUESTION, headers=headers)
+    answer = http.post(live.scoring_uri, json=QUESTION, headers=headers)
     shown = (answer.headers["azureml-model-deployment"], answer.headers["x-request-id"])
     assert (answer.status_code, shown) == (200, ("demo", "r-1"))
     assert float(answer.headers["x-ms-run-fn-exec-ms"]) > 0
@@ -341,12 +343,12 @@ def test_an_answer_says_which_deployment_gave_it(client, live, http):
 @pytest.mark.parametrize("key", ["", "Bearer", "Bearer wrong", "Basic wrong"])
 def test_a_wrong_key_is_answered_401(anonymous, live, key):
     headers = {"Authorization": key} if key else {}
-    answer = anonymous.post("/endpoints/live-endpoint/score", json=QUESTION, headers=headers)
+    answer = anonymous.post(live.scoring_uri, json=QUESTION, headers=headers)
     assert answer.status_code == 401
 
 
 def test_an_endpoint_without_traffic_answers_404(client, empty, http):
     keys = client.online_endpoints.get_keys("empty-endpoint")
     headers = {"Authorization": f"Bearer {keys.primary_key}"}
-    answer = http.post("/endpoints/empty-endpoint/score", json=QUESTION, headers=headers)
+    answer = http.post(empty.scoring_uri, json=QUESTION, headers=headers)
     assert (answer.status_code, answer.json()["error"]["code"]) == (404, "NoTraffic")

@@ -159,7 +159,7 @@ def test_a_scoring_address_is_null_until_the_endpoint_is_made(http, arm):
     making = http.put(path, json={"location": "eastus", "properties": {"authMode": "Key"}})
     ended(http, making)
     made = http.get(path).json()["properties"]
-    assert (making.json()["properties"]["scoringUri"], made["scoringUri"][-16:]) == (None, "/addressed/score")
+    assert (making.json()["properties"]["scoringUri"], made["scoringUri"][-6:]) == (None, "/score")
     http.delete(path)
 
 

@@ -35,7 +35,7 @@ def ask(client, anonymous, tmp_path_factory):
     (folder / "tokenizer_config.json").write_text(json.dumps(settings | {"chat_template": TEMPLATE}))
     model = client.models.create_or_update(Model(name="looping", path=folder, type="mlflow_model"))
     limits = OnlineRequestSettings(request_timeout_ms=TIMEOUT * 1000, max_concurrent_requests_per_instance=2)
-    client.online_endpoints.begin_create_or_update(endpoint("looping")).result()
+    address = client.online_endpoints.begin_create_or_update(endpoint("looping")).result().scoring_uri
     demo = deployment("looping", "demo", model=model.id, request_settings=limits)
     client.online_deployments.begin_create_or_update(demo).result()
     key = client.online_endpoints.get_keys("looping").primary_key
@@ -43,7 +43,7 @@ def ask(client, anonymous, tmp_path_factory):
 
     def asks(text: str) -> httpx.Response:
         given = {"input_string": [[{"role": "user", "content": text}]], "parameters": {"max_new_tokens": 2}}
-        return anonymous.post("/endpoints/looping/score", json={"input_data": given}, headers=headers)
+        return anonymous.post(address, json={"input_data": given}, headers=headers)
 
     yield asks
     client.online_endpoints.begin_delete("looping").result()

@@ -371,16 +371,13 @@ def test_the_token_of_an_endpoint_opens_nothing_else(http, anonymous, arm):
     assert answer.status_code == 401
 
 
-def test_who_had_the_key_of_an_endpoint_makes_no_tokens_of_it(http, anonymous, arm):
+def test_who_had_the_key_of_an_endpoint_makes_no_tokens_of_it(client, http, arm):
     path = f"{arm.workspace}/onlineEndpoints/own-changed"
     http.put(path, json={"location": "eastus", "properties": {"authMode": "Key"}})
     key = http.post(f"{path}/listKeys").json()["primaryKey"]
     http.patch(path, json={"properties": {"authMode": "AMLToken"}})
     made = jwt.encode({"exp": time.time() + 60}, key, algorithm="HS256")
-    answer = anonymous.post(
-        "/endpoints/own-changed/score", json={}, headers={"Authorization": f"Bearer {made}"}
-    )
-    assert answer.status_code == 401
+    assert post(client, "own-changed", {}, made).status_code == 401
 
 
 def test_a_slow_script_is_answered_with_408_and_leaves_no_process_behind(client, place, tmp_path, emulator):

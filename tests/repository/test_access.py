@@ -8,9 +8,11 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from http.client import HTTPResponse
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import psutil
 import pytest
+from clients import endpoint
 from conftest import Emulator, client_of, raw_client
 
 from local_azureml import access, app, middleware, timeouts
@@ -26,12 +28,13 @@ ROUTES = [  # each with something in the places of its parameters
     for method in sorted(route.methods)
 ]
 DOORS = access.AccessMiddleware(None, app.RULES, identity.check_token)
+RULES = [*app.RULES, *access.opened(app.AT_ENDPOINT)]
 ASKING = [route for route in ROUTES if DOORS.find(*route)[0].check is not access.nothing]
 
 
-def connect(environment: dict[str, str]) -> ssl.SSLSocket:
+def connect(environment: dict[str, str], address: str | None = None) -> ssl.SSLSocket:
     context = ssl.create_default_context(cafile=environment["REQUESTS_CA_BUNDLE"])
-    port = int(environment["HF_ENDPOINT"].rpartition(":")[2])
+    port = urlsplit(address or environment["HF_ENDPOINT"]).port
     plain = socket.create_connection(("127.0.0.1", port), LONGEST)
     return context.wrap_socket(plain, server_hostname="localhost")
 
@@ -49,7 +52,7 @@ def test_a_route_asks_who_it_is_before_it_reads(environment, method, path):
         assert re.match(rb"HTTP/1.1 40[013] ", connection.recv(1000))
 
 
-@pytest.mark.parametrize("opened", DOORS.rules, ids=lambda opened: opened.path.pattern)
+@pytest.mark.parametrize("opened", RULES, ids=lambda opened: opened.path.pattern)
 def test_whatever_opens_without_a_token_has_a_reason(opened):
     assert len(opened.rule.reason.split()) > 5
 
@@ -76,16 +79,21 @@ def test_nobody_can_have_clients_sent_to_plain_http(anonymous):
     assert not answer.headers.get("location", "").startswith("http:")
 
 
-@pytest.mark.parametrize("key", [None, "guess"])
-def test_scoring_without_a_key_does_not_tell_which_endpoints_there_are(http, anonymous, arm, key):
-    http.put(f"{arm.workspace}/onlineEndpoints/discreet", json={"properties": {"authMode": "Key"}})
-    headers = {"Authorization": f"Bearer {key}"} if key else {}
-    answers = [
-        anonymous.post(f"/endpoints/{name}/score", json={}, headers=headers)
-        for name in ("discreet", "not-there")
-    ]
-    assert [answer.status_code for answer in answers] == [401, 401]
-    assert answers[0].json() == answers[1].json() and "discreet" not in answers[0].text
+@pytest.fixture(scope="module")
+def discreet(client) -> str:
+    """The address of an endpoint."""
+    return client.online_endpoints.begin_create_or_update(endpoint("discreet")).result().scoring_uri
+
+
+@pytest.mark.parametrize("key", [(), ("Authorization: Bearer guess",)])
+@pytest.mark.parametrize(("method", "path"), [("POST", "/score"), ("GET", "/swagger.json"), ("PUT", "/x")])
+def test_an_endpoint_asks_for_its_key_before_it_reads_and_does_not_tell_its_name(
+    environment, discreet, method, path, key
+):
+    with connect(environment, discreet) as connection:
+        connection.sendall(head(method, path, *key, "Content-Length: 1000"))
+        said = connection.recv(10_000)
+    assert said.startswith(b"HTTP/1.1 401 ") and b"discreet" not in said
 
 
 def test_a_json_body_is_at_most_four_mebibytes(http, arm):

@@ -4,6 +4,7 @@ import itertools
 import json
 import re
 import time
+from types import SimpleNamespace
 from urllib.parse import parse_qsl, quote
 
 import pytest
@@ -13,7 +14,7 @@ from hypothesis import strategies as some
 from starlette.testclient import TestClient
 
 from local_azureml import identifiers, storage
-from local_azureml.app import ROUTES, create_app
+from local_azureml.app import AT_ENDPOINT, ROUTES, create_app
 from local_azureml.context import Context
 from local_azureml.data_plane import identity
 from local_azureml.faults import Faults
@@ -88,13 +89,21 @@ def app(tmp_path_factory):
     waiting = Faults(["stuck-preparing"])  # no job begins to work
     context = Context(tmp_path_factory.mktemp("fuzz"), 443, identifiers.SEEDS / "base_model", faults=waiting)
     made = create_app(context)
+    context.endpoint_ports = SimpleNamespace(
+        open=lambda name, wished=0: 8443, close=lambda name: None, endpoint=lambda port: "demo"
+    )
     context.runs.load()  # takes seconds, once
     yield made
     context.jobs.stop()
     context.deployments.stop()
 
 
-OPERATIONS = sorted((method, route.path) for route in ROUTES for method in route.methods)
+OPERATIONS = sorted(
+    (method, f"{origin}{route.path}")
+    for origin, routes in (("", ROUTES), ("https://localhost:8443", AT_ENDPOINT))
+    for route in routes
+    for method in route.methods
+)
 
 
 @pytest.fixture(scope="module")

@@ -13,11 +13,12 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from urllib.parse import urlsplit
 
 import httpx
 import psutil
 import pytest
-from conftest import PLAIN_JOB, Emulator, raw_client
+from conftest import PLAIN_JOB, Emulator, client_of, point, raw_client
 
 from local_azureml import identifiers
 from local_azureml.app import CONTROL_PLANE, PUBLIC
@@ -35,7 +36,9 @@ def secrets(folder) -> dict[str, str]:
     return json.loads((folder / "secrets.json").read_text())
 
 
-def test_one_port_of_loopback_is_listened_on_and_none_by_a_deployment(emulator, client):
+def test_one_port_of_loopback_is_listened_on_one_more_for_each_endpoint_and_none_by_a_deployment(
+    emulator, client
+):
     from clients import deployment, endpoint
 
     client.online_endpoints.begin_create_or_update(endpoint("quiet")).result()
@@ -43,8 +46,10 @@ def test_one_port_of_loopback_is_listened_on_and_none_by_a_deployment(emulator, 
     process = psutil.Process(emulator.process.pid)
     family = [process, *process.children(recursive=True)]
     listening = [c for p in family for c in p.net_connections("inet") if c.status == psutil.CONN_LISTEN]
+    addresses = [each.scoring_uri for each in client.online_endpoints.list()]
     client.online_endpoints.begin_delete("quiet").result()
-    assert [connection.laddr.ip for connection in listening] == ["127.0.0.1"]
+    ports = sorted(urlsplit(address).port for address in (emulator.environment["HF_ENDPOINT"], *addresses))
+    assert sorted(c.laddr for c in listening) == [("127.0.0.1", port) for port in ports]
 
 
 @pytest.mark.parametrize("host", ["example.com", "localhost.example.com", "169.254.169.254", ""])
@@ -169,9 +174,9 @@ def test_the_workspaces_of_another_subscription_are_not_found(http):
 def test_no_log_holds_a_token_a_key_or_a_signature(client, folder, secrets, fine_tuning, http, arm):
     from clients import endpoint
 
-    client.online_endpoints.begin_create_or_update(endpoint("secretive")).result()
+    address = client.online_endpoints.begin_create_or_update(endpoint("secretive")).result().scoring_uri
     key = client.online_endpoints.get_keys("secretive").primary_key
-    http.post("/endpoints/secretive/score", json={}, headers={"Authorization": f"Bearer {key}"})
+    http.post(address, json={}, headers={"Authorization": f"Bearer {key}"})
     token = http.headers["Authorization"].removeprefix("Bearer ")
     logs = [file.read_text(errors="replace") for file in folder.rglob("*") if file.suffix in (".txt", ".log")]
     logs += [folder.with_name(f"{folder.name}.log").read_text(), fine_tuning[1]]
@@ -239,13 +244,25 @@ def test_a_body_in_many_pieces_without_an_end_is_cut_off(anonymous, client):
     assert anonymous.put(path, content=pieces()).status_code == 413
 
 
-def test_silent_connections_take_neither_the_next_clients_place_nor_the_terminal(tmp_path):
+def with_endpoint(emulator: Emulator) -> str:
+    """Return the address of an endpoint that is made there."""
+    from clients import endpoint
+
+    with pytest.MonkeyPatch.context() as patch:
+        point(patch, emulator.environment)
+        return client_of().online_endpoints.begin_create_or_update(endpoint("silenced")).result().scoring_uri
+
+
+@pytest.mark.parametrize("place", ["everything", "an endpoint"])
+def test_silent_connections_take_neither_the_next_clients_place_nor_the_terminal(tmp_path, place):
     """More than the emulator has descriptors: of those that say nothing, some do so before they greet."""
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (200, limits[1]))
     started = Emulator(tmp_path / "data")
     resource.setrlimit(resource.RLIMIT_NOFILE, limits)
-    address = "127.0.0.1", int(started.environment["HF_ENDPOINT"].rpartition(":")[2])
+    endpoint = with_endpoint(started)
+    silenced = started.environment["HF_ENDPOINT"] if place == "everything" else endpoint
+    address = "127.0.0.1", urlsplit(silenced).port
     context = ssl.create_default_context(cafile=started.environment["REQUESTS_CA_BUNDLE"])
     with raw_client(started.environment) as early, contextlib.ExitStack() as silent:
         assert early.get("/metadata/endpoints").status_code == 200
@@ -255,4 +272,6 @@ def test_silent_connections_take_neither_the_next_clients_place_nor_the_terminal
                 silent.enter_context(context.wrap_socket(opened, server_hostname="localhost"))
         for client in (early, silent.enter_context(raw_client(started.environment))):
             assert client.get(identifiers.WORKSPACE_ID).status_code == 200
-    assert started.end().splitlines() == ["Azure would have billed: nothing", "still running: nothing"]
+            assert client.post(endpoint).status_code == 401
+    left = "left running, stopped now: endpoint silenced (no deployment)"
+    assert started.end().splitlines() == ["Azure would have billed: nothing", left]

@@ -7,6 +7,7 @@ import ssl
 import textwrap
 import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import httpx
 import jwt
@@ -400,3 +401,19 @@ def test_a_slow_script_is_answered_with_408_and_leaves_no_process_behind(client,
     while servers() and time.monotonic() < until:
         time.sleep(0.05)
     assert before and not servers()
+
+
+def test_a_request_is_answered_whose_endpoint_is_deleted_meanwhile(client, place, tmp_path):
+    from azure.ai.ml.entities import OnlineRequestSettings
+
+    begun = tmp_path / "begun"
+    text = f"import time\ndef init(): pass\ndef run(data): open({str(begun)!r}, 'w'); time.sleep(60)"
+    longer = OnlineRequestSettings(request_timeout_ms=90_000)
+    place("own-cut-off", **script_of(tmp_path, text, request_settings=longer))
+    with ThreadPoolExecutor(1) as thread:
+        answer = thread.submit(post, client, "own-cut-off", {}, timeout=90)
+        until = time.monotonic() + 30
+        while not begun.exists() and time.monotonic() < until:
+            time.sleep(0.05)
+        client.online_endpoints.begin_delete("own-cut-off").result()
+        assert answer.result().status_code == 424

@@ -1,6 +1,7 @@
 """The process behind a deployment, over HTTP."""
 
 import json
+import re
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -169,6 +170,12 @@ def test_each_of_azures_three_servers_is_played(server, busy, no_code):
         (b"[]", "the body has no object input_data"),
         (b'{"input_data": {"input_string": "Hello"}}', "no list input_string"),
         (b'{"input_data": {"input_string": [{"role": "user"}]}}', 'the strings "role" and "content"'),
+        (b'{"input_data": {"columns": ["text"], "data": [[[]]]}}', 'a table has columns ["input_string"]'),
+        (
+            b'{"input_data": {"columns": ["input_string"], "data": ["a"]}}',
+            "each a list with one conversation",
+        ),
+        (b'{"input_data": {"columns": ["input_string"], "index": [0, 1], "data": [[[]]]}}', "a table has"),
         (b'{"input_data": {"input_string": [{"role": "assistant", "content": "a"}]}}', "have to alternate"),
     ],
 )
@@ -190,6 +197,11 @@ def test_a_request_of_another_form_is_answered_400_with_the_form_expected(server
         ({"do_sample": 1}, "do_sample has to be true or false"),
         ({"max_new_tokens": True}, "max_new_tokens has to be a positive integer"),
         ({"max_tokens": 5}, "there is no parameter 'max_tokens'"),
+        ({"top_k": 0}, "top_k has to be a positive integer or null"),
+        ({"stop": ["", "."]}, "stop has to be a text or a list of texts, none of them empty"),
+        ({"stop": [1]}, "stop has to be a text or a list of texts, none of them empty"),
+        ({"seed": -1}, "seed has to be an integer from 0"),
+        ({"return_full_text": "yes"}, "return_full_text has to be true or false"),
     ],
 )
 def test_an_illegal_parameter_is_answered_400_with_what_is_legal(server, parameters, words):
@@ -266,3 +278,49 @@ def test_the_requests_body_may_carry_its_parameters_as_params(server):
     body = {"input_data": {"input_string": [user(QUESTIONS[0])]}, "params": {"max_new_tokens": 1}}
     answer = server.client.post("/score", content=json.dumps(body))
     assert answer.json()["usage"]["completion_tokens"] == 1
+
+
+def test_a_conversation_may_come_in_a_table(model, serve):
+    asked = [[user(question)] for question in QUESTIONS[:2]]
+    table = {"columns": ["input_string"], "index": [0, 1], "data": [[talk] for talk in asked]}
+    no_code = serve(model)
+    body = {"input_data": table, "params": {"max_new_tokens": 3}}
+    answer = no_code.client.post("/score", json=body).json()
+    assert answer == no_code.ask(asked, max_new_tokens=3).json()
+    assert len(answer) == 2
+
+
+def test_an_answer_ends_before_a_text_that_stops_it(server):
+    whole = server.ask([user(QUESTIONS[0])]).json()["output"]
+    for stop in (whole[5:8], ["not in it", whole[5:8]]):
+        answer = server.ask([user(QUESTIONS[0])], stop=stop).json()
+        assert (answer["output"], answer["finish_reason"]) == (whole[:5].strip(), "stop")
+    assert server.ask([user(QUESTIONS[0])], stop=["not in it"]).json()["output"] == whole
+
+
+def test_the_same_seed_draws_the_same_answer_whoever_asks_beside_it(server):
+    settings = {"do_sample": True, "temperature": 10.0, "max_new_tokens": 8}
+
+    def ask(seed: int) -> str:
+        return server.ask([user(QUESTIONS[0])], **settings, seed=seed).json()["output"]
+
+    with ThreadPoolExecutor(8) as clients:
+        together = list(clients.map(ask, [1, 2, 3, 4, 1, 2, 3, 4]))
+    assert together[:4] == together[4:] == [ask(seed) for seed in (1, 2, 3, 4)]
+    assert len(set(together)) == 4
+
+
+def test_the_likeliest_token_alone_is_drawn_with_a_top_k_of_one(server):
+    drawn = server.ask([user(QUESTIONS[0])], do_sample=True, temperature=10, top_k=1).json()["output"]
+    assert drawn == server.ask([user(QUESTIONS[0])], top_k=None).json()["output"]
+
+
+def test_an_answer_goes_on_after_its_end_where_that_is_ignored(server):
+    answer = server.ask([user(QUESTIONS[0])], ignore_eos=True, max_new_tokens=40).json()
+    assert (answer["finish_reason"], answer["usage"]["completion_tokens"]) == ("length", 40)
+
+
+def test_the_full_text_has_the_question_before_the_answer(server):
+    answer = server.ask([user(QUESTIONS[0])]).json()["output"]
+    full = server.ask([user(QUESTIONS[0])], return_full_text=True).json()["output"]
+    assert re.fullmatch(rf".*{re.escape(QUESTIONS[0])}.*{re.escape(answer)}", full, re.S)

@@ -28,12 +28,25 @@ EXPECTED = (
     '{"input_data": {"input_string": [{"role": "user", "content": "…"}], "parameters": {"temperature": 0.7,'
     ' "top_p": 0.9, "do_sample": true, "max_new_tokens": 200}}}'
 )
-LEGAL = {  # parameter -> (types, what is legal, in words)
+# parameter -> (types, what is legal, in words). Those that the cards of Azure's chat models name: Supported
+# Parameters in assets/models/system/Llama-2-7b-chat/description.md of github.com/Azure/azureml-assets
+LEGAL = {
     "do_sample": ((bool,), lambda value: True, "true or false"),
     "temperature": ((int, float), lambda value: 0 <= value <= 10, "a number from 0 to 10"),
     "top_p": ((int, float), lambda value: 0 < value <= 1, "a number above 0, at most 1"),
+    "top_k": ((int, type(None)), lambda value: value is None or value >= 1, "a positive integer or null"),
     "max_new_tokens": ((int,), lambda value: value >= 1, "a positive integer"),
+    "ignore_eos": ((bool,), lambda value: True, "true or false"),
+    "return_full_text": ((bool,), lambda value: True, "true or false"),
+    # what LangChain's client of Azure's endpoints sends: langchain_community.llms.azureml_endpoint
+    "stop": ((str, list), lambda value: _texts(value), "a text or a list of texts, none of them empty"),
+    # of vLLM, which serves chat models on Azure: docs.vllm.ai, SamplingParams
+    "seed": ((int,), lambda value: 0 <= value < 2**63, "an integer from 0"),
 }
+
+
+def _texts(given: str | list) -> bool:
+    return all(isinstance(text, str) and text for text in ([given] if isinstance(given, str) else given))
 
 
 def flat_or_nested(given: list) -> list[list[dict]]:
@@ -184,10 +197,26 @@ def parse(body: bytes) -> tuple[list, Parameters]:
     data = request.get("input_data") if isinstance(request, dict) else None
     if not isinstance(data, dict):
         raise BadRequestError("the body has no object input_data")
-    given = data.get("input_string")
+    given = _column(data) if "columns" in data else data.get("input_string")
     if not isinstance(given, list) or not given:
         raise BadRequestError("input_data has no list input_string with messages in it")
     return given, parameters_of({**_table(data, "parameters"), **_table(request, "params")})
+
+
+def _column(table: dict) -> list:
+    """Return a table's conversations (learn.microsoft.com: how-to-deploy-mlflow-models-online-endpoints)."""
+    columns, rows = table["columns"], table.get("data")
+    index = table.get("index", rows)
+    lists = isinstance(rows, list) and isinstance(index, list) and len(index) == len(rows)
+    if columns != ["input_string"] or not lists or not all(_is_conversation_row(row) for row in rows):
+        raise BadRequestError(
+            'a table has columns ["input_string"] and data of rows, each a list with one conversation'
+        )
+    return [row[0] for row in rows]
+
+
+def _is_conversation_row(row) -> bool:
+    return isinstance(row, list) and len(row) == 1 and isinstance(row[0], list)
 
 
 def _table(parent: dict, name: str) -> dict:

@@ -2,6 +2,7 @@
 
 import queue
 import threading
+from collections.abc import Iterable
 from concurrent.futures import Future
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,7 +30,12 @@ class Parameters:
     do_sample: bool = False
     temperature: float = 1.0
     top_p: float = 1.0
+    top_k: int | None = None
     max_new_tokens: int = 256
+    ignore_eos: bool = False
+    stop: str | list[str] = ()
+    seed: int | None = None
+    return_full_text: bool = False
 
     @property
     def samples(self) -> bool:
@@ -53,6 +59,7 @@ class GenerationRequest:
     prompt: list[int]
     parameters: Parameters
     limit: int  # tokens that the answer may have
+    random: torch.Generator | None = None  # of a request with a seed
     answer: Future = field(default_factory=Future)
     made: list[int] = field(default_factory=list)
     dropped: bool = False  # nobody waits any more
@@ -79,7 +86,10 @@ class Generator:
             raise TooLongError(
                 f"the conversation has {len(prompt)} tokens; the model takes fewer than {self.context}"
             )
-        request = GenerationRequest(prompt, parameters, min(room, parameters.max_new_tokens))
+        random = None
+        if parameters.seed is not None:
+            random = torch.Generator(self.model.device).manual_seed(parameters.seed)
+        request = GenerationRequest(prompt, parameters, min(room, parameters.max_new_tokens), random)
         self.waiting.put(request)
         return request
 
@@ -106,13 +116,32 @@ class Generator:
 
     def _finish(self, request: GenerationRequest) -> bool:
         """Hand over the answer if its last token ended it; say whether nothing more is to be done."""
-        ended = request.made[-1] in self.ends
+        stopped = self._before_stop(request)
+        ended = stopped is not None or (request.made[-1] in self.ends and not request.parameters.ignore_eos)
         if ended or len(request.made) >= request.limit:
-            text = self.tokenizer.decode(request.made, skip_special_tokens=True).strip()
+            text = self._text(request.made) if stopped is None else stopped
+            if request.parameters.return_full_text:
+                text = self._text(request.prompt) + text
             reason = "stop" if ended else "length"
-            request.answer.set_result(Answer(text, reason, len(request.prompt), len(request.made)))
+            request.answer.set_result(Answer(text.strip(), reason, len(request.prompt), len(request.made)))
             return True
         return request.dropped
+
+    def _before_stop(self, request: GenerationRequest) -> str | None:
+        """Return the text before the first of the texts that end an answer; None where none is in it."""
+        given = request.parameters.stop
+        stops = [given] if isinstance(given, str) else given
+        if not stops:
+            return None
+        longest = 4 * max(map(len, stops))  # bytes: a token has at least one
+        newest = self._text(request.made[-longest - 4 :])
+        if not any(stop in newest for stop in stops):
+            return None
+        text = self._text(request.made)
+        return text[: min((text.index(stop) for stop in stops if stop in text), default=None)]
+
+    def _text(self, tokens: list[int]) -> str:
+        return self.tokenizer.decode(tokens, skip_special_tokens=True)
 
 
 def load_model(folder: Path) -> PreTrainedModel:
@@ -196,17 +225,27 @@ class Batch:
         tokens = scores.argmax(-1)
         rows = [row for row, request in enumerate(requests) if request.parameters.samples]
         if rows:
-            tokens[rows] = sample(scores[rows], [requests[row].parameters for row in rows])
+            tokens[rows] = sample(scores[rows], [requests[row] for row in rows])
         for request, token in zip(requests, tokens.tolist(), strict=True):
             request.made.append(token)
 
 
-def sample(scores: torch.Tensor, parameters: list[Parameters]) -> torch.Tensor:
-    """Draw a token for each row, at its own temperature, from its own top_p."""
-    temperature = torch.tensor([row.temperature for row in parameters], device=scores.device)[:, None]
-    top_p = torch.tensor([row.top_p for row in parameters], device=scores.device)[:, None]
-    chances, tokens = (scores / temperature).softmax(-1).sort(descending=True)
+def sample(scores: torch.Tensor, requests: list[GenerationRequest]) -> torch.Tensor:
+    """Draw a token for each row, at its own temperature, from its own top_k and of these from its top_p."""
+
+    def column(values: Iterable) -> torch.Tensor:
+        return torch.tensor(list(values), device=scores.device)[:, None]
+
+    asked, most = [request.parameters for request in requests], scores.shape[-1]
+    scaled, tokens = (scores / column(one.temperature for one in asked)).sort(descending=True)
+    rank = torch.arange(most, device=scores.device)
+    top_k = column(min(one.top_k or most, most) for one in asked)
+    chances = scaled.masked_fill(rank >= top_k, -torch.inf).softmax(-1)
     before = chances.cumsum(-1) - chances
     before[:, 0] = 0  # the best token always stays
-    drawn = chances.masked_fill(before >= top_p, 0).multinomial(1)
+    chances = chances.masked_fill(before >= column(one.top_p for one in asked), 0)
+    drawn = chances.multinomial(1)
+    for row, request in enumerate(requests):
+        if request.random:
+            drawn[row] = chances[row].multinomial(1, generator=request.random)
     return tokens.gather(1, drawn)[:, 0]

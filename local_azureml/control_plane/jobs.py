@@ -59,6 +59,7 @@ def _check(context: Context, properties: dict) -> None:
         if missing := [name for name in ("command", "environmentId") if not properties.get(name)]:
             raise user_error(f"a command job needs properties.{' and properties.'.join(missing)}")
         environments.check(context, properties["environmentId"])
+    if properties["jobType"] in ("Command", "Sweep"):
         compute = compute_named(properties.get("computeId"))
         computes = f"{identifiers.WORKSPACE_ID}/computes"
         if compute != SERVERLESS and context.state.get(f"{computes}/{compute}") is None:

@@ -18,7 +18,7 @@ router = APIRouter()
 public = APIRouter()  # read by browsers
 CHANGEABLE = {"displayName", "description", "hidden", "tags", "properties"}
 OF_RUN_ALONE = {"createdUtc", "displayName", "description", "experimentId", "hidden", "runType"}
-LOGS = ("user_logs", "logs")  # the folders of a run's artifacts in which logs lie
+LOGS = ("user_logs", "logs", "azureml-logs")  # the folders of a run's artifacts in which logs lie
 PATH = f"/history/v1.0{identifiers.WORKSPACE_PATH}"
 DATA_TYPES = ("uri_file", "uri_folder", "mltable")  # of outputs that are no models
 OUTPUT_ID = (
@@ -46,7 +46,7 @@ def _run(context: Context, document: dict) -> dict:
         "startTimeUtc": run["start"],
         "endTimeUtc": run["end"],
         "tags": properties["tags"],
-        "properties": {**properties["properties"], "azureml.runsource": "azureml.PipelineRun"},
+        "properties": {"azureml.runsource": "azureml.PipelineRun", **properties["properties"]},
         "error": _error(run),
         "warnings": run["warnings"],
     }

@@ -168,6 +168,17 @@ class Tracking:
         found = self._store.get_experiment_by_name(name)
         return found.experiment_id if found else self._store.create_experiment(name)
 
+    def metric(self, name: str, metric: str) -> list[float]:
+        """Return all values of a metric that a run has logged, in the order of time; none without a run."""
+        if not self.has_run(name):
+            return []
+        logged = self._store.get_metric_history(name, metric)
+        return [one.value for one in sorted(logged, key=lambda one: (one.timestamp, one.step))]
+
+    def metrics(self, name: str) -> list[str]:
+        """Return the names of the metrics that a run has logged."""
+        return list(self._store.get_run(name).data.metrics)
+
     def end_run(self, name: str, status: str) -> None:
         """Set a run's end; `status` is MLflow's: FINISHED, FAILED or KILLED."""
         store = self._store

@@ -131,33 +131,11 @@ def test_the_name_of_a_deleted_job_stays_taken(client, cluster):
 
 
 def test_other_kinds_of_jobs_are_not_played(http, arm):
-    answer = http.put(f"{arm.workspace}/jobs/swept", json={"properties": {"jobType": "Sweep"}})
+    answer = http.put(f"{arm.workspace}/jobs/sparked", json={"properties": {"jobType": "Spark"}})
     assert (answer.status_code, answer.json()["error"]["message"]) == (
         501,
-        "a job of the type Sweep is not part of the emulator",
+        "a job of the type Spark is not part of the emulator",
     )
-
-
-def test_a_sweep_in_a_pipeline_is_refused_as_a_sweep(client, cluster):
-    from azure.ai.ml import dsl
-    from azure.ai.ml.sweep import Choice
-    from azure.core.exceptions import HttpResponseError
-
-    tried = make_job(cluster, "echo ${{inputs.rate}}", inputs={"rate": 1})
-
-    @dsl.pipeline(compute=cluster)
-    def swept():
-        sweep = tried(rate=Choice([1, 2])).sweep(
-            primary_metric="loss", goal="minimize", sampling_algorithm="random", compute=cluster
-        )
-        sweep.set_limits(max_total_trials=2)
-
-    begun = time.monotonic()
-    with pytest.raises(
-        HttpResponseError, match="the node 'sweep' of the type sweep is not part of the emulator"
-    ):
-        client.jobs.create_or_update(swept())
-    assert time.monotonic() - begun < 10
 
 
 # the fine-tuning pipeline

@@ -30,15 +30,13 @@ def of_node(
         kind = (spec["inputs"].get(name) or {}).get("type", "literal")
         mode = ((node.get("inputs") or {}).get(name) or {}) if kind != "literal" else {}
         is_direct = isinstance(mode, dict) and str(mode.get("mode")).lower() == "direct"
-        is_file = kind.startswith(("uri_", "ml")) or kind == "custom_model"
-        if is_file and not is_direct:
+        if is_file(kind) and not is_direct:
             paths[name] = str(addresses.resolve(context, str(value)))
         else:
             literals[name] = value
     code = str(spec.get("code") or node.get("codeId") or "").removeprefix("azureml:")
     read = [str(inputs[name]) for name in paths] + ([code] if code else [])
-    default = (job.get("settings") or {}).get("default_compute") or job.get("computeId")
-    compute = jobs.compute_named(node.get("computeId") or default)
+    compute = jobs.compute_named(compute_of(node, job))
     resources = asked(spec, node, "resources")
     nodes = int(asked_in(resources, "instance_count") or 1)
     timeout = asked_in(asked(spec, node, "limits"), "timeout")
@@ -66,6 +64,17 @@ def of_node(
         asked_in(resources, "instance_type") or "Standard_DS3_v2",
         nodes,
     )
+
+
+def compute_of(node: dict, job: dict) -> str | None:
+    """Return the id of the compute that a node runs on, or else its job."""
+    default = (job.get("settings") or {}).get("default_compute") or job.get("computeId")
+    return node.get("computeId") or default
+
+
+def is_file(kind: str) -> bool:
+    """Say whether inputs of a type are files, folders or models."""
+    return kind.startswith(("uri_", "ml")) or kind == "custom_model"
 
 
 def input_values(inputs: dict) -> dict:
@@ -108,5 +117,10 @@ def asked(spec: dict, node: dict, name: str) -> dict:
 
 def asked_in(table: dict, name: str):
     """Return what a table says under a name, which nodes write with underscores and jobs in camel case."""
+    return table.get(name, table.get(camel(name)))
+
+
+def camel(name: str) -> str:
+    """Return a name with underscores as jobs write it."""
     first, *rest = name.split("_")
-    return table.get(name, table.get(first + "".join(map(str.capitalize, rest))))
+    return first + "".join(map(str.capitalize, rest))

@@ -7,12 +7,22 @@ from local_azureml.context import Context
 from local_azureml.control_plane import addresses, assets, datastores, outputs, registry
 from local_azureml.engine.chat_completion import STEPS, check_installed
 from local_azureml.engine.chat_completion import inputs as component_inputs
-from local_azureml.engine.jobs import command_steps, records
+from local_azureml.engine.jobs import command_steps, records, sweep_nodes, sweeps
 from local_azureml.engine.jobs.journal import Journal
-from local_azureml.engine.jobs.steps import PIPELINE_LOG, REASON, STEP_LOG, TRAINING, Step, StepError, Steps
+from local_azureml.engine.jobs.steps import (
+    PIPELINE_LOG,
+    REASON,
+    STEP_LOG,
+    TRAINING,
+    CancelledError,
+    Step,
+    StepError,
+    Steps,
+)
 from local_azureml.errors import not_implemented, not_played, user_error
 
-PLAYED = ("command", "pipeline")  # the types of nodes that may be
+SWEEP = "sweep"
+PLAYED = ("command", "pipeline", SWEEP)  # the types of nodes that may be
 FINE_TUNING = "chat_completion_pipeline"
 BINDING = re.compile(r"\$\{\{\s*parent\.(inputs|outputs)\.([\w.]+)\s*\}\}")  # an input of a group has a dot
 NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}")
@@ -21,8 +31,8 @@ NODE_BINDING = re.compile(r"\$\{\{\s*parent\.jobs\.(\w+)\.outputs\.(\w+)\s*\}\}"
 class Pipelines:
     """Runs pipelines, each node after those whose outputs it reads."""
 
-    def __init__(self, context: Context, documents: records.Records, steps: Steps):
-        self._context, self._records, self._steps = context, documents, steps
+    def __init__(self, context: Context, documents: records.Records, steps: Steps, swept: sweeps.Sweeps):
+        self._context, self._records, self._steps, self._sweeps = context, documents, steps, swept
 
     def run(self, name: str, properties: dict) -> None:
         """Run a pipeline's nodes, each after those whose outputs it reads."""
@@ -48,8 +58,10 @@ class Pipelines:
                 continue
             try:
                 made[key] = self._run_node(parent, key, nodes[key], values, made, promoted, job, journal)
-            except StepError as error:
-                failed[key] = error
+            except (StepError, CancelledError) as error:
+                self._steps.check(self._records.root(parent))
+                is_late = isinstance(error, CancelledError)
+                failed[key] = StepError("UserError", f"{key} ran out of time") if is_late else error
                 if not goes_on:
                     break
         if failed:
@@ -72,16 +84,20 @@ class Pipelines:
         journal: Journal,
     ) -> dict[str, dict]:
         """Run one node of a pipeline, `made` being what those before it wrote, and return its outputs."""
-        root = self._records.get(parent)["run"]["root"] or parent
+        root = self._records.root(parent)
         node = {**node, "computeId": _bound(node.get("computeId"), values)}
         child = f"{root}_{secrets.token_hex(4)}"
         spec = component(self._context, node)
         writes = self._outputs(child, promoted, spec, node, job)
         shown = {"displayName": key, "experimentName": job.get("experimentName"), "outputs": writes}
-        if "command" in spec:
+        swept = node.get("type") == SWEEP
+        if swept:
+            shown = sweeps.check(self._context, sweep_nodes.read(node, spec, job)) | shown
+            del shown["inputs"]  # whose values are not known yet
+        elif "command" in spec:
             shown |= {"command": spec["command"], "environmentId": spec.get("environment")}
-        kind = {"jobType": "Command" if "command" in spec else "Pipeline"}
-        self._records.open(child, kind | shown, parent, root)
+        kind = "Sweep" if swept else "Command" if "command" in spec else "Pipeline"
+        self._records.open(child, {"jobType": kind, **shown}, parent, root)
         self._records.set(child, "Running")
         journal.say(f"Submitting node {key} as run {child}")
         with self._steps.ending(child, key, REASON, journal):
@@ -91,6 +107,8 @@ class Pipelines:
             inputs = _defaults(spec) | given
             if spec["name"] == FINE_TUNING:
                 self._fine_tune(root, child, given, spec, writes, journal)
+            elif swept:
+                self._sweeps.run(child, {**shown, "inputs": sweep_nodes.inputs_of(node, spec, inputs)})
             elif "command" in spec:
                 step = command_steps.of_node(self._context, key, spec, node, job, inputs, writes)
                 self._steps.run(root, child, step, journal, quiet=False)
@@ -155,7 +173,8 @@ class Pipelines:
 
 def component(context: Context, node: dict) -> dict:
     """Return the specification of the component that a pipeline's node names."""
-    identifier = str(node.get("componentId") or "")
+    trial = node.get("trial") if isinstance(node.get("trial"), dict) else {}  # of a sweep
+    identifier = str(node.get("componentId") or trial.get("componentId") or "")
     if named := re.fullmatch(r"azureml://registries/[^/]+/components/([^/]+)/versions/([^/]+)", identifier):
         return registry.entry(context, "components", *named.groups())["properties"]["componentSpec"]
     if named := re.fullmatch(r"(?:.*/components/|azureml:)?([^/:]+)(?:/versions/|:)([^/]+)", identifier):
@@ -173,6 +192,8 @@ def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ())
     for key, node in nodes.items():
         kind = str(node.get("type") or "command")
         spec = component(context, node) if kind in PLAYED else {"name": "", "type": kind}
+        if kind == SWEEP and "command" not in spec:
+            raise not_played(f"the node {key!r}, a sweep over a component that is no command,")
         if spec["name"] != FINE_TUNING and "command" not in spec and spec.get("type") != "pipeline":
             raise not_played(f"the node {key!r} of the type {spec.get('type')}")
         if spec["name"] == FINE_TUNING:
@@ -187,6 +208,8 @@ def check_pipeline(context: Context, nodes: dict, within: tuple[dict, ...] = ())
             if spec in within:
                 raise user_error(f"the component {spec['name']} contains itself (node {key!r})")
             check_pipeline(context, spec.get("jobs"), (*within, spec))
+        elif kind == SWEEP:
+            sweeps.check(context, sweep_nodes.read(node, spec, {}))
         else:
             command_steps.check(context, spec, node)
 

@@ -22,6 +22,10 @@ class Records:
         """Return a job's document, or None."""
         return self._context.state.get(job_id(name))
 
+    def root(self, name: str) -> str:
+        """Return the name of the submitted job that a job belongs to; its own, where it is that."""
+        return self.get(name)["run"]["root"] or name
+
     def open(self, name: str, properties: dict, parent: str | None, root: str | None) -> dict:
         """Write the document of a job or child job, and open its run in MLflow."""
         experiment = properties.get("experimentName") or "Default"
@@ -78,11 +82,17 @@ class Records:
         self.set(name, status, error=error, end=resource.now())
         self._runs.end_run(name, MLFLOW_STATUS[status])
 
+    def change(self, name: str, **properties) -> None:
+        """Write these properties of a job over those that it has."""
+        with self._context.state.locked():
+            if document := self.get(name):
+                changed = {**document["properties"], **properties}
+                self._context.state.merge(document["id"], properties=changed)
+
     def _register(self, name: str) -> None:
         asked = self.get(name)["properties"].get("outputs") or {}
         if (found := named_outputs.register(self._context, asked)) != asked:
-            properties = {**self.get(name)["properties"], "outputs": found}
-            self._context.state.merge(job_id(name), properties=properties)
+            self.change(name, outputs=found)
 
 
 def job_id(name: str) -> str:

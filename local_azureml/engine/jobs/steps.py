@@ -55,18 +55,19 @@ class Steps:
 
     def __init__(self, context: Context, documents: records.Records):
         self._context, self._records = context, documents
-        self._processes: dict[str, processes.Process] = {}  # by the name of the submitted job
+        self._processes: dict[str, tuple[str, processes.Process]] = {}  # by the name of its job: the root
         self._cancelled: set[str] = set()
 
-    def cancel(self, root: str) -> None:
-        """Kill what a submitted job runs, and let it run nothing more."""
-        self._cancelled.add(root)
-        if process := self._processes.get(root):
-            process.kill()
+    def cancel(self, name: str) -> None:
+        """Kill what a job runs, be it submitted or the child of one, and let it run nothing more."""
+        self._cancelled.add(name)
+        for child, (root, process) in list(self._processes.items()):
+            if name in (root, child):
+                process.kill()
 
-    def cancelled(self, root: str) -> bool:
-        """Say whether a submitted job was asked to stop."""
-        return root in self._cancelled
+    def cancelled(self, *names: str) -> bool:
+        """Say whether one of these jobs was asked to stop."""
+        return not self._cancelled.isdisjoint(names)
 
     def wait_for_nodes(self, name: str) -> None:
         """Return when a job may begin: at once, without the fault stuck-preparing."""
@@ -88,22 +89,26 @@ class Steps:
             self._records.end(child, "Failed", records.error(error.code, error.message))
             journal.say(f"{key} failed: {error.message}")
             raise StepError(error.code, words.replace(REASON, error.message)) from error
+        except Exception as error:
+            message = f"{type(error).__name__}: {error}"
+            self._records.end(child, "Failed", records.error("SystemError", message))
+            raise
 
-    def check(self, name: str) -> None:
-        """Raise CancelledError where a job was asked to stop."""
-        if self.cancelled(name):
+    def check(self, *names: str) -> None:
+        """Raise CancelledError where one of these jobs was asked to stop."""
+        if self.cancelled(*names):
             raise CancelledError
 
     def run(self, root: str, child: str, step: Step, journal: Journal, quiet: bool) -> None:
         """Run one child process on its nodes; raise StepError where it fails."""
-        self.check(root)
+        self.check(root, child)
         self._records.set(child, "Queued")
         nodes = Nodes(self._context, child, step.compute, step.nodes, step.instance_type)
         trains_cheaply = step.name == TRAINING and nodes.low_priority
         preempted = trains_cheaply and self._context.faults.first("preempted")
         with nodes:
             process = self._run_process(root, child, step, journal, quiet, preempted)
-        self.check(root)
+        self.check(root, child)
         if preempted:
             journal.say(f"The nodes of {step.name} were preempted: it waits for others and starts over")
             return self.run(root, child, step, journal, quiet)
@@ -121,8 +126,8 @@ class Steps:
         process = processes.start(
             step.entry, step.specification, folder, step_log, self._variables(root, child)
         )
-        self._processes[root] = process
-        if self.cancelled(root):
+        self._processes[child] = root, process
+        if self.cancelled(root, child):
             process.kill()
         while process.wait(0.2) is None:
             if not quiet:
@@ -131,7 +136,7 @@ class Steps:
                 process.kill()
         if not quiet:
             journal.follow(step_log)
-        del self._processes[root]
+        del self._processes[child]
         self._keep(child, folder / CODE, step_log)
         return process
 

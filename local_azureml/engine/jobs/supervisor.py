@@ -10,7 +10,7 @@ from local_azureml.context import Context
 from local_azureml.control_plane import named_outputs, outputs
 from local_azureml.control_plane.jobs import FINAL
 from local_azureml.data_plane import tracking
-from local_azureml.engine.jobs import command_steps, fine_tuning, records
+from local_azureml.engine.jobs import command_steps, fine_tuning, records, sweeps
 from local_azureml.engine.jobs.journal import Journal
 from local_azureml.engine.jobs.pipelines import Pipelines, check_pipeline
 from local_azureml.engine.jobs.steps import STEP_LOG, CancelledError, StepError, Steps
@@ -26,7 +26,8 @@ class Jobs:
         self._context = context
         self._records = records.Records(context, runs)
         self._steps = Steps(context, self._records)
-        self._pipelines = Pipelines(context, self._records, self._steps)
+        self._sweeps = sweeps.Sweeps(context, self._records, self._steps, runs)
+        self._pipelines = Pipelines(context, self._records, self._steps, self._sweeps)
         self._threads: dict[str, threading.Thread] = {}
         self._recover()
 
@@ -43,6 +44,7 @@ class Jobs:
             "pipeline": self._pipelines.run,
             "command": self._command,
             "finetuning": self._fine_tuning,
+            "sweep": self._sweeps.run,
         }.get(properties.get("jobType", "").lower())
         if run is None:
             raise not_played(f"a job of the type {properties.get('jobType')}")
@@ -51,6 +53,8 @@ class Jobs:
             check_pipeline(self._context, properties.get("jobs") or {})
         elif properties["jobType"].lower() == "finetuning":
             fine_tuning.check(self._context, properties)
+        elif properties["jobType"].lower() == "sweep":
+            properties = sweeps.check(self._context, properties)
         else:
             command_steps.check(self._context, {}, properties)
         if self._records.exists(name):

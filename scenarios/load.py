@@ -6,7 +6,6 @@ import os
 import ssl
 import threading
 import time
-import warnings
 from contextlib import redirect_stdout, suppress
 from pathlib import Path
 from unittest import mock
@@ -82,39 +81,31 @@ class Cloud:
 
     def _deploy(self) -> dict[str, tuple[str, str]]:
         """Return the address and the key of each deployment."""
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            from azure.ai.ml import MLClient
-            from azure.ai.ml.entities import (
-                CodeConfiguration,
-                Environment,
-                ManagedOnlineDeployment,
-                ManagedOnlineEndpoint,
-                ProbeSettings,
-            )
-            from azure.identity import ManagedIdentityCredential
-        ids = [
-            os.environ[f"AZUREML_ARM_{name}"] for name in ("SUBSCRIPTION", "RESOURCEGROUP", "WORKSPACE_NAME")
-        ]
-        workspace = MLClient(ManagedIdentityCredential(), *ids)
+        from azure.ai.ml import MLClient, entities  # slow, and for who has an emulator's variables set
+        from azure.identity import ManagedIdentityCredential
+
+        place = (identifiers.SUBSCRIPTION, identifiers.GROUP, identifiers.WORKSPACE)
+        workspace = MLClient(ManagedIdentityCredential(), *place)
         code = self._folder / "code"
         code.mkdir(exist_ok=True)
         (code / "score.py").write_text(SCRIPT)
-        plain = Environment(name="plain", version="1", image="python:3.11")
-        scripted = {"code_configuration": CodeConfiguration(code=str(code), scoring_script="score.py")}
+        plain = entities.Environment(name="plain", version="1", image="python:3.11")
+        script = entities.CodeConfiguration(code=str(code), scoring_script="score.py")
         found = {}
-        for name, options in {"chat": {"model": MODEL}, "script": {**scripted, "environment": plain}}.items():
-            endpoint = ManagedOnlineEndpoint(name=name, traffic={"one": 100})
-            workspace.online_endpoints.begin_create_or_update(ManagedOnlineEndpoint(name=name)).result()
-            deployment = ManagedOnlineDeployment(
+        scripted = {"code_configuration": script, "environment": plain}
+        for name, options in {"chat": {"model": MODEL}, "script": scripted}.items():
+            endpoint = entities.ManagedOnlineEndpoint(name=name)
+            workspace.online_endpoints.begin_create_or_update(endpoint).result()
+            deployment = entities.ManagedOnlineDeployment(
                 name="one",
                 endpoint_name=name,
                 instance_type="Standard_NC24ads_A100_v4",
                 instance_count=1,
-                liveness_probe=ProbeSettings(**IMPATIENT),
+                liveness_probe=entities.ProbeSettings(**IMPATIENT),
                 **options,
             )
             workspace.online_deployments.begin_create_or_update(deployment).result()
+            endpoint.traffic = {"one": 100}
             workspace.online_endpoints.begin_create_or_update(endpoint).result()
             address = workspace.online_endpoints.get(name).scoring_uri
             found[name] = address, workspace.online_endpoints.get_keys(name).primary_key

@@ -8,7 +8,7 @@ from urllib.parse import unquote, urlparse
 
 from local_azureml import paths, storage
 from local_azureml.context import Context
-from local_azureml.control_plane import assets, datastores, outputs, registry
+from local_azureml.control_plane import asset_rules, assets, datastores, outputs, registry
 from local_azureml.errors import not_played, user_error
 
 
@@ -83,7 +83,7 @@ def _properties(context: Context, kind: str, name: str, version: str) -> dict:
 def _of_asset(context: Context, kind: str, name: str, version: str) -> str:
     """Return the address that an asset names."""
     properties = _properties(context, kind, name, version)
-    address = next((properties[key] for key in assets.PLACES if properties.get(key)), None)
+    address = next((properties[key] for key in asset_rules.PLACES if properties.get(key)), None)
     if address is None or _reader(address.strip())[0] is _in_asset:
         raise user_error(f"version {version!r} of {name!r} has no files of its own; it names {address!r}")
     return address.strip()

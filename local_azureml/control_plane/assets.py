@@ -1,6 +1,8 @@
 """Versioned assets: models, data, environments, code, components."""
 
 import re
+import uuid
+from datetime import datetime, timezone
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse, Response
@@ -8,9 +10,9 @@ from starlette.convertors import StringConvertor, register_url_convertor
 
 from local_azureml import identifiers, resource, storage
 from local_azureml.context import Context, current
-from local_azureml.control_plane import datastores, outputs, queries, shapes
+from local_azureml.control_plane import asset_rules, datastores, outputs, queries, shapes
 from local_azureml.errors import AzureError, there_is, user_error
-from local_azureml.state import Query
+from local_azureml.state import Query, equal
 
 KINDS = {
     "models": "Model",
@@ -30,7 +32,8 @@ class AssetKind(StringConvertor):
 register_url_convertor("asset", AssetKind())
 router = APIRouter()
 CURATED = "Azure's curated image"
-PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
+DEFAULT_VERSION = "azureml_default"  # which of a component's versions the SDK means that names none
+AZURE_SUFFIX = "core.windows.net"  # the SDK downloads code from addresses with it, and asks the datastore's
 SHARED = ("description", "isArchived", "tags", "properties")  # by all versions of an asset
 PATH = f"{identifiers.WORKSPACE_PATH}/{{kind:asset}}"
 NAME = re.compile(r"[a-zA-Z0-9_][a-zA-Z0-9_.-]{0,254}")
@@ -76,6 +79,8 @@ def _counted(context: Context, kind: str, document: dict) -> dict:
     """Return the document of an asset with its newest version and the one to follow its highest."""
     below = f"{document['id']}/versions"
     counted = {"nextVersion": str(context.state.highest(below) + 1)}
+    if kind == "components":  # told by test_command_component_create_autoincrement of the SDK's tests
+        counted["nextVersion"] = datetime.now(timezone.utc).strftime("%Y-%m-%d-%H-%M-%S-%f0")
     for newest in context.state.page(below, Query(most=1))[0]:  # MLflow makes models without versions
         counted["latestVersion"] = newest["name"]
         if data_type := newest["properties"].get("dataType"):
@@ -102,7 +107,15 @@ def versions(request: Request, kind: str, name: str) -> JSONResponse:
     context = current(request)
     if kind == "models" and context.state.get(_base(kind, name)) is None:
         find_container(context, kind, name)
-    return queries.answer(request, f"{kind}/versions", f"{_base(kind, name)}/versions")
+    of = f"{_base(kind, name)}/versions"
+    if kind == "codes" and (digest := request.query_params.get("hash")):  # looked for under every name
+        same = equal("properties.properties.hash_sha256", digest)
+        of = [
+            found
+            for code in context.state.names(_base(kind))
+            for found in context.state.children(f"{_base(kind, code)}/versions", same)
+        ]
+    return queries.answer(request, f"{kind}/versions", of)
 
 
 @router.get(f"{PATH}/{{name}}/versions/{{version}}")
@@ -113,6 +126,9 @@ def show(request: Request, kind: str, name: str, version: str) -> dict:
 
 def find(context: Context, kind: str, name: str, version: str) -> dict:
     """Return the document of a version, or refuse with the versions that there are."""
+    if kind == "components" and version == DEFAULT_VERSION:
+        newest = find_container(context, kind, name)["properties"]["latestVersion"]
+        return {**find(context, kind, name, newest), "id": f"{_base(kind, name)}/labels/default"}
     found = context.state.get(f"{_base(kind, name)}/versions/{version}")
     if found is None and _is_curated(kind, name):
         return _document(kind, name, version, {"image": CURATED, "environmentType": "Curated"}, None)
@@ -138,12 +154,20 @@ def register(context: Context, kind: str, name: str, version: str, properties: d
     if not NAME.fullmatch(version):
         raise user_error(f"{KINDS[kind]} version {version!r}: {NAME_RULE}")
     properties |= {
-        key: outputs.lasting_uri(context, properties[key]) for key in PLACES if properties.get(key)
+        key: outputs.lasting_uri(context, properties[key])
+        for key in asset_rules.PLACES
+        if properties.get(key)
     }
+    properties = asset_rules.kept(name, version, properties)
+    is_anonymous = kind == "components" and properties.get("isAnonymous", False)
+    if is_anonymous:
+        version = asset_rules.anonymous_version(properties)
     with context.state.locked():
         before = context.state.get(f"{_base(kind, name)}/versions/{version}")
-        if before and any(before["properties"].get(key) != properties.get(key) for key in PLACES):
-            raise user_error("Asset paths cannot be updated.")
+        if before and is_anonymous:
+            return before, False
+        if before:
+            asset_rules.check_fixed(name, version, before["properties"], properties)
         document = _document(kind, name, version, properties, before)
         context.state.put(document["id"], document)
         if context.state.get(_base(kind, name)) is None:
@@ -211,9 +235,10 @@ def delete(request: Request, kind: str, name: str, version: str) -> Response:
 
 @router.post(f"{PATH}/{{name}}/versions/{{version}}/startPendingUpload")
 def start_upload(request: Request, kind: str, name: str, version: str) -> dict:
-    """Return where the files of a version that is being made may be written."""
+    """Return where the files of a version that is being made may be written: each time another place."""
     context = current(request)
     container = datastores.CONTAINERS[datastores.DEFAULT]
-    uri = storage.address(context, container, f"{kind}/{name}/{version}")
-    reference = {"blobUri": uri.partition("?")[0], "credential": {"credentialType": "SAS", "sasUri": uri}}
+    uri = storage.address(context, container, f"{kind}/{uuid.uuid4()}")
+    blob = uri.partition("?")[0].replace(identifiers.STORAGE_SUFFIX, AZURE_SUFFIX)
+    reference = {"blobUri": blob, "credential": {"credentialType": "SAS", "sasUri": uri}}
     return {"pendingUploadType": "TemporaryBlobReference", "blobReferenceForConsumption": reference}

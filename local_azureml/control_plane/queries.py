@@ -99,6 +99,7 @@ VIEWED = {"listViewType": _view}
 NAME = _where(lambda value: one_of("name", value))
 JOB_TYPE = _where(lambda value: equal("properties.jobType", _word("jobType", value, shapes.JOB_TYPES)))
 HASH = _where(lambda value: equal("properties.properties.hash_sha256", value))
+STAGE = _where(lambda value: equal("properties.stage", value))  # the SDK's; Microsoft's description lacks it
 TAGS, PROPERTIES = _pairs("properties.tags"), _pairs("properties.properties")
 MODELS = {**ORDERED, **VIEWED, "version": NAME, "tags": TAGS, "properties": PROPERTIES}
 FILTERS: dict[str, dict[str, Filter]] = {  # of each list, by the last segments of its address
@@ -131,7 +132,7 @@ FILTERS: dict[str, dict[str, Filter]] = {  # of each list, by the last segments 
     "environments": VIEWED,
     "components": VIEWED,
     "codes": {},
-    "models/versions": MODELS,
+    "models/versions": {**MODELS, "stage": STAGE},
     "data/versions": {**ORDERED, **VIEWED, "$tags": TAGS},
     "environments/versions": {**ORDERED, **VIEWED},
     "components/versions": {**ORDERED, **VIEWED},

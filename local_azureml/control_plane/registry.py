@@ -154,4 +154,5 @@ def _container(context: Context, kind: str, name: str) -> dict:
     newest = next(e for e in entries(context, kind, name) if not e["properties"]["isArchived"])
     identifier = newest["id"].partition("/versions/")[0]
     properties = {"latestVersion": newest["name"], "isArchived": False, "tags": {}, "properties": {}}
-    return {"id": identifier, "name": name, "properties": properties, "systemData": newest["systemData"]}
+    shared = {"type": kind, "properties": properties, "systemData": newest["systemData"]}
+    return {"id": identifier, "name": name, **shared}

@@ -24,7 +24,7 @@ READ_SIZE = 1024 * 1024  # bytes
 BLOCK_LIMIT = 256 * 1024 * 1024  # bytes in one request; the SDK sends larger files as blocks
 LIST_LIMIT = 8 * 1024 * 1024  # bytes of a list of blocks, of which there are at most 50 000
 METADATA = re.compile(r"[a-z_][a-z0-9_]*", re.ASCII)  # a name of C#'s, in small letters as headers are
-BLOB_COMPS = {"PUT": ("block", "blocklist", "metadata")}  # what `comp` may say, by method
+BLOB_COMPS = {"PUT": ("block", "blocklist", "metadata"), "GET": ("list",)}  # what `comp` may say, by method
 CONTAINER_COMPS = {"GET": ("list",), "HEAD": ("list",)}
 PLAYED = {  # headers and parameters that make a request another operation, and their values that are played
     "snapshot": (),
@@ -103,13 +103,16 @@ def account(request: Request, comp: str, prefix: str, delimiter: str = "") -> Re
     return Response(listing, media_type="application/xml")
 
 
-def _listing(context: Context, container: str, prefix: str, delimiter: str, before: str = "") -> bytes:
-    """Return XML with the names of blobs and folders, `before` in front of each."""
+def _listing(
+    context: Context, container: str, prefix: str, delimiter: str, before: str = "", below: str = ""
+) -> bytes:
+    """Return XML with the names of the blobs and folders of a folder, `before` in front of each."""
     results = ElementTree.Element("EnumerationResults", ContainerName=container)
     ElementTree.SubElement(results, "Prefix").text = before + prefix
     blobs = ElementTree.SubElement(results, "Blobs")
     folders = set()
-    for name in sorted(name for name in storage.names(context, container) if name.startswith(prefix)):
+    there = sorted(name for name in storage.names(context, container) if name.startswith(below + prefix))
+    for name in (name.removeprefix(below) for name in there):
         rest = name.removeprefix(prefix)
         if delimiter and delimiter in rest:
             folder = prefix + rest.split(delimiter)[0] + delimiter
@@ -121,7 +124,9 @@ def _listing(context: Context, container: str, prefix: str, delimiter: str, befo
             continue
         blob = ElementTree.SubElement(blobs, "Blob")
         ElementTree.SubElement(blob, "Name").text = before + name
-        _entry(blob, _headers(context, container, name), storage.place(context, container, name))
+        _entry(
+            blob, _headers(context, container, below + name), storage.place(context, container, below + name)
+        )
     ElementTree.SubElement(results, "NextMarker")
     return ElementTree.tostring(results, encoding="utf-8", xml_declaration=True)
 
@@ -157,9 +162,14 @@ def properties(request: Request, container: str, name: str) -> Response:
 
 @router.get("/{container}/{name:path}", **CHECKED)
 @signed
-def read(request: Request, container: str, name: str) -> Response:
-    """Return a blob, or the range of it that is asked for."""
+def read(
+    request: Request, container: str, name: str, comp: str = "", prefix: str = "", delimiter: str = ""
+) -> Response:
+    """Return a blob, or the range of it that is asked for; of a folder, a code's container, its blobs."""
     context = current(request)
+    if comp == "list":
+        listing = _listing(context, container, prefix, delimiter, below=f"{name}/")
+        return Response(listing, media_type="application/xml")
     headers = _headers(context, container, name)
     _check_conditions(request, headers["ETag"])
     file = storage.place(context, container, name)

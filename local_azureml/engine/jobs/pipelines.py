@@ -177,6 +177,7 @@ def component(context: Context, node: dict) -> dict:
     identifier = str(node.get("componentId") or trial.get("componentId") or "")
     if named := re.fullmatch(r"azureml://registries/[^/]+/components/([^/]+)/versions/([^/]+)", identifier):
         return registry.entry(context, "components", *named.groups())["properties"]["componentSpec"]
+    identifier = identifier.replace("/labels/default", f"/versions/{assets.DEFAULT_VERSION}")
     if named := re.fullmatch(r"(?:.*/components/|azureml:)?([^/:]+)(?:/versions/|:)([^/]+)", identifier):
         return assets.find(context, "components", *named.groups())["properties"]["componentSpec"]
     raise user_error(f"the node {node.get('name')!r} names no component: {identifier!r}")

@@ -111,6 +111,12 @@ def test_what_the_registry_holds_is_listed(registry_client, kind, names):
     assert sorted(found.name for found in getattr(registry_client, kind).list()) == names
 
 
+@pytest.mark.parametrize("kind", ["models", "components", "environments"])
+def test_what_the_registry_lists_tells_its_type(http, arm, kind):
+    listed = http.get(f"/mferp/managementfrontend{arm.registry}/{kind}").json()["value"]
+    assert {found["type"] for found in listed} == {kind}
+
+
 def test_the_archived_version_is_listed_where_it_is_asked_for(http, arm):
     path = f"/mferp/managementfrontend{arm.registry}/models/Phi-3-mini-4k-instruct/versions"
     views = ("ActiveOnly", "ArchivedOnly", "All")  # the SDK asks a registry for none of them

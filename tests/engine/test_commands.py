@@ -177,6 +177,26 @@ def test_when_a_node_fails_those_that_do_not_read_from_it_run_unless_the_pipelin
     assert goes_on is False or told == (True, True, True)
 
 
+def test_a_node_runs_the_newest_version_of_a_component_that_it_names_without_one(client, tmp_path):
+    from azure.ai.ml import dsl
+
+    for version in ("1", "2"):
+        text = f"echo -n {version} > ${{{{outputs.made}}}}/a.txt"
+        component = make_command(text, outputs={"made": folder()}).component
+        component.name, component.version = "renewed", version
+        client.components.create_or_update(component)
+    newest = client.components.get("renewed", label="default")
+
+    @dsl.pipeline(compute=SHORT)
+    def one():
+        return {"last": newest().outputs.made}
+
+    job = ended(client, one())
+    client.jobs.download(job.name, download_path=tmp_path, output_name="last")
+    (made,) = tmp_path.rglob("a.txt")
+    assert (job.status, made.read_text()) == ("Completed", "2")
+
+
 def test_a_component_within_itself_is_refused(http, arm):
     identifiers = [f"{arm.workspace}/components/{name}/versions/1" for name in ("hen", "egg")]
     nodes = [{"of": {"type": "pipeline", "componentId": identifier}} for identifier in identifiers]

@@ -5,7 +5,7 @@ import re
 from typing import Annotated, Any, Literal
 
 from fastapi import Body
-from pydantic import BeforeValidator, ConfigDict, Field
+from pydantic import BeforeValidator, ConfigDict, Field, WrapValidator
 from typing_extensions import Required, TypedDict  # pydantic wants this one below Python 3.12
 
 
@@ -37,11 +37,11 @@ CLEAN = BeforeValidator(_clean)
 Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(max_length=255)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
+CountAsSent = Annotated[Count, WrapValidator(lambda value, check: check(value) and value)]  # be it text
 WORD = BeforeValidator(lambda value: json.dumps(value) if isinstance(value, bool) else value)
 Tags = dict[str, Annotated[str, Field(coerce_numbers_to_str=True), WORD]]
 URI = r"^([A-Za-z][A-Za-z0-9+.-]+:|/subscriptions/)\S"  # a scheme and what follows, or an Azure id
-DURATION = r"^P(?=.)(\d{1,6}D)?(T(?=.)(\d{1,6}H)?(\d{1,6}M)?(\d{1,6}(\.\d{1,6})?S)?)?$"
-"""ISO 8601, such as PT1M30S."""
+DURATION = r"^P(?=.)(\d{1,6}D)?(T(?=.)(\d{1,6}H)?(\d{1,6}M)?(\d{1,6}(\.\d{1,6})?S)?)?$"  # ISO 8601
 
 
 def seconds(duration: str) -> float:
@@ -102,7 +102,7 @@ class Distribution(Shape, total=False):
     distributionType: Name
     distribution_type: Name
     processCountPerInstance: Count
-    process_count_per_instance: Count
+    process_count_per_instance: CountAsSent
 
 
 class Described(Shape, total=False):
@@ -117,7 +117,7 @@ class Limits(Shape, total=False):
 
 class Resources(Shape, total=False):
     instanceCount: Count
-    instance_count: Count
+    instance_count: CountAsSent
     instanceType: Name
 
 

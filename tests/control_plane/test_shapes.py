@@ -92,6 +92,16 @@ def test_a_patch_of_a_cluster_changes_what_it_names_alone(http, arm):
     assert (kept, now["identity"]["type"]) == (["kept", False], "SystemAssigned")
 
 
+def test_the_counts_of_a_node_come_back_as_they_were_sent(http, arm):
+    spec = {"type": "command", "command": "true"}
+    component = f"{arm.workspace}/components/counting/versions/1"
+    http.put(component, json={"properties": {"componentSpec": spec}}).raise_for_status()
+    node = {"componentId": component, "resources": {"instance_count": "1"}}
+    job = {"jobType": "Pipeline", "jobs": {"one": node}, "settings": {"default_compute": "serverless"}}
+    made = http.put(f"{arm.workspace}/jobs/as-sent", json={"properties": job}).json()
+    assert made["properties"]["jobs"]["one"]["resources"] == {"instance_count": "1"}
+
+
 def test_no_answer_tells_a_clusters_password(http, arm):
     credentials = {"adminUserName": "somebody", "adminUserPassword": "hush-hush"}
     made = cluster(http, arm, "guarded", properties={"userAccountCredentials": credentials})

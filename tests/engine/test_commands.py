@@ -179,12 +179,13 @@ def test_when_a_node_fails_those_that_do_not_read_from_it_run_unless_the_pipelin
 
 def test_a_node_runs_the_newest_version_of_a_component_that_it_names_without_one(client, tmp_path):
     from azure.ai.ml import dsl
+    from azure.ai.ml.entities import CommandComponent, Environment
 
+    given = {"environment": Environment(image="python:3.11"), "outputs": {"made": {"type": "uri_folder"}}}
     for version in ("1", "2"):
         text = f"echo -n {version} > ${{{{outputs.made}}}}/a.txt"
-        component = make_command(text, outputs={"made": folder()}).component
-        component.name, component.version = "renewed", version
-        client.components.create_or_update(component)
+        made = CommandComponent(name="renewed", version=version, command=text, **given)
+        client.components.create_or_update(made)
     newest = client.components.get("renewed", label="default")
 
     @dsl.pipeline(compute=SHORT)

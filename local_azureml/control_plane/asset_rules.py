@@ -1,8 +1,8 @@
 """What Azure makes of an asset that is registered, and what it lets nobody change in a version.
 
 The answers recorded in the SDK's own tests tell it: sdk/ml/azure-ai-ml/tests/recordings, in the history of
-https://github.com/Azure/azure-sdk-for-python. Of environments, its pull request 38590 does, and the issue 5440
-of https://github.com/Azure/azure-cli-extensions.
+https://github.com/Azure/azure-sdk-for-python. Of environments, its pull request 38590 does, and
+issue 5440 of https://github.com/Azure/azure-cli-extensions.
 """
 
 import json

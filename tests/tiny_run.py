@@ -15,8 +15,8 @@ def child(entry: str, specification: dict, folder: Path, **environment: str) -> 
 
 
 def machine(**fields) -> dict[str, str]:
-    """Return the variable that lets a step play another machine."""
-    return {"LOCAL_AZUREML_MACHINE": json.dumps(fields)}
+    """Return the variable that lets a step play another machine, which has no GPU unless it is told so."""
+    return {"LOCAL_AZUREML_MACHINE": json.dumps({"gpus": 0, **fields})}
 
 
 class Run:

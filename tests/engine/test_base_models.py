@@ -11,6 +11,7 @@ from tiny_run import Run, child
 from local_azureml.engine.chat_completion import STEPS
 
 VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
+pytestmark = pytest.mark.gpu
 ENDS = {  # family that is trained -> what its template ends an answer with
     "qwen": "<|stop|>",
     "gemma": "<done>",

@@ -25,6 +25,7 @@ from local_azureml.engine.chat_completion.inputs import NOT_USED, interface
 
 VALIDATE, IMPORT, PREPROCESS, FINETUNE, CONVERT = STEPS
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.gpu
 LEARNED = {"max_steps": 24, "logging_steps": 8, "save_total_limit": 2}  # four epochs
 OTHER = {"auto_find_batch_size": "true", "evaluation_strategy": "disable", "seed": 43}
 LORA = {"apply_lora": "true", "lora_r": 4, "lora_alpha": 8}
@@ -367,7 +368,7 @@ def two(finetune) -> tuple[Run, set[str]]:
 
     listener = threading.Thread(target=listen)
     listener.start()
-    run = finetune(per_device_train_batch_size=4, number_of_gpu_to_use_finetuning=2)
+    run = finetune(machine(cores=2), per_device_train_batch_size=4, number_of_gpu_to_use_finetuning=2)
     ended.set()
     listener.join()
     return run, heard

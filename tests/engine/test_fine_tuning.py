@@ -6,6 +6,7 @@ import pytest
 from azure.core.exceptions import HttpResponseError
 from clients import A100, QUESTION, cluster, deployment, end_of, endpoint
 
+pytestmark = pytest.mark.gpu
 HYPERPARAMETERS = {"max_steps": "2", "logging_steps": "1", "learning_rate": "0.00002"}
 SIZES = [A100, "Standard_E4s_v3"]
 

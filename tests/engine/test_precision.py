@@ -7,6 +7,7 @@ import pytest
 from test_chat_completion import CONVERT, FINETUNE, PREPROCESS, base, finetune, prepared, sixty  # noqa: F401
 from tiny_run import child, machine
 
+pytestmark = pytest.mark.gpu
 FP32, BF16 = {"half": None}, {"half": "bf16", "half_pays_from": 0}
 
 

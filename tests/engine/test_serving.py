@@ -15,6 +15,8 @@ from tiny_run import Run, child
 from local_azureml.engine import processes
 from local_azureml.engine.chat_completion import STEPS
 
+pytestmark = pytest.mark.gpu
+
 
 @pytest.fixture(scope="session")
 def model(tmp_path_factory) -> Path:

@@ -16,6 +16,7 @@ import recorded
 import witness
 
 ROOT = Path(__file__).parents[2]
+pytestmark = pytest.mark.gpu
 NOTEBOOK = "finetune_phi3_ultrachat.ipynb"
 PARAMETERS = """
 model_name: Phi-4

@@ -119,8 +119,6 @@ def work(specification: dict) -> None:
 def train(task: Task, running: Layout, deepspeed: dict | None) -> None:
     """Train one process's share; the first process saves the result."""
     torch.set_num_threads(running.threads)
-    if running.gpus and running.processes == 1:
-        os.environ.setdefault("CUDA_VISIBLE_DEVICES", "0")  # else the Trainer would split batches over all
     try:
         trainer = build(task, running, deepspeed)
         trainer.train(resume_from_checkpoint=_checkpoint(task))

@@ -20,16 +20,17 @@ class Machine:
 
     gpus: int
     cores: int
-    free: int  # bytes, on the smallest device
+    free: int  # bytes, on this process's device
     half: str | None  # bf16 or fp16, where the devices compute in it
     half_pays_from: int  # parameters of a model
 
     @classmethod
     def here(cls) -> "Machine":
         """Return this machine, or the one that the variable tells to play."""
-        gpus = torch.cuda.device_count()
+        played = json.loads(os.environ.get(PLAYED, "{}"))
+        gpus = played.get("gpus", torch.cuda.device_count())
         found = cls(gpus, _cores(), _free(gpus), _half(gpus), 0 if gpus else BF16_PAYS_FROM)
-        return replace(found, **json.loads(os.environ.get(PLAYED, "{}")))
+        return replace(found, **played)
 
 
 def _cores() -> int:
@@ -38,7 +39,7 @@ def _cores() -> int:
 
 def _free(gpus: int) -> int:
     if gpus:
-        return min(torch.cuda.mem_get_info(index)[0] for index in range(gpus))
+        return torch.cuda.mem_get_info(int(os.environ.get("LOCAL_RANK", 0)))[0]
     limits = [Path(path).read_text().strip() for path in CGROUP_LIMITS if Path(path).exists()]
     return min([psutil.virtual_memory().available, *(int(limit) for limit in limits if limit.isdigit())])
 
@@ -63,7 +64,7 @@ class Layout:
 
     @property
     def backend(self) -> str:
-        return "nccl" if torch.cuda.is_available() else "gloo"
+        return "nccl" if self.gpus else "gloo"
 
     def __str__(self) -> str:
         device = "GPUs" if self.gpus else f"{self.threads * self.processes} CPU cores"

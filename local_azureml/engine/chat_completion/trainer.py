@@ -32,12 +32,18 @@ AS_THEY_ARE = (  # inputs that the Trainer has by the same names
 )
 
 
+class Arguments(SFTConfig):
+    """What the Trainer is told; a process has one GPU, for a batch of rows end to end can't be split."""
+
+    n_gpu = 1
+
+
 def training_arguments(
     values: dict, running: Layout, deepspeed: dict | None, output: Path, checkpointing: bool, kind: str
-) -> SFTConfig:
+) -> Arguments:
     """Return the component's inputs as the Trainer's arguments."""
     evaluates = values["evaluation_strategy"]
-    return SFTConfig(
+    return Arguments(
         output_dir=str(output),
         **{name: values[name] for name in AS_THEY_ARE},
         gradient_accumulation_steps=values["gradient_accumulation_steps"] * running.repeats,
@@ -45,7 +51,7 @@ def training_arguments(
         bf16=kind == "bf16",
         fp16=kind == "fp16",
         full_determinism=values["enable_full_determinism"],
-        dataloader_pin_memory=torch.cuda.is_available(),
+        dataloader_pin_memory=running.gpus,
         eval_strategy="no" if evaluates == "disable" else evaluates,
         save_strategy="epoch" if evaluates == "disable" else evaluates,
         save_steps=values["eval_steps"],
@@ -54,7 +60,7 @@ def training_arguments(
         greater_is_better=False,
         logging_nan_inf_filter=False,
         gradient_checkpointing=checkpointing,  # the one name that all of transformers 5 takes
-        use_cpu=not torch.cuda.is_available(),
+        use_cpu=not running.gpus,
         deepspeed=deepspeed,
         ddp_backend=running.backend if running.processes > 1 else None,
         ddp_find_unused_parameters=False if running.processes > 1 else None,

@@ -20,12 +20,14 @@ def attend_within_rows(
     sliding_window: int | None = None,
     **how,
 ) -> tuple[torch.Tensor, None]:
-    """Return what each token sees of those before it in its row; states are 1 by heads by tokens by width."""
+    """Return what each token sees of those before it in its row, 1 by tokens by heads by width.
+
+    The states are 1 by heads by tokens by width.
+    """
     eager = any(how.get(name) is not None for name in NOT_IN_TORCH)
     attend = attend_eagerly if eager else attend_fused
     rows = zip(*(states.split(row_lengths, 2) for states in (query, key, value)), strict=True)
-    seen = [attend(module, *row, sliding_window, **how) for row in rows]
-    return torch.cat(seen, 2).transpose(1, 2).contiguous(), None
+    return torch.cat([attend(module, *row, sliding_window, **how) for row in rows], 1), None
 
 
 def attend_fused(module, query, key, value, window, dropout=0.0, scaling=None, **how) -> torch.Tensor:
@@ -41,7 +43,7 @@ def attend_fused(module, query, key, value, window, dropout=0.0, scaling=None, *
         dropout_p=dropout,
         scale=scaling,
         enable_gqa=query.shape[1] != key.shape[1],
-    )
+    ).transpose(1, 2)
 
 
 def attend_eagerly(module, query, key, value, window, **how) -> torch.Tensor:
@@ -50,7 +52,7 @@ def attend_eagerly(module, query, key, value, window, **how) -> torch.Tensor:
     seen = band(length, window or length, query.device)
     mask = torch.zeros_like(seen, dtype=query.dtype).masked_fill(~seen, torch.finfo(query.dtype).min)
     own = sys.modules[type(module).__module__].eager_attention_forward
-    return own(module, query, key, value, mask[None, None], **how)[0].transpose(1, 2)
+    return own(module, query, key, value, mask[None, None], **how)[0]
 
 
 def band(length: int, window: int, device: torch.device) -> torch.Tensor:

@@ -64,6 +64,10 @@ class GenerationRequest:
     made: list[int] = field(default_factory=list)
     dropped: bool = False  # nobody waits any more
 
+    @property
+    def length(self) -> int:
+        return len(self.prompt) + len(self.made)
+
 
 class Generator:
     """A model, and the thread that lets it answer up to `most` conversations at once."""
@@ -158,63 +162,61 @@ class Batch:
     def __init__(self, model: PreTrainedModel):
         self.model = model
         self.requests: list[GenerationRequest] = []
-        self.cache = DynamicCache()
-        self.seen = torch.zeros(0, 0, dtype=torch.long, device=model.device)  # rows by tokens: 0 is padding
+        self.cache = DynamicCache()  # of all their tokens but the last
 
     def step(self, asked: list[GenerationRequest]) -> None:
-        """Let `asked` join, and give every conversation its next token."""
+        """Let `asked` join, or give every conversation its next token."""
         if asked:
             self._join(asked)
-        if self.requests and not asked:
-            last = torch.tensor([[request.made[-1]] for request in self.requests], device=self.model.device)
-            self.seen = pad(self.seen, (0, 1), value=1)
-            self._choose(self.requests, self._forward(last, self.seen, self.cache))
+        elif self.requests:
+            last = [request.made[-1:] for request in self.requests]
+            self._choose(self.requests, self._forward(self.requests, last, self.cache))
 
     def keep(self, wanted: list[bool]) -> None:
         """Let go of the conversations that are not `wanted`, and of columns that are padding to the rest."""
         if all(wanted):
             return
-        rows = torch.tensor([row for row, kept in enumerate(wanted) if kept], device=self.seen.device)
-        self.requests = [request for request, kept in zip(self.requests, wanted, strict=True) if kept]
-        self.seen = self.seen[rows.long()]
+        rows = [row for row, kept in enumerate(wanted) if kept]
+        self.requests = [self.requests[row] for row in rows]
         if not self.requests:
-            self.cache, self.seen = DynamicCache(), self.seen[:, :0]
+            self.cache = DynamicCache()
             return
-        unused = int(self.seen.argmax(1).min())
-        self.seen = self.seen[:, unused:]
+        longest = max(request.length for request in self.requests) - 1
+        kept = torch.tensor(rows, device=self.model.device)
         for layer in self.cache.layers:
-            layer.keys, layer.values = layer.keys[rows, :, unused:], layer.values[rows, :, unused:]
+            layer.keys, layer.values = layer.keys[kept, :, -longest:], layer.values[kept, :, -longest:]
 
     def _join(self, asked: list[GenerationRequest]) -> None:
         """Read the prompts of `asked`, choose their first tokens, and put their caches under the others'."""
-        longest = max(len(request.prompt) for request in asked)
-        short = [longest - len(request.prompt) for request in asked]
-        rows = [[0] * gap + request.prompt for gap, request in zip(short, asked, strict=True)]
-        seen = [[0] * gap + [1] * (longest - gap) for gap in short]
-        ids = torch.tensor(rows, device=self.model.device)
-        cache, seen = DynamicCache(), torch.tensor(seen, device=self.model.device)
-        self._choose(asked, self._forward(ids, seen, cache))
+        cache, longest = DynamicCache(), max(request.length for request in asked)
+        prompts = [[0] * (longest - request.length) + request.prompt for request in asked]
+        self._choose(asked, self._forward(asked, prompts, cache))
         if self.requests:
-            self._append(cache, seen)
+            self._append(cache)
         else:
-            self.cache, self.seen = cache, seen
+            self.cache = cache
         self.requests = [*self.requests, *asked]
 
-    def _append(self, cache: DynamicCache, seen: torch.Tensor) -> None:
-        gap = self.seen.shape[1] - seen.shape[1]
-        mine, theirs = max(0, -gap), max(0, gap)  # columns that either lacks
-        self.seen = torch.cat([pad(self.seen, (mine, 0)), pad(seen, (theirs, 0))])
+    def _append(self, cache: DynamicCache) -> None:
+        gap = self.cache.get_seq_length() - cache.get_seq_length()
+        mine, theirs = (0, 0, max(0, -gap), 0), (0, 0, max(0, gap), 0)  # columns that either lacks
         for layer, new in zip(self.cache.layers, cache.layers, strict=True):
-            layer.keys = torch.cat([pad(layer.keys, (0, 0, mine, 0)), pad(new.keys, (0, 0, theirs, 0))])
-            layer.values = torch.cat([pad(layer.values, (0, 0, mine, 0)), pad(new.values, (0, 0, theirs, 0))])
+            layer.keys = torch.cat([pad(layer.keys, mine), pad(new.keys, theirs)])
+            layer.values = torch.cat([pad(layer.values, mine), pad(new.values, theirs)])
 
-    def _forward(self, ids: torch.Tensor, seen: torch.Tensor, cache: DynamicCache) -> torch.Tensor:
-        """Return the scores of each row's next token."""
-        places = (seen.cumsum(1) - 1).clamp(min=0)[:, -ids.shape[1] :]
+    def _forward(
+        self, requests: list[GenerationRequest], ids: list[list[int]], cache: DynamicCache
+    ) -> torch.Tensor:
+        """Return the scores of each row's next token; `ids` are the tokens that the cache lacks."""
+        lengths = [request.length for request in requests]
+        length, longest = torch.tensor(lengths, device=self.model.device)[:, None], max(lengths)
+        place = torch.arange(-longest, 0, device=self.model.device) + length  # below 0 is padding
         outputs = self.model(
-            input_ids=ids,
-            attention_mask=seen,
-            position_ids=places,
+            input_ids=torch.tensor(ids, device=self.model.device),
+            attention_mask=place >= 0
+            if min(lengths) < longest
+            else None,  # without one, nobody looks into it
+            position_ids=place[:, -len(ids[0]) :].clamp(min=0),
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,

@@ -10,6 +10,7 @@ import statistics
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # what the emulator's processes run under
@@ -19,6 +20,7 @@ import psutil
 import pyarrow.parquet
 import torch
 
+from benchmarks.synthetic import full_size
 from local_azureml.engine import processes
 from local_azureml.engine.serving.generation import Generator
 
@@ -33,11 +35,16 @@ def main() -> None:
     parser.add_argument(
         "--model", type=Path, default=SEEDS / "base_model", help="a checkpoint or MLflow folder"
     )
+    parser.add_argument(
+        "--full-size-layers", type=int, help="random weights of Phi-3-mini's size, so many layers (32)"
+    )
     parser.add_argument("--tokens", type=int, default=64, help="the longest answer")
     parser.add_argument("--requests", type=int, default=40, help="of each kind")
     options = parser.parse_args()
     questions = pyarrow.parquet.read_table(SAMPLE)["prompt"].to_pylist()[: options.requests]
     with tempfile.TemporaryDirectory() as folder:
+        if options.full_size_layers:
+            options.model = full_size(options.full_size_layers, Path(folder))
         socket = f"{folder}/socket"
         client = httpx.Client(transport=httpx.HTTPTransport(uds=socket), timeout=300)
         specification = {"model": str(options.model), "socket": socket, "faults": {"answer-shape": "openai"}}
@@ -71,18 +78,19 @@ def wait_for(server: processes.Process, client: httpx.Client, url: str) -> None:
 
 def measure(options: argparse.Namespace, questions: list[str], server: processes.Process, ask) -> None:
     """Print seconds an answer and tokens a second, directly, over HTTP, and of several clients at once."""
-    generate = direct(options)
-    alone, over_http, crowds = [], [], []
+    ways = direct(options)
+    alone, over_http, crowds = {way: [] for way in ways}, [], []
     tokens = {"one": 0, "many": 0}
     busy = {"one": 0.0, "many": 0.0}  # processor seconds of the server
-    generate(questions[0])
-    ask(questions[0])
+    for generate in (*ways.values(), ask):
+        generate(max(questions, key=len))  # a static cache of this length does for all
     clock = psutil.Process(server.pid).cpu_times
     with ThreadPoolExecutor(CLIENTS) as clients:
         for first in range(0, len(questions), CLIENTS):
             some = questions[first : first + CLIENTS]
             for question in some:
-                alone.append(timed(generate, question)[0])
+                for way, generate in ways.items():
+                    alone[way].append(timed(generate, question)[0])
                 before = clock().user
                 seconds, made = timed(ask, question)
                 over_http.append(seconds)
@@ -94,30 +102,36 @@ def measure(options: argparse.Namespace, questions: list[str], server: processes
             tokens["many"] += made
             busy["many"] += clock().user - before
     one, many = tokens["one"] / sum(over_http), tokens["many"] / sum(crowds)
-    added = statistics.median(b / a - 1 for a, b in zip(alone, over_http, strict=True))
+    added = statistics.median(b / a - 1 for a, b in zip(alone["model.generate"], over_http, strict=True))
     print("| | median seconds an answer | tokens/s | tokens a processor second |\n|---|---|---|---|")
-    print(f"| model.generate | {statistics.median(alone):.3f} | {tokens['one'] / sum(alone):,.0f} | - |")
+    for way, took in alone.items():
+        print(f"| {way} | {statistics.median(took):.3f} | {tokens['one'] / sum(took):,.0f} | - |")
     paces = {way: f"{tokens[way] / busy[way]:,.0f}" for way in tokens}
     print(f"| one client over HTTP | {statistics.median(over_http):.3f} | {one:,.0f} | {paces['one']} |")
     print(f"| {CLIENTS} clients together | - | {many:,.0f} | {paces['many']} |")
     print(f"\nHTTP adds {added:+.1%} at the median; {CLIENTS} clients get {many / one:.1f} x one's tokens")
 
 
-def direct(options: argparse.Namespace):
-    """Return a function that answers a question with the plain `model.generate`."""
+def direct(options: argparse.Namespace) -> dict:
+    """Return ways to answer a question with `model.generate`; a GPU runs the static cache's compiled."""
     answering = Generator(options.model, 1)
 
     @torch.inference_mode()
-    def generate(question: str) -> None:
+    def generate(question: str, **how) -> None:
         talk = [{"role": "user", "content": question}]
         encoded = answering.tokenizer.apply_chat_template(
             talk, add_generation_prompt=True, return_dict=True, return_tensors="pt"
         ).to(answering.model.device)
         answering.model.generate(
-            **encoded, max_new_tokens=options.tokens, eos_token_id=sorted(answering.ends), do_sample=False
+            **encoded,
+            max_new_tokens=options.tokens,
+            eos_token_id=sorted(answering.ends),
+            do_sample=False,
+            **how,
         )
 
-    return generate
+    static = partial(generate, cache_implementation="static")
+    return {"model.generate": generate, "model.generate, static cache": static}
 
 
 def timed(function, argument) -> tuple[float, int]:

@@ -211,11 +211,10 @@ class Batch:
         lengths = [request.length for request in requests]
         length, longest = torch.tensor(lengths, device=self.model.device)[:, None], max(lengths)
         place = torch.arange(-longest, 0, device=self.model.device) + length  # below 0 is padding
+        seen = place >= 0 if min(lengths) < longest else None  # a mask is looked into, which waits for a GPU
         outputs = self.model(
             input_ids=torch.tensor(ids, device=self.model.device),
-            attention_mask=place >= 0
-            if min(lengths) < longest
-            else None,  # without one, nobody looks into it
+            attention_mask=seen,
             position_ids=place[:, -len(ids[0]) :].clamp(min=0),
             past_key_values=cache,
             use_cache=True,

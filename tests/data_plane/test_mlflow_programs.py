@@ -1,6 +1,7 @@
 """MLflow in a program of one's own, outside jobs and in them: artifacts, models, the registry."""
 
 import re
+import tempfile
 import textwrap
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -24,13 +25,16 @@ TRAIN = """
 
 
 @pytest.fixture(scope="module")
-def mlflow(client):
+def mlflow(client, tmp_path_factory):
+    """MLflow, pointed at the workspace, with a place for the files that it and its plug-in leave."""
     import mlflow
 
     mlflow.set_tracking_uri(client.workspaces.get(client.workspace_name).mlflow_tracking_uri)
     mlflow.set_experiment("programs")
     warnings.filterwarnings("ignore", module="mlflow")
-    return mlflow
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(tempfile, "tempdir", str(tmp_path_factory.mktemp("temporary")))
+        yield mlflow
 
 
 @pytest.fixture(scope="module")

@@ -97,12 +97,12 @@ def script(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def kept_by_the_job():
+def kept_by_the_job(tmp_path_factory):
     """A function that says how many rows of a file the job's preparation keeps, or why it fails."""
     command, pipe = [sys.executable, "-c", PREPARE], subprocess.PIPE
-    with subprocess.Popen(
-        command, stdin=pipe, stdout=pipe, text=True, cwd=Path(__file__).parents[2]
-    ) as process:
+    environment = os.environ | {"TMPDIR": str(tmp_path_factory.mktemp("temporary"))}  # torch leaves a folder
+    options = {"cwd": Path(__file__).parents[2], "env": environment, "text": True}
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, **options) as process:
 
         def prepare(train: Path) -> int | str:
             print(

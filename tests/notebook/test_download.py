@@ -18,7 +18,6 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import datasets
 import numpy
 import pyarrow
 import pyarrow.parquet
@@ -161,6 +160,8 @@ def read(path: Path) -> list[dict]:
 
 def loaded(folder: Path, split: str, percent: float, cache: Path) -> list[dict]:
     """The rows by `datasets` itself, which refuses where there is none."""
+    import datasets
+
     part = datasets.ReadInstruction(split, to=percent, unit="%")
     try:
         return list(datasets.load_dataset(str(folder), split=part, cache_dir=str(cache)))

@@ -10,7 +10,6 @@ import pytest
 import settings
 from local_azureml.engine.chat_completion import inputs
 from local_azureml.engine.chat_completion.inputs import FILES, RULES, broken, interface, typed
-from local_azureml.engine.chat_completion.machine import Layout
 from local_azureml.engine.processes import UserError
 
 NUMBERS = [-(2**31), -2, -1, 0, 1, 2, 3, 7, 500, 2**31, 2**32 - 1, 2**32, 10**12]
@@ -18,7 +17,6 @@ NUMBERS += [-0.5, 0.0, 1e-12, 1e-9, 1e-7, 1.1e-7, 5e-6, 0.05, 0.5, 0.999, 1.0, 1
 NUMBERS += [math.nan, math.inf, -math.inf]
 OTHERS = ["", "x", "true", "false", "True", "1", "-1", "0.5", "nan", True, False, [], {}]
 RULED = [rule for rule in RULES if rule.played]
-ALONE = Layout(asked=1, processes=1, repeats=1, gpus=False, threads=1)
 TRAINER = Path(inputs.__file__).with_name("trainer.py").read_text("utf-8")
 OF_THE_TRAINER = set(re.findall(r'values\["(\w+)"\]', TRAINER))
 
@@ -50,10 +48,11 @@ def set_up(found: dict) -> None:
     import torch
     from transformers import Trainer, get_scheduler, set_seed
 
-    from local_azureml.engine.chat_completion import trainer
+    from local_azureml.engine.chat_completion import machine, trainer
 
     weight = torch.nn.Parameter(torch.zeros(1))
-    arguments = trainer.training_arguments(found, ALONE, None, Path("output"), None, "fp32")
+    alone = machine.Layout(asked=1, processes=1, repeats=1, gpus=False, threads=1)
+    arguments = trainer.training_arguments(found, alone, None, Path("output"), None, "fp32")
     set_seed(found["seed"])
     kind, options = Trainer.get_optimizer_cls_and_kwargs(arguments)
     get_scheduler(arguments.lr_scheduler_type, kind([weight], **options), arguments.warmup_steps, 100)

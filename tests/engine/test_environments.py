@@ -56,6 +56,7 @@ def made_of(*lines: str, name: str = "made", **options):
     )
 
 
+LINES = (f"python={OWN}", "pip", "pip:", "localmade==1.0")
 SHOW = "python -c 'import localmade; print(localmade.VERSION, localmade.__file__)'"
 
 
@@ -64,7 +65,7 @@ def logs(client, tmp_path_factory) -> list[str]:
     """What two jobs said whose environments have other names and the same conda file."""
     text, texts = f"{SHOW}; python -c 'import fastapi' || echo alone", []
     for name in ("one", "another"):
-        job = ended(client, make_command(text, environment=made_of("localmade=1.0", name=name)))
+        job = ended(client, make_command(text, environment=made_of(*LINES, name=name)))
         texts.append(log_of(client, job, tmp_path_factory.mktemp(name)))
     return texts
 
@@ -83,14 +84,13 @@ def test_an_environment_is_made_once(logs):
 
 
 def test_what_a_job_installs_or_writes_in_its_environment_is_no_other_jobs(client, tmp_path):
-    of_pip = made_of(f"python={OWN}", "pip", "pip:", "localmade")
     left = "import localmade, pathlib, site; pathlib.Path(site.getsitepackages()[0], 'left.py').touch()"
-    write = f'pip install localmade==1.0 && python -c "{left}; print(localmade.VERSION)"'
-    job = ended(client, make_command(write, environment=of_pip))
-    assert log_of(client, job, tmp_path / "first").splitlines()[-1] == "1.0"
+    write = f'pip install localmade==2.0 && python -c "{left}; print(localmade.VERSION)"'
+    job = ended(client, make_command(write, environment=made_of(*LINES)))
+    assert log_of(client, job, tmp_path / "first").splitlines()[-1] == "2.0"
     look = "import importlib.util, localmade; print(localmade.VERSION, importlib.util.find_spec('left'))"
-    job = ended(client, make_command(f'python -c "{look}"', environment=of_pip))
-    assert log_of(client, job, tmp_path / "second").splitlines()[-1] == "2.0 None"
+    job = ended(client, make_command(f'python -c "{look}"', environment=made_of(*LINES)))
+    assert log_of(client, job, tmp_path / "second").splitlines()[-1] == "1.0 None"
 
 
 def test_an_image_without_a_specification_is_named_and_what_a_job_installs_there_is_its_own(client, tmp_path):

@@ -10,7 +10,7 @@ import re
 import uuid
 from urllib.parse import urlparse
 
-from local_azureml.errors import AzureError, user_error
+from local_azureml.errors import AzureError, not_played, user_error
 
 PLACES = ("modelUri", "dataUri", "codeUri")  # where an asset's files are; fixed once a version exists
 FOLDERS = ("uri_folder", "mltable")  # the types of data whose addresses end with a slash
@@ -29,6 +29,8 @@ def kept(name: str, version: str, properties: dict) -> dict:
 
 def _component(name: str, version: str, given: dict) -> dict:
     """Return a component's specification with its name and version, its defaults, and its numbers as text."""
+    if given.get("sourceJobId") and not given.get("jobs"):
+        raise not_played("a pipeline component made of a job", "name its nodes in place of the job's id")
     spec = {"name": name, "version": version, **given}
     if "inputs" in spec:
         spec["inputs"] = {key: _input(declared) for key, declared in spec["inputs"].items()}

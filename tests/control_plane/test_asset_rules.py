@@ -156,6 +156,15 @@ jobs:
     assert made.inputs["node_compute"].default == "cpu-cluster"
 
 
+def test_a_pipeline_component_made_of_a_job_is_refused_by_name(client, arm):
+    from azure.ai.ml.entities import PipelineComponent
+    from azure.core.exceptions import HttpResponseError
+
+    with pytest.raises(HttpResponseError, match="a pipeline component made of a job") as refused:
+        register(client, PipelineComponent(name="of_a_job", source_job_id=f"{arm.workspace}/jobs/done"))
+    assert refused.value.status_code == 501
+
+
 # environments and data
 
 

@@ -12,6 +12,8 @@ import socket
 import subprocess
 import sys
 import threading
+import time
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -21,15 +23,17 @@ from local_azureml import process_environment
 
 PRELOADED = "local_azureml.engine.chat_completion.preload"  # imports that take seconds, for no child again
 PACKAGE = Path(__file__).parents[2]
+RARELY = 60.0  # seconds between two starts that nobody waits for: what kills a server may kill the next too
 
 
 class ForkServer:
-    """The server as its owner sees it: started when it is first needed, and whenever it is gone."""
+    """The server as its owner sees it: started when it is first needed, and again when it is gone."""
 
     def __init__(self):
         self._lock = threading.Lock()
         self._process: subprocess.Popen | None = None
         self._requests: socket.socket | None = None
+        self._revived = -RARELY
 
     def start(self) -> None:
         """Start the server where it does not run; it goes on importing after this returns."""
@@ -69,10 +73,18 @@ class ForkServer:
             self._requests.close()
         self._requests, theirs = socket.socketpair()
         with theirs:
-            self._process = spawn("serve", theirs.fileno())
+            self._process = spawn("serve", theirs.fileno(), self._revive)
+
+    def _revive(self, process: subprocess.Popen) -> None:
+        """Start another server when this one has died by itself, before it is needed."""
+        process.wait()
+        with self._lock, suppress(OSError):  # no process is to be had: who needs one finds out
+            if process is self._process and time.monotonic() - self._revived > RARELY:
+                self._revived = time.monotonic()
+                self._ensure()
 
 
-def spawn(role: str, descriptor: int) -> subprocess.Popen:
+def spawn(role: str, descriptor: int, wait: Callable = subprocess.Popen.wait) -> subprocess.Popen:
     """Return a fresh interpreter that gets a socket: as a server that is to "serve", or as a "child"."""
     process = subprocess.Popen(
         [sys.executable, "-m", "local_azureml.engine.fork_server", role, str(descriptor)],
@@ -82,7 +94,7 @@ def spawn(role: str, descriptor: int) -> subprocess.Popen:
         pass_fds=[descriptor],
         start_new_session=True,  # out of the reach of Ctrl-C
     )
-    threading.Thread(target=process.wait, name=f"{role} {process.pid}", daemon=True).start()
+    threading.Thread(target=wait, args=[process], name=f"{role} {process.pid}", daemon=True).start()
     return process
 
 

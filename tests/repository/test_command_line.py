@@ -8,17 +8,17 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ELSEWHERE, ROOT, Emulator
+from conftest import ELSEWHERE, ROOT, Emulator, raw_client
 
 from local_azureml import identifiers
 from local_azureml.cli import main
 from local_azureml.context import Context
-from local_azureml.faults import FAULTS
 
 PROGRAM = [sys.executable, "-m", "local_azureml"]
 CLIENT = (
@@ -103,37 +103,22 @@ def test_run_leaves_alone_who_was_there_before(ran, bystander):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux lets a test choose the thread")
-def test_a_signal_that_another_thread_is_given_stops_it_all_the_same(tmp_path):
-    served = Emulator(tmp_path / "cloud").process
-    another = psutil.Process(served.pid).threads()[1].id
-    ctypes.CDLL(None).tgkill(served.pid, another, signal.SIGTERM)
-    try:
-        assert served.wait(60) == 0
-    finally:
-        served.kill()
-        served.stdout.close()
-
-
-def test_ctrl_c_while_libraries_are_still_imported_shows_no_traceback(tmp_path):
-    command = [*PROGRAM, "serve", "--data-dir", tmp_path]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, cwd=ROOT, start_new_session=True, **pipes) as served:
-        next(line for line in served.stdout if line.startswith("# ready"))
-        os.killpg(served.pid, signal.SIGINT)  # as a terminal does
-        said = served.communicate(timeout=240)[1]
-    assert (served.returncode, said) == (0, "Azure would have billed: nothing\nstill running: nothing\n")
-
-
-def test_a_stop_does_not_wait_for_an_import(tmp_path):
-    (tmp_path / "mlflow.py").write_text("import time; time.sleep(600)")
-    command = [*PROGRAM, "serve", "--data-dir", tmp_path / "cloud"]
-    search = os.pathsep.join([str(tmp_path), str(ROOT)])
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, env=os.environ | {"PYTHONPATH": search}, **pipes) as served:
-        next(line for line in served.stdout if line.startswith("# ready"))
-        served.terminate()
-        said = served.communicate(timeout=240)[1]
-    assert (served.returncode, said) == (0, "Azure would have billed: nothing\nstill running: nothing\n")
+def test_a_killed_fork_server_is_there_again_before_it_is_needed_and_any_threads_signal_stops_all(tmp_path):
+    """While the libraries are still imported."""
+    served = Emulator(tmp_path / "cloud")
+    emulator = psutil.Process(served.process.pid)
+    with raw_client(served.environment) as http:
+        size = {"computeType": "AmlCompute", "properties": {"vmSize": "Standard_DS3_v2"}}
+        http.put(f"{identifiers.WORKSPACE_ID}/computes/gpu", json={"properties": size}).raise_for_status()
+    while not (first := emulator.children()):
+        time.sleep(0.05)
+    first[0].kill()
+    while not (second := set(emulator.children()) - set(first)):
+        time.sleep(0.05)
+    ctypes.CDLL(None).tgkill(emulator.pid, emulator.threads()[1].id, signal.SIGINT)
+    assert served.process.wait(60) == 0
+    assert served.end() == "Azure would have billed: nothing\nstill running: nothing\n"
+    assert not second.pop().is_running()
 
 
 def test_ctrl_c_while_the_emulator_starts_is_one_sentence(tmp_path):
@@ -156,28 +141,17 @@ def test_help_names_both_commands_and_shows_examples(capsys):
     assert all(word in shown for word in ("run", "serve", "examples:", "papermill"))
 
 
-def test_list_faults_names_every_fault(capsys):
-    assert main(["--list-faults"]) == 0
-    shown = capsys.readouterr().out
-    assert [name for name in FAULTS if name not in shown] == []
-
-
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         ([], "say what to do: run -- COMMAND, serve, or --list-faults"),
         (["dance"], "invalid choice: 'dance'"),
-        (["run"], "run needs a command: local-azureml run -- COMMAND"),
+        (["run"], "run needs a command: "),
         (["run", "--", "no-such-program"], "no such program: 'no-such-program'"),
         (["serve", "--nonsense"], "unrecognized arguments: --nonsense"),
         (["serve", "--port", "x"], "argument --port: invalid int value: 'x'"),
         (["serve", "--port", "70000"], "port 70000 cannot be used"),
-        (["serve", "--fault", "bad-luck"], "no fault named 'bad-luck'; there is: no-credential"),
-        (["serve", "--fault", "slow=fast"], "slow"),
-        (
-            ["serve", "--base-model", "/nowhere"],
-            "--base-model /nowhere: the base model nowhere",
-        ),
+        (["serve", "--base-model", "/nowhere"], "--base-model /nowhere: the base model nowhere"),
         (["serve", "--hub", "me"], "--hub me is no address; the real hub is at https://huggingface.co"),
         (["serve", "--data-dir", __file__], f"--data-dir {__file__} cannot be used: File exists"),
     ],
@@ -191,23 +165,16 @@ def test_bad_usage_ends_with_status_2_and_one_sentence(capsys, variables_kept, a
     assert (status, sentence in last) == (2, True), last
 
 
-def test_another_hub_comes_with_the_callers_own_cache(tmp_path):
-    code = "import os; print(os.environ['HF_ENDPOINT'], os.environ.get('HF_HOME'))"
-    command = [*PROGRAM, "run", "--hub", "https://hub.example", "--", sys.executable, "-c", code]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    assert ended.stdout == "https://hub.example None\n"
+def test_another_hub_comes_with_the_callers_own_cache(emulator_with):
+    hub = "https://hub.example"
+    variables = emulator_with(options=("--hub", hub)).context.environment()
+    assert (variables["HF_ENDPOINT"], "HF_HOME" in variables) == (hub, False)
 
 
-def test_a_port_in_use_is_said_without_a_traceback():
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        taken.listen()
-        port = str(taken.getsockname()[1])
-        ended = subprocess.run(
-            [*PROGRAM, "serve", "--port", port], cwd=ROOT, capture_output=True, text=True, timeout=240
-        )
-    assert ended.returncode == 2
-    assert ended.stderr == (
+def test_a_port_in_use_is_said_in_one_sentence(emulator, environment, capsys, variables_kept):
+    port = environment["HF_ENDPOINT"].rpartition(":")[2]
+    assert main(["serve", "--port", port]) == 2
+    assert capsys.readouterr().err == (
         f"local_azureml: port {port} cannot be used ([Errno 98] Address already in use); "
         "choose another with --port, or none\n"
     )
@@ -219,19 +186,13 @@ def test_a_state_that_is_no_database_is_said_without_a_traceback(tmp_path, capsy
     assert f"--data-dir {tmp_path}: its state.sqlite can't be read (file is not" in capsys.readouterr().err
 
 
-def test_a_data_folder_in_use_is_said_and_left_alone(emulator):
-    command = [*PROGRAM, "serve", "--data-dir", emulator.folder]
-    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240)
-    sentence = f"--data-dir {emulator.folder} is in use by another emulator: stop it, or give another\n"
-    assert (ended.returncode, ended.stderr) == (2, f"local_azureml: {sentence}")
+def test_a_data_folder_in_use_is_said_and_left_alone(emulator, capsys, variables_kept):
+    assert main(["serve", "--data-dir", str(emulator.folder)]) == 2
+    said = f"--data-dir {emulator.folder} is in use by another emulator: stop it, or give another\n"
+    assert capsys.readouterr().err == f"local_azureml: {said}"
 
 
-def test_serve_prints_each_variable_once(emulator, environment):
-    assert len(environment) == len(set(environment))
-    assert environment["ARM_CLOUD_METADATA_URL"].startswith("https://localhost:")
-
-
-def test_serve_keeps_clients_from_asking_a_proxy_for_localhost(environment):
+def test_clients_are_kept_from_asking_a_proxy_for_localhost(environment):
     assert "localhost" in environment["NO_PROXY"].split(",")
 
 

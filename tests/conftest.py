@@ -20,6 +20,7 @@ from itertools import takewhile
 from pathlib import Path
 from types import SimpleNamespace
 
+import guard
 import httpx
 import psutil
 import pytest
@@ -29,7 +30,7 @@ import witness
 
 from local_azureml import process_environment
 from local_azureml.context import remove_temporary
-from scenarios.notebook_runs import ROOT, stop
+from scenarios.notebook_runs import ROOT, end, stop
 
 DEAD = "http://127.0.0.1:9"  # nobody listens there
 ELSEWHERE = {  # what an emulator must not let lead its children astray
@@ -49,6 +50,8 @@ PLAIN_JOB = {  # what a command job has to name besides its command
     "environmentId": "azureml://registries/azureml/environments/plain/versions/1",
     "computeId": "serverless",
 }
+OWN = f"pytest-of-{getpass.getuser()}"  # pytest's own folder, of which it keeps some
+GUARD = pytest.StashKey[subprocess.Popen]()
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -59,21 +62,28 @@ def pytest_configure(config: pytest.Config) -> None:
     for module in ("azure", "marshmallow", "msrest", "pkg_resources"):
         config.addinivalue_line("filterwarnings", f"ignore:::{module}")
     if not hasattr(config, "workerinput"):  # the session itself, not one of its processes
-        os.environ["TMPDIR"] = tempfile.tempdir = tempfile.mkdtemp(prefix="t-")  # short, for sockets below
-        Path(tempfile.tempdir).chmod(0o711)  # a test runs as another user in a folder below
+        place = tempfile.mkdtemp(prefix="t-")  # short, for sockets below
+        Path(place).chmod(0o711)  # a test runs as another user in a folder below
+        config.stash[GUARD] = guard.watch(place)
+        tempfile.tempdir = os.environ["TMPDIR"] = os.environ[guard.MARK] = place
 
 
+@pytest.hookimpl(trylast=True)  # when its processes have ended
 def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
-    """Remove what the tests wrote, unless one has failed; name what lies beside pytest's own folders."""
+    """Fail a session that leaves processes or files; remove its folders unless a test has failed."""
     if hasattr(session.config, "workerinput"):
         return
     place = Path(os.environ["TMPDIR"])
-    for left in {file.name for file in place.iterdir()} - {f"pytest-of-{getpass.getuser()}"}:
-        print(f"\na test left {left} in TMPDIR")
+    left = [f"{line}, which runs" for line in end(guard.MARK, str(place), seconds=10)]
+    left += [f"{file.name} in TMPDIR" for file in place.iterdir() if file.name != OWN]
+    for one in left:
+        print(f"\nthe tests left {one}")
+        session.exitstatus = exitstatus or pytest.ExitCode.TESTS_FAILED
     if exitstatus:
         print(f"\nthe tests' folders are kept in {place}")
     else:
         shutil.rmtree(place, ignore_errors=True)
+    session.config.stash[GUARD].communicate()
 
 
 class Emulator:
@@ -134,15 +144,14 @@ class Witness:
     """Reads what was answered since it last did, and holds it against Microsoft's description."""
 
     def __init__(self):
-        self.files: dict[Path, int] = {}  # how many answers of each recording are read
+        self.files: dict[Path, int] = {}  # how many bytes of each recording are read
 
     def departures(self) -> list[str]:
         """Return what in the answers since the last call differs from the description."""
         fresh = []
         for file, seen in self.files.items():
-            exchanges = witness.read(file)
-            fresh += exchanges[seen:]
-            self.files[file] = len(exchanges)
+            exchanges, self.files[file] = witness.read(file, seen)
+            fresh += exchanges
         return witness.departures(fresh)
 
 
@@ -162,19 +171,6 @@ def emulator(tmp_path_factory) -> Iterator[Emulator]:
     served = Emulator(tmp_path_factory.mktemp("it's $(touch run) emulator"))
     yield served
     assert "Traceback" not in served.end()
-
-
-@pytest.fixture(scope="session")
-def installed(tmp_path_factory) -> Path:
-    """A folder with the emulator as its wheel brings it, to be found by PYTHONPATH; nothing of the clone."""
-    source, place = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
-    shutil.copytree(ROOT / "local_azureml", source / "local_azureml")
-    for file in (ROOT / "pyproject.toml", ROOT / "LICENSE", *ROOT.glob("requirements-*.txt")):
-        shutil.copy(file, source)
-    alone = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
-    pip = [sys.executable, "-m", "pip", "install", "--quiet", *alone, "--target", place, source]
-    subprocess.run(pip, check=True)
-    return place
 
 
 @contextlib.contextmanager

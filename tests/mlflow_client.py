@@ -5,6 +5,7 @@ A program of its own, since another version of MLflow runs it than the tests' ow
 
 import json
 import logging
+import os
 import re
 import tempfile
 import warnings
@@ -95,4 +96,6 @@ def outcome(call: Callable) -> str:
 if __name__ == "__main__":
     warnings.simplefilter("ignore")
     logging.disable()
-    print(json.dumps(outcomes()))
+    with tempfile.TemporaryDirectory() as place:  # MLflow leaves what it downloads
+        tempfile.tempdir = os.environ["TMPDIR"] = place
+        print(json.dumps(outcomes()))

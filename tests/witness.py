@@ -226,13 +226,18 @@ EXCEPTIONS = {  # by the pattern of a departure: why it is none
 }
 
 
-def read(file: Path) -> list[dict]:
-    """Return the exchanges of a recording."""
-    return [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+def read(file: Path, start: int = 0) -> tuple[list[dict], int]:
+    """Return the exchanges of a recording from a byte on, and the byte behind them."""
+    if not file.exists():
+        return [], start
+    with file.open("rb") as recording:
+        recording.seek(start)
+        lines = [line for line in recording if line.endswith(b"\n")]  # the last may be half written
+    return [json.loads(line) for line in lines], start + sum(map(len, lines))
 
 
 if __name__ == "__main__":
     import sys
 
-    for line in departures(read(Path(sys.argv[1]))):
+    for line in departures(read(Path(sys.argv[1]))[0]):
         print(line)

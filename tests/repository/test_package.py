@@ -1,13 +1,29 @@
 """The emulator as a package: installed from its wheel, used outside the clone."""
 
 import os
+import shutil
 import subprocess
 import sys
 from importlib import metadata
+from pathlib import Path
 
+import pytest
 from clients import wheel
 from conftest import ROOT
 from packaging.requirements import Requirement
+
+
+@pytest.fixture(scope="module")
+def installed(tmp_path_factory) -> Path:
+    """A folder with the emulator as its wheel brings it; nothing of the clone."""
+    source, place = tmp_path_factory.mktemp("source"), tmp_path_factory.mktemp("installed")
+    shutil.copytree(ROOT / "local_azureml", source / "local_azureml")
+    for file in (ROOT / "pyproject.toml", ROOT / "LICENSE", *ROOT.glob("requirements-*.txt")):
+        shutil.copy(file, source)
+    alone = ["--no-deps", "--no-index", "--no-build-isolation", "--disable-pip-version-check"]
+    pip = [sys.executable, "-m", "pip", "install", "--quiet", *alone, "--target", place, source]
+    subprocess.run(pip, check=True)
+    return place
 
 
 def test_the_installed_command_runs_a_job_in_a_conda_environment(installed, tmp_path):
@@ -36,3 +52,10 @@ def test_the_light_part_needs_no_training_library(installed):
         needed["train" if requirement.marker else "light"].add(requirement.name)
     assert needed["train"] == {"datasets", "peft", "torch", "transformers", "trl"}
     assert needed["light"] >= {"fastapi", "mlflow", "uvicorn"} and not needed["light"] & needed["train"]
+
+
+def test_all_seeds_come_along(installed):
+    def seeds(place: Path) -> set[Path]:
+        return {file.relative_to(place) for file in (place / "local_azureml" / "seeds").rglob("*.*")}
+
+    assert seeds(ROOT) - seeds(installed) == set()

@@ -133,7 +133,7 @@ def check(sender, method: str, path: str, **options) -> None:
     assert time.monotonic() - asked < LONGEST
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=150, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=some.data())
 def test_no_request_makes_it_fail_or_hang(sender, app, data):
     method, path = data.draw(some.sampled_from(OPERATIONS))
@@ -237,7 +237,7 @@ def changed(draw, value):
 
 
 @pytest.mark.parametrize("place", BODIES)
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=25, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=some.data())
 def test_no_body_makes_it_fail_then_or_later(sender, place, data):
     path = f"{identifiers.WORKSPACE_ID}/{place}"
@@ -253,11 +253,11 @@ def test_no_body_makes_it_fail_then_or_later(sender, place, data):
         check(sender, "GET", following)
 
 
-@pytest.mark.parametrize("depth", [100, 300, 900, 3000, 100_000])
-def test_a_body_nested_deeply_is_refused_or_taken(sender, depth):
-    body = '{"properties": {"flavors": {"x": ' + "[" * depth + "]" * depth + "}}}"
-    check(sender, "PUT", f"{identifiers.WORKSPACE_ID}/models/deep/versions/1", content=body.encode())
-    check(sender, "GET", f"{identifiers.WORKSPACE_ID}/models/deep/versions")
+def test_a_body_nested_deeply_is_refused_or_taken(sender):
+    for depth in (100, 300, 900, 3000, 100_000):
+        body = '{"properties": {"flavors": {"x": ' + "[" * depth + "]" * depth + "}}}"
+        check(sender, "PUT", f"{identifiers.WORKSPACE_ID}/models/deep/versions/1", content=body.encode())
+        check(sender, "GET", f"{identifiers.WORKSPACE_ID}/models/deep/versions")
 
 
 LINES = some.sampled_from(
@@ -269,7 +269,7 @@ LINES = some.sampled_from(
 )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=30, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(lines=some.lists(LINES | some.text(max_size=8), max_size=6))
 def test_no_conda_file_makes_it_fail(sender, lines):
     environment = f"{identifiers.WORKSPACE_ID}/environments/conda{next(NUMBERS)}/versions/1"

@@ -2,12 +2,14 @@
 
 import hashlib
 import json
-from itertools import compress, islice, pairwise
+from itertools import chain, islice
 from pathlib import Path
 
+import jinja2
 import pyarrow.parquet as parquet
 import pytest
 import yaml
+from tokenizers import Tokenizer
 
 SEEDS = Path(__file__).parents[2] / "local_azureml" / "seeds"
 DATASET = SEEDS / "hub" / "datasets" / "HuggingFaceH4" / "ultrachat_200k"
@@ -27,9 +29,7 @@ def card():
 
 @pytest.fixture(scope="module")
 def tokenizer():
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(BASE_MODEL)
+    return Tokenizer.from_file(str(BASE_MODEL / "tokenizer.json"))
 
 
 def shard(split):
@@ -48,46 +48,28 @@ def test_every_split_has_the_columns_of_ultrachat():
     assert shapes == dict.fromkeys(SPLITS, columns)
 
 
-def test_the_card_names_every_split_with_its_files_and_rows(card, splits):
+def test_the_card_names_files_rows_and_sizes_and_says_what_it_is_not(card, splits):
     files = [{"split": split, "path": f"data/{split}-*"} for split in SPLITS]
     assert card["configs"] == [{"config_name": "default", "data_files": files}]
-    counts = {split["name"]: split["num_examples"] for split in card["dataset_info"]["splits"]}
-    assert counts == {split: len(rows) for split, rows in splits.items()}
-
-
-def test_the_card_gives_the_sizes_of_the_files_and_of_the_rows(card):
     information = card["dataset_info"]
+    counts = {split["name"]: split["num_examples"] for split in information["splits"]}
+    assert counts == {split: len(rows) for split, rows in splits.items()}
     assert information["download_size"] == sum(shard(split).stat().st_size for split in SPLITS)
     assert information["dataset_size"] == sum(split["num_bytes"] for split in information["splits"])
-
-
-def test_the_card_says_that_it_is_an_emulator():
     assert "This is **not** HuggingFaceH4/ultrachat_200k" in (DATASET / "README.md").read_text("utf-8")
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_a_prompt_is_the_first_message_and_its_id_the_hash_of_it(splits, split):
-    for row in splits[split]:
+def test_a_row_is_a_prompt_its_hash_and_a_conversation_that_begins_with_it(splits):
+    for row in chain(*splits.values()):
         assert row["prompt"] == row["messages"][0]["content"]
         assert row["prompt_id"] == hashlib.sha256(row["prompt"].encode()).hexdigest()
+        assert roles(row) == (["user", "assistant"] * len(roles(row)))[: len(roles(row))]
 
 
-@pytest.mark.parametrize("split", SPLITS)
-def test_user_and_assistant_alternate_and_the_user_begins(splits, split):
-    for row in splits[split]:
-        assert roles(row)[0] == "user"
-        assert all(first != second for first, second in pairwise(roles(row)))
-
-
-@pytest.mark.parametrize("split", ["train_sft", "test_sft"])
-def test_conversations_for_fine_tuning_end_with_the_assistant(splits, split):
-    assert {roles(row)[-1] for row in splits[split]} == {"assistant"}
-
-
-@pytest.mark.parametrize("split", ["train_gen", "test_gen"])
-def test_conversations_for_generation_end_with_either_side(splits, split):
-    assert {roles(row)[-1] for row in splits[split]} == {"user", "assistant"}
-    assert min(len(row["messages"]) for row in splits[split] if roles(row)[-1] == "user") == 3
+def test_conversations_for_fine_tuning_end_with_the_assistant_and_those_for_generation_with_either(splits):
+    ends = {split: {roles(row)[-1] for row in rows} for split, rows in splits.items()}
+    assert all(ends[split] == {"assistant"} for split in SPLITS[:2])
+    assert all(ends[split] == {"user", "assistant"} for split in SPLITS[2:])
 
 
 def test_no_prompt_occurs_twice_so_that_no_held_out_row_is_a_copy(splits):
@@ -118,45 +100,26 @@ def test_the_same_seed_makes_the_same_dataset(splits):
 
 
 def test_the_checkpoint_is_small_and_stored_in_16_bit():
-    from safetensors import safe_open
-
-    with safe_open(BASE_MODEL / "model.safetensors", "pt") as weights:
-        assert {weights.get_slice(name).get_dtype() for name in weights.keys()} == {"BF16"}  # noqa: SIM118
+    with (BASE_MODEL / "model.safetensors").open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    assert {weight["dtype"] for name, weight in header.items() if name != "__metadata__"} == {"BF16"}
     assert (BASE_MODEL / "model.safetensors").stat().st_size <= 10e6
     assert sum(path.stat().st_size for path in BASE_MODEL.rglob("*")) < 12e6
 
 
-def test_the_checkpoint_loads_as_a_phi_3_model():
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(BASE_MODEL)
-    assert type(model).__name__ == "Phi3ForCausalLM"
-
-
-def test_the_tokenizer_applies_the_chat_template_of_phi_3(tokenizer):
-    text = tokenizer.apply_chat_template(
-        [{"role": "user", "content": "What are bees?"}], tokenize=False, add_generation_prompt=True
-    )
-    assert text == "<|user|>\nWhat are bees?<|end|>\n<|assistant|>\n"
-
-
-def test_trl_knows_the_chat_template_and_marks_the_assistants_turns(tokenizer):
-    from trl.chat_template_utils import get_training_chat_template
-
-    marked = get_training_chat_template(tokenizer)
-    messages = [{"role": "user", "content": "Hi!"}, {"role": "assistant", "content": "Hello!"}]
-    encoded = tokenizer.apply_chat_template(
-        messages, chat_template=marked, return_dict=True, return_assistant_tokens_mask=True
-    )
-    kept = list(compress(encoded["input_ids"], encoded["assistant_masks"]))
-    assert tokenizer.decode(kept) == "Hello!<|end|>\n<|endoftext|>"
+def test_the_chat_template_is_phi_3s():
+    options = {"trim_blocks": True, "lstrip_blocks": True}
+    template = jinja2.Environment(**options).from_string((BASE_MODEL / "chat_template.jinja").read_text())
+    asked = [{"role": "user", "content": "What are bees?"}]
+    said = template.render(messages=asked, add_generation_prompt=True)
+    assert said == "<|user|>\nWhat are bees?<|end|>\n<|assistant|>\n"
 
 
 def test_generation_stops_at_the_end_of_a_turn(tokenizer):
     settings = json.loads((BASE_MODEL / "generation_config.json").read_text("utf-8"))
-    assert settings["eos_token_id"] == tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|end|>"])
+    assert settings["eos_token_id"] == [tokenizer.token_to_id(end) for end in ("<|endoftext|>", "<|end|>")]
 
 
 def test_the_tokenizer_keeps_every_text(tokenizer):
     text = "Crème brûlée, 味噌汁 and 180 °C 😊"
-    assert tokenizer.decode(tokenizer(text).input_ids) == text
+    assert tokenizer.decode(tokenizer.encode(text).ids) == text

@@ -41,7 +41,6 @@ WRONG = {
         "auto_find_batch_size": "true",
         "apply_early_stopping": "true",
         "evaluation_strategy": "disable",
-        "per_device_train_batch_size": 0,
         "max_seq_length": 0,
     },
     "score_parameters": {"temperature": "hot", "max_tokens": 50},
@@ -93,35 +92,40 @@ def steps(environment, tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def refused(steps) -> str:
+def compute(steps):
+    """A function that runs steps 2 and 3 with changed parameters, after a step 1 of all."""
+    begun = steps("setup")
+    return lambda **changed: again(dict(begun), "model", "compute", **changed)
+
+
+@pytest.fixture(scope="module")
+def refused(compute) -> str:
     """What step 3 says of parameters that are all wrong."""
     with pytest.raises(RuntimeError) as raised:
-        steps("setup", "model", "compute", **WRONG)
+        compute(**WRONG)
     return str(raised.value)
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        "compute_size: Standard_NC24, needed a GPU size for this model, in this region; choose one of",
-        "instance_type: Standard_DS3_v2, needed a GPU size for this model, in this region; choose one of",
-        "num_nodes_finetune on this cluster: 2, needed 1 to 1; lower it, or choose a larger cluster",
-        "learning_rate: 'fast', needed a number above 0, below 1; mend finetune_parameters",
-        "precision: '8', needed '32' or '16'",
-        "epochs: 3, needed an input of the component",
-        "num_train_epochs: True, needed a whole number, 1 or more",
-        "weight_decay: nan, needed a number, 0 or more",
-        "per_device_train_batch_size: 0, needed a whole number, 1 or more",
-        "max_seq_length: 0, needed a whole number, -1, or 1 or more",
-        "temperature: 'hot', needed a number, 0 or more, at most 10; mend score_parameters",
-        "max_tokens: 50, needed one of temperature, top_p, do_sample, max_new_tokens",
-        "compute_finetune: 'serverless', needed an input of the component, and not of this notebook",
-        "auto_find_batch_size: 'true', needed 'false' where apply_deepspeed is 'true'",
-        "apply_early_stopping: 'true', needed 'false' where evaluation_strategy is 'disable'",
-    ],
-)
-def test_step_3_names_each_parameter_that_would_stop_the_run_later(refused, words):
-    assert words in refused
+REFUSALS = [
+    "compute_size: Standard_NC24, needed a GPU size for this model, in this region; choose one of",
+    "instance_type: Standard_DS3_v2, needed a GPU size for this model, in this region; choose one of",
+    "num_nodes_finetune on this cluster: 2, needed 1 to 1; lower it, or choose a larger cluster",
+    "learning_rate: 'fast', needed a number above 0, below 1; mend finetune_parameters",
+    "precision: '8', needed '32' or '16'",
+    "epochs: 3, needed an input of the component",
+    "num_train_epochs: True, needed a whole number, 1 or more",
+    "weight_decay: nan, needed a number, 0 or more",
+    "max_seq_length: 0, needed a whole number, -1, or 1 or more",
+    "temperature: 'hot', needed a number, 0 or more, at most 10; mend score_parameters",
+    "max_tokens: 50, needed one of temperature, top_p, do_sample, max_new_tokens",
+    "compute_finetune: 'serverless', needed an input of the component, and not of this notebook",
+    "auto_find_batch_size: 'true', needed 'false' where apply_deepspeed is 'true'",
+    "apply_early_stopping: 'true', needed 'false' where evaluation_strategy is 'disable'",
+]
+
+
+def test_step_3_names_each_parameter_that_would_stop_the_run_later(refused):
+    assert [words for words in REFUSALS if words not in refused] == []
 
 
 def test_step_3_creates_nothing_where_it_refuses(client, refused):
@@ -129,11 +133,11 @@ def test_step_3_creates_nothing_where_it_refuses(client, refused):
     assert "gpu-cluster" not in [found.name for found in client.compute.list()]
 
 
-def test_step_3_refuses_more_gpus_than_a_node_has(steps):
+def test_step_3_refuses_more_gpus_than_a_node_has(compute):
     with pytest.raises(
         RuntimeError, match="number_of_gpu_to_use_finetuning on this cluster: 2, needed 1 to 1;"
     ):
-        steps("setup", "model", "compute", finetune_parameters={"number_of_gpu_to_use_finetuning": 2})
+        compute(finetune_parameters={"number_of_gpu_to_use_finetuning": 2})
 
 
 @pytest.mark.parametrize(
@@ -150,22 +154,22 @@ def test_step_3_refuses_more_gpus_than_a_node_has(steps):
         ),
     ],
 )
-def test_step_3_sums_what_draws_on_a_quota(steps, changed, words):
+def test_step_3_sums_what_draws_on_a_quota(compute, changed, words):
     with pytest.raises(RuntimeError, match=words):
-        steps("setup", "model", "compute", **changed)
+        compute(**changed)
 
 
-def test_step_3_asks_for_the_quota_of_the_tier_that_a_cluster_has(steps, client):
+def test_step_3_asks_for_the_quota_of_the_tier_that_a_cluster_has(compute, client):
     spot = cluster("spot", max_instances=16, tier="low_priority")
     client.compute.begin_create_or_update(spot).result()
     changed = {"compute_cluster": "spot", "finetune_parameters": {"num_nodes_finetune": 17}}
     with pytest.raises(RuntimeError, match=r"TotalLowPriorityCores: \d+ cores, needed 408 cores"):
-        steps("setup", "model", "compute", **changed)
+        compute(**changed)
 
 
-def test_step_3_refuses_a_deployment_without_a_size(steps):
+def test_step_3_refuses_a_deployment_without_a_size(compute):
     with pytest.raises(RuntimeError, match="instance_type: none, needed a GPU size for this model"):
-        steps("setup", "model", "compute", instance_type="")
+        compute(instance_type="")
 
 
 def test_step_4_refuses_too_few_rows(steps):
@@ -179,50 +183,31 @@ def test_step_4_says_why_the_data_cannot_be_had(steps):
 
 
 @pytest.mark.parametrize(
-    ("changed", "words"),
+    ("name", "value", "words"),
     [
-        ({"instance_count": 1.5}, "parameter instance_count is 1.5: it takes a whole number, 1 or more"),
-        ({"compute_nodes": 0}, "parameter compute_nodes is 0: it takes a whole number, 1 or more"),
-        ({"dataset_split_pc": "5"}, "parameter dataset_split_pc is '5': it takes a number above 0"),
-        (
-            {"job_limit_minutes": float("nan")},
-            "parameter job_limit_minutes is nan: it takes a number above 0",
-        ),
-        (
-            {"workspace_name": 123},
-            "parameter workspace_name is 123: it takes text, by -r of papermill",
-        ),
-        ({"score_seed": "x"}, "parameter score_seed is 'x': it takes a whole number"),
-        ({"keep_endpoint": "false"}, "parameter keep_endpoint is 'false': it takes True or False"),
-        ({"score_parameters": [1]}, r"parameter score_parameters is \[1\]: it takes a dictionary"),
-        ({"score_seed": True}, "parameter score_seed is True: it takes a whole number"),
-        (
-            {"dataset_split_pc": 101},
-            "parameter dataset_split_pc is 101: it takes a number above 0, at most 100",
-        ),
-        (
-            {"compute_tier": "cheap"},
-            "parameter compute_tier is 'cheap': it takes 'dedicated' or 'low_priority'",
-        ),
-        (
-            {"compute_cluster": "my gpu cluster!"},
-            "compute_cluster is 'my gpu cluster!': it takes 2 to 32 letters",
-        ),
-        (
-            {"endpoint_name": "two--dashes"},
-            "endpoint_name is 'two--dashes': it takes 3 to 32 letters",
-        ),
+        ("instance_count", 1.5, "a whole number, 1 or more"),
+        ("compute_nodes", 0, "a whole number, 1 or more"),
+        ("dataset_split_pc", "5", "a number above 0"),
+        ("dataset_split_pc", 101, "a number above 0, at most 100"),
+        ("job_limit_minutes", float("nan"), "a number above 0"),
+        ("workspace_name", 123, "text, by -r of papermill"),
+        ("score_seed", True, "a whole number"),
+        ("keep_endpoint", "false", "True or False"),
+        ("score_parameters", [1], "a dictionary"),
+        ("compute_tier", "cheap", "'dedicated' or 'low_priority'"),
+        ("compute_cluster", "my gpu cluster!", "2 to 32 letters"),
+        ("endpoint_name", "two--dashes", "3 to 32 letters"),
     ],
 )
-def test_step_1_refuses_a_parameter_that_is_no_number_of_its_kind(steps, changed, words):
-    with pytest.raises(ValueError, match=words):
-        steps("setup", **changed)
+def test_step_1_refuses_a_parameter_that_is_nothing_of_its_kind(steps, name, value, words):
+    with pytest.raises(ValueError, match=re.escape(f"parameter {name} is {value!r}: it takes {words}")):
+        steps("setup", **{name: value})
 
 
-@pytest.mark.parametrize("step", [name for name in CELLS if name not in ("parameters", "setup")])
-def test_a_step_without_those_before_it_says_to_run_them(steps, step):
-    with pytest.raises(NameError, match="is not defined: run the steps above first"):
-        steps(step)
+def test_a_step_without_those_before_it_says_to_run_them(steps):
+    for step in CELLS.keys() - {"parameters", "setup"}:
+        with pytest.raises(NameError, match="is not defined: run the steps above first"):
+            steps(step)
 
 
 def test_the_error_of_a_step_that_azure_refuses_is_one_sentence_without_a_traceback(steps):
@@ -292,44 +277,52 @@ def test_step_1_lists_an_endpoint_that_an_earlier_run_left(steps, client, capsys
 
 
 @pytest.fixture(scope="module")
-def changed_order(steps):
-    """A session that ran steps 1 to 7, changed the order, ran 2 to 7 again, and 5 once more."""
+def changed_order(steps, tmp_path_factory):
+    """A session: steps 1 to 7, 2 to 7 for another order, 4 and 5 as they were, and for other rows."""
     every = ("model", "compute", "data", "finetune", "register", "deploy")
+    file = tmp_path_factory.mktemp("rows") / "mine.jsonl"
+    changed = SHORT | {"dataset_name": str(file)}
     with contextlib.redirect_stdout(io.StringIO()):
-        variables = steps("setup", *every, **SHORT, finetune_parameters={"max_steps": 1})
+        write_jsonl(file, chats(20))
+        variables = steps("setup", *every, **changed, finetune_parameters={"max_steps": 1})
         found = [dict(variables)]
         again(variables, *every, finetune_parameters={"max_steps": 2})
         found.append(dict(variables))
-        again(variables, "finetune")
+        write_jsonl(file, chats(20))
+        found.append(dict(again(variables, "data", "finetune")))
+        write_jsonl(file, chats(20, seed=1))
+        again(variables, "data")
+        with pytest.raises(RuntimeError, match="did not complete"):
+            again(variables, "finetune", job_limit_minutes=1e-6)
         found.append(dict(variables))
         yield found
-        again(variables, "delete")
+        again(variables | found[1], "delete")
 
 
-def test_a_changed_order_is_a_new_job_and_an_unchanged_one_is_watched(changed_order):
-    first, second, third = (variables["job"].name for variables in changed_order)
-    assert first != second == third
+def test_a_changed_order_and_rows_changed_under_the_same_name_are_new_jobs(changed_order):
+    first, second, third, fourth = (variables["job"].name for variables in changed_order)
+    assert second == third and len({first, second, fourth}) == 3
+
+
+def test_a_job_that_is_resumed_is_watched_and_not_paid_again(steps, client, changed_order):
+    def jobs() -> set[str]:
+        return {job.name for job in client.jobs.list()}
+
+    paid, before = changed_order[1], jobs()
+    given = SHORT | {name: paid[name] for name in ("dataset_name", "finetune_parameters")}
+    with contextlib.redirect_stdout(io.StringIO()):
+        resumed = steps(
+            "setup", "model", "compute", "data", "finetune", **given, resume_job_name=paid["job"].name
+        )
+    assert (resumed["job"].name, jobs()) == (paid["job"].name, before)
 
 
 def test_a_changed_order_is_registered_and_deployed_as_a_version_of_its_own(changed_order, client):
-    first, second, _ = (variables["registered"] for variables in changed_order)
+    first, second, *_ = (variables["registered"] for variables in changed_order)
     assert (first.name, first.version) != (second.name, second.version)
     assert second.tags["job"] == changed_order[1]["job"].name
     deployment = client.online_deployments.get("demo", changed_order[1]["address"])
     assert deployment.model.endswith(f"models/{second.name}/versions/{second.version}")
-
-
-def test_rows_changed_under_the_same_name_are_another_job(steps, tmp_path):
-    file = tmp_path / "mine.jsonl"
-    changed = SHORT | {"dataset_name": str(file), "finetune_parameters": {"max_steps": 1}}
-    with contextlib.redirect_stdout(io.StringIO()):
-        write_jsonl(file, chats(20))
-        variables = steps("setup", "model", "compute", "data", "finetune", **changed)
-        jobs = [variables["job"].name]
-        for more in (chats(20), chats(20, seed=1)):
-            write_jsonl(file, more)
-            jobs.append(again(variables, "data", "finetune")["job"].name)
-    assert jobs[0] == jobs[1] != jobs[2]
 
 
 def test_the_jobs_page_in_mlflow_has_its_inputs(changed_order):
@@ -367,3 +360,15 @@ def test_a_failed_job_that_was_resumed_is_tried_again_by_its_cell(steps, client)
             again(variables, "finetune")
         with pytest.raises(RuntimeError, match=rf"job {job.name}-2 did not complete\. the job: canceled"):
             again(variables, "finetune", job_limit_minutes=1e-6)
+
+
+def test_no_log_holds_a_token_a_key_or_a_signature(changed_order, client, environment, http):
+    folder = Path(environment["HF_HOME"]).parent
+    key = client.online_endpoints.get_keys(changed_order[1]["address"]).primary_key
+    token = http.headers["Authorization"].removeprefix("Bearer ")
+    secrets = json.loads((folder / "secrets.json").read_text()).values()
+    logs = [file.read_text(errors="replace") for file in folder.rglob("*") if file.suffix in (".txt", ".log")]
+    logs.append(folder.with_name(f"{folder.name}.log").read_text())
+    known = [*secrets, key, token, token.rpartition(".")[2]]
+    assert len(logs) > 5
+    assert not [secret for secret in known if any(secret in log for log in logs)]

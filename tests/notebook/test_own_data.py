@@ -18,27 +18,30 @@ PAIRS = [(f"How do I clean my lamp number {number}?", f"Ahoy! Dust it, {number}.
 WANTED = [
     [{"role": "user", "content": asked}, {"role": "assistant", "content": said}] for asked, said in PAIRS
 ]
-SHAPES: dict[str, Callable[[str, str], dict]] = {
-    "messages": lambda asked, said: {"messages": turns("role", "content", asked, said), "id": 5},
-    "conversations": lambda asked, said: {"conversations": turns("from", "value", asked, said)},
-    "instruction": lambda asked, said: {"instruction": asked, "input": "", "output": said},
-    "completion": lambda asked, said: {"prompt": asked, "completion": said},
-    "response": lambda asked, said: {"prompt": asked, "response": said},
-    "question": lambda asked, said: {"question": asked, "answer": said, "source": "me"},
-    "turns": lambda asked, said: {"prompt": turns("role", "content", asked), "completion": said},
-    "parts": lambda asked, said: {"messages": turns("role", "content", [text(asked)], [text(said)])},
-}
-
-
-NAMES = {
-    "messages": "OpenAI's form (messages)",
-    "conversations": "ShareGPT's form (conversations)",
-    "instruction": "Alpaca's form (instruction, input, output)",
-    "completion": "pairs (prompt, completion)",
-    "response": "pairs (prompt, response)",
-    "question": "pairs (question, answer)",
-    "turns": "pairs (prompt, completion)",
-    "parts": "OpenAI's form (messages)",
+SHAPES: dict[str, tuple[str, Callable[[str, str], dict]]] = {
+    "messages": (
+        "OpenAI's form (messages)",
+        lambda asked, said: {"messages": turns("role", "content", asked, said), "id": 5},
+    ),
+    "conversations": (
+        "ShareGPT's form (conversations)",
+        lambda asked, said: {"conversations": turns("from", "value", asked, said)},
+    ),
+    "instruction": (
+        "Alpaca's form (instruction, input, output)",
+        lambda asked, said: {"instruction": asked, "input": "", "output": said},
+    ),
+    "completion": ("pairs (prompt, completion)", lambda asked, said: {"prompt": asked, "completion": said}),
+    "response": ("pairs (prompt, response)", lambda asked, said: {"prompt": asked, "response": said}),
+    "question": ("pairs (question, answer)", lambda asked, said: {"question": asked, "answer": said, "b": 1}),
+    "turns": (
+        "pairs (prompt, completion)",
+        lambda asked, said: {"prompt": turns("role", "content", asked), "completion": said},
+    ),
+    "parts": (
+        "OpenAI's form (messages)",
+        lambda asked, said: {"messages": turns("role", "content", [text(asked)], [text(said)])},
+    ),
 }
 
 
@@ -105,7 +108,7 @@ def as_parquet(rows: list[dict]) -> bytes:
 
 
 def rows_of(shape: str) -> list[dict]:
-    return [SHAPES[shape](*pair) for pair in PAIRS]
+    return [SHAPES[shape][1](*pair) for pair in PAIRS]
 
 
 LINES, QUESTIONS = as_lines(rows_of("messages")), rows_of("question")
@@ -134,14 +137,14 @@ def test_each_shape_becomes_messages_and_is_said_in_one_line(shape, own, written
     manifest, rows = written()
     assert (ended.status, rows) == (0, WANTED)
     assert manifest["recognised"] in ended.out
-    assert manifest["recognised"].startswith(f"40 conversations in {NAMES[shape]}")
+    assert manifest["recognised"].startswith(f"40 conversations in {SHAPES[shape][0]}")
 
 
-@pytest.mark.parametrize("name", FORMATS)
-@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gzipped"])
-def test_each_format_and_encoding_gives_the_same_rows(name, packed, own, written):
-    content = FORMATS[name] if isinstance(FORMATS[name], bytes) else FORMATS[name].encode()
-    ended = own(f"{name}.gz" if packed else name, gzip.compress(content) if packed else content)
+@pytest.mark.parametrize("name", [*FORMATS, "lines.jsonl.gz", "excel.csv.gz"])
+def test_each_format_and_encoding_gives_the_same_rows(name, own, written):
+    content = FORMATS[name.removesuffix(".gz")]
+    content = content if isinstance(content, bytes) else content.encode()
+    ended = own(name, gzip.compress(content) if name.endswith(".gz") else content)
     assert (ended.status, ended.err) == (0, "")
     assert written()[1] == WANTED
 
@@ -212,7 +215,7 @@ def test_a_system_column_and_an_input_are_kept(own, tmp_path):
 
 
 def test_columns_that_are_not_used_are_named(own):
-    assert "; not used: source\n" in own("mine.jsonl", as_lines(QUESTIONS)).out
+    assert "; not used: b\n" in own("mine.jsonl", as_lines(QUESTIONS)).out
 
 
 def test_special_tokens_are_a_warning_with_their_count(own):
@@ -275,10 +278,7 @@ UNREADABLE = {
     "torn.jsonl.gz": (gzip.compress(LINES.encode())[:-20], "is damaged"),
     "torn.parquet": (as_parquet(QUESTIONS)[:-9], "Parquet magic bytes not found in footer"),
     "empty.jsonl": ("", "has 0 conversations to train with, and 10 or more are needed"),
-    "few.jsonl": (
-        as_lines(QUESTIONS[:10]),
-        "has 9 conversations to train with, since 1 of 10 is held out",
-    ),
+    "few.jsonl": (as_lines(QUESTIONS[:10]), "has 9 conversations to train with, since 1 of 10 is held out"),
 }
 
 

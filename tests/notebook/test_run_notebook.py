@@ -70,7 +70,7 @@ def test_a_kernel_that_dies_is_named_with_its_step_and_papermills_status(tmp_pat
     assert ended.stderr.endswith("Error: the kernel died in 1. Step\n")
 
 
-@pytest.mark.parametrize("options", [["--nonsense"], ["-y", "{"], ["-f", "nowhere.yaml"]])
+@pytest.mark.parametrize("options", [["-y", "{"], ["-f", "nowhere.yaml"]])
 def test_a_wrong_command_line_ends_with_status_2_and_no_traceback(tmp_path, options):
     ended = execute(write(tmp_path, "print(1)"), *options)
     assert (ended.returncode, "Traceback" in ended.stderr) == (2, False)

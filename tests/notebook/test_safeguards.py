@@ -40,51 +40,22 @@ def component(registry_client):
 @pytest.mark.parametrize(
     ("given", "needed", "advice"),
     [
-        ({"learning_rate": -1}, "a number above 0, below 1", "mend finetune_parameters"),
-        ({"learning_rate": 1000}, "a number above 0, below 1", "mend finetune_parameters"),
         ({"learning_rate": "5e-6"}, "a number above 0, below 1", "write 5.0e-06"),
-        ({"max_seq_length": 0}, "a whole number, -1, or 1 or more", "mend finetune_parameters"),
-        ({"num_train_epochs": 0}, "a whole number, 1 or more", "mend finetune_parameters"),
         ({"num_train_epochs": "2"}, "a whole number, 1 or more", "write 2"),
-        ({"lora_dropout": 1}, "a number, 0 or more, below 1", "mend finetune_parameters"),
         ({"apply_lora": True}, "'true' or 'false'", "mend finetune_parameters"),
     ],
 )
-def test_a_training_input_out_of_range_is_told_with_what_is_needed(component, given, needed, advice):
+def test_a_training_input_of_another_type_is_told_with_what_is_needed(component, given, needed, advice):
     [check] = safeguards.check_inputs(component, {}, given, {})
     assert (check.fine, check.needed, check.advice) == (False, needed, advice)
 
 
-@pytest.mark.parametrize(
-    "given",
-    [
-        {
-            "learning_rate": 5e-6,
-            "max_seq_length": -1,
-            "num_train_epochs": 1,
-            "weight_decay": 0,
-            "precision": 16,
-        },
-        {"apply_lora": "true", "max_steps": 5, "lora_dropout": 0.1, "deepspeed_stage": 3, "seed": 0},
-    ],
-)
-def test_training_inputs_in_range_are_fine(component, given):
-    assert [check for check in safeguards.check_inputs(component, {}, given, {}) if not check.fine] == []
-
-
-@pytest.mark.parametrize(
-    ("given", "fine"),
-    [
-        ({"temperature": 0.6, "top_p": 0.9, "do_sample": False, "max_new_tokens": 200}, True),
-        ({"temperature": "hot"}, False),
-        ({"max_tokens": 50}, False),
-        ({"max_new_tokens": 0}, False),
-        ({"do_sample": 1}, False),
-        ({"top_p": 0}, False),
-    ],
-)
-def test_the_parameters_of_an_answer_are_checked_before_an_endpoint_is_billed(component, given, fine):
-    assert all(check.fine for check in safeguards.check_inputs(component, {}, {}, given)) == fine
+def test_the_parameters_of_an_answer_are_checked_before_an_endpoint_is_billed(component):
+    fine = {"temperature": 0.6, "top_p": 0.9, "do_sample": False, "max_new_tokens": 200}
+    wrong = {"temperature": "hot", "top_p": 0, "do_sample": 1, "max_new_tokens": 0}
+    for given, expected in ((fine, True), (wrong, False)):
+        checks = safeguards.check_inputs(component, {}, {}, given)
+        assert [check.fine for check in checks] == [expected] * 4
 
 
 def model(name: str, tags: dict | None = None, metadata: dict | None = None):
@@ -101,14 +72,8 @@ LISTS = {"finetune_compute_allow_list": "['A']", "inference_compute_allow_list":
 @pytest.mark.parametrize(
     ("told", "words"),
     [
-        (
-            model(PHI_3, LISTS),
-            RETIRED.format(PHI_3, "2025-08-30", "its successor is Phi-4"),
-        ),
-        (
-            model("Phi-4", LISTS | {"FinetuneRetirementDate": "2026-01-02"}),
-            OTHERS,
-        ),
+        (model(PHI_3, LISTS), RETIRED.format(PHI_3, "2025-08-30", "its successor is Phi-4")),
+        (model("Phi-4", LISTS | {"FinetuneRetirementDate": "2026-01-02"}), OTHERS),
         (model("Phi-4", LISTS | {"FinetuneRetirementDate": "2999-01-02"}), ""),
         (
             model("Phi-4"),

@@ -105,10 +105,12 @@ def killed(tmp_path_factory):
         client = client_of()
         client.compute.begin_create_or_update(cluster("gpu", idle_time_before_scale_down=1)).result()
         job = client.jobs.create_or_update(make_job("gpu", "sleep 600"))
+        sweep = client.jobs.create_or_update(make_sweep("sleep 600"))
         client.online_endpoints.begin_create_or_update(endpoint("lasting")).result()
         client.online_deployments.begin_create_or_update(deployment("lasting", "demo")).result()
         keys = client.online_endpoints.get_keys("lasting")
         wait_for(lambda: client.jobs.get(job.name).status == "Running")
+        wait_for(lambda: [trial.status for trial in trials_of(client, sweep.name)] == ["Running"])
         half_made = being_made(first, "lasting", "half-made")
         first.end(signal.SIGKILL)
         wait_for(lambda: not processes_in(folder))
@@ -116,9 +118,31 @@ def killed(tmp_path_factory):
         port = first.environment["HF_ENDPOINT"].rpartition(":")[2]
         second = Emulator(folder, "--port", port)
         yield SimpleNamespace(
-            first=first, second=second, client=client_of(), job=job.name, keys=keys, half_made=half_made
+            first=first,
+            second=second,
+            client=client_of(),
+            job=job.name,
+            sweep=sweep.name,
+            keys=keys,
+            half_made=half_made,
         )
         second.end()
+
+
+def make_sweep(command: str):
+    """Return a sweep of one trial."""
+    from azure.ai.ml.sweep import Choice
+    from clients import SHORT, make_job
+
+    sweep = make_job(SHORT, command, inputs={"a": 0})(a=Choice([1])).sweep(
+        primary_metric="loss", goal="minimize", sampling_algorithm="grid", compute=SHORT
+    )
+    sweep.set_limits(max_total_trials=1)
+    return sweep
+
+
+def trials_of(client, sweep: str) -> list:
+    return list(client.jobs.list(parent_job_name=sweep))
 
 
 def being_made(emulator: Emulator, endpoint: str, name: str) -> str:
@@ -153,6 +177,11 @@ def test_a_job_that_ran_then_has_failed_with_the_reason(killed):
 
     with pytest.raises(JobException, match="the emulator stopped while the job ran"):
         killed.client.jobs.stream(killed.job)
+
+
+def test_a_sweep_that_ran_then_has_failed_with_its_trials(killed):
+    states = [trial.status for trial in trials_of(killed.client, killed.sweep)]
+    assert (killed.client.jobs.get(killed.sweep).status, states) == ("Failed", ["Failed"])
 
 
 def test_the_addresses_and_secrets_are_the_same(killed):

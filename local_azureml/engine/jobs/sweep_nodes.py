@@ -43,7 +43,7 @@ def read(node: dict, spec: dict, job: dict) -> dict:
         "searchSpace": {name: _distribution(each) for name, each in (node.get("search_space") or {}).items()},
         "samplingAlgorithm": _renamed(algorithm, "samplingAlgorithmType"),
         "objective": _renamed(node.get("objective") or {}),
-        "limits": {"jobLimitsType": "Sweep", **_renamed(limits)},
+        "limits": _renamed(limits),
         "trial": _trial(node, spec),
         "inputs": inputs_of(node, spec, dict.fromkeys([*(spec.get("inputs") or {})], "")),
         "outputs": spec.get("outputs") or {},

@@ -188,7 +188,8 @@ def check(context: Context, properties: dict) -> dict:
         "runTemplate": "HyperDrive",
         "azureml.runsource": "hyperdrive",
     }
-    return {**properties, "properties": {**(properties.get("properties") or {}), **shown}}
+    found = {**properties, "properties": {**(properties.get("properties") or {}), **shown}}
+    return {**found, "limits": {"jobLimitsType": "Sweep", **limits}} if limits else found
 
 
 def _trial(properties: dict, values: dict) -> dict:

@@ -190,9 +190,7 @@ def states_of(http, arm, name: str, number: int) -> list[str]:
 
 
 def test_a_trial_is_canceled_at_its_timeout_and_the_sweep_goes_on(http, arm, client, code):
-    from azure.ai.ml.entities import Environment
-
-    plain = make_command("true", code=code, environment=Environment(name="plain", version="1", image="x"))
+    plain = make_command("true", code=code)
     text = "[ ${{search_space.a}} = short ] || sleep 600; python log.py loss 1"
     sweep = raw(text, "long", "short", limits={"trialTimeout": "PT3S"})
     sweep["trial"]["codeId"] = client.jobs.get(ended(client, plain).name).code

@@ -103,7 +103,7 @@ def test_an_archived_asset_is_listed_only_where_it_is_asked_for(client, http, ar
 @pytest.fixture(scope="module")
 def jobs(client, http, arm):
     """Three jobs: `tagged`, `untagged` and `archived`."""
-    environment = f"{arm.workspace}/environments/plain/versions/1"
+    environment = f"{arm.workspace}/environments/listed/versions/1"
     put(http, environment, **IMAGE)
     plain = {**PLAIN_JOB, "command": "true", "environmentId": environment}
     put(http, f"{arm.workspace}/jobs/listed-tagged", **plain, tags={"made_by": "us"}, properties={"p": "1"})

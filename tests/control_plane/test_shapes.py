@@ -252,7 +252,7 @@ def test_sku_kind_and_resource_of_a_put_come_back(http, arm):
     ],
 )
 def test_what_a_job_asks_and_is_not_played_is_refused_by_name(http, arm, job, asked, words):
-    environment = f"{arm.workspace}/environments/plain/versions/1"
+    environment = f"{arm.workspace}/environments/unplayed/versions/1"
     http.put(environment, json={"properties": {"image": "python:3.11"}})
     body = {"jobType": "Command", "command": "true", "environmentId": environment}
     answer = http.put(f"{arm.workspace}/jobs/unplayed", json={"properties": body | asked})

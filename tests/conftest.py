@@ -30,6 +30,7 @@ import witness
 
 from local_azureml import process_environment
 from local_azureml.context import remove_temporary
+from local_azureml.engine import processes
 from scenarios.notebook_runs import ROOT, end, stop
 
 DEAD = "http://127.0.0.1:9"  # nobody listens there
@@ -73,6 +74,7 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
     """Fail a session that leaves processes or files; remove its folders unless a test has failed."""
     if hasattr(session.config, "workerinput"):
         return
+    processes.SERVER.stop()  # of tests that start children in this process
     place = Path(os.environ["TMPDIR"])
     left = [f"{line}, which runs" for line in end(guard.MARK, str(place), seconds=10)]
     left += [f"{file.name} in TMPDIR" for file in place.iterdir() if file.name != OWN]

@@ -192,7 +192,7 @@ def states_of(http, arm, name: str, number: int) -> list[str]:
 def test_a_trial_is_canceled_at_its_timeout_and_the_sweep_goes_on(http, arm, client, code):
     plain = make_command("true", code=code)
     text = "[ ${{search_space.a}} = short ] || sleep 600; python log.py loss 1"
-    sweep = raw(text, "long", "short", limits={"trialTimeout": "PT3S"})
+    sweep = raw(text, "long", "short", limits={"trialTimeout": "PT15S"})
     sweep["trial"]["codeId"] = client.jobs.get(ended(client, plain).name).code
     found = put(http, arm, "late-trial", sweep)
     assert (found["status"], found["properties"]["best_child_run_id"]) == ("Completed", "late-trial_1")
@@ -201,7 +201,7 @@ def test_a_trial_is_canceled_at_its_timeout_and_the_sweep_goes_on(http, arm, cli
 
 def test_a_sweep_is_canceled_at_its_timeout_with_its_trials(http, arm):
     sweep = raw(
-        "sleep 600", "x", "y", limits={"timeout": "PT2S", "maxConcurrentTrials": 1, "maxTotalTrials": 2}
+        "sleep 600", "x", "y", limits={"timeout": "PT5S", "maxConcurrentTrials": 1, "maxTotalTrials": 2}
     )
     assert put(http, arm, "late-sweep", sweep)["status"] == "Canceled"
     assert states_of(http, arm, "late-sweep", 1) == ["Canceled"]

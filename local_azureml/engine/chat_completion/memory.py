@@ -1,5 +1,6 @@
 """What a fine-tune takes of memory, found by going through a step on tensors that hold nothing."""
 
+import copy
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -100,7 +101,9 @@ def kept(config: PreTrainedConfig, rows: list[int], kind: str, lora: bool, recom
 
     with FakeTensorMode(), saved_tensors_hooks(keep, lambda tensor: tensor):
         model = AutoModelForCausalLM.from_config(
-            config, attn_implementation=WITHIN_ROWS, dtype=torch.bfloat16 if half else torch.float32
+            _unscaled(config),
+            attn_implementation=WITHIN_ROWS,
+            dtype=torch.bfloat16 if half else torch.float32,
         ).train()
         if lora:
             model.requires_grad_(False)
@@ -119,3 +122,13 @@ def kept(config: PreTrainedConfig, rows: list[int], kind: str, lora: bool, recom
         gradients = 2 * logits.nbytes  # of the logits, and their copy in the precision of the head
         activations = sum(storage.nbytes() for key, storage in found.items() if key not in own)
         return (2 if experts and kind == "fp32" else 1) * (activations + gradients)
+
+
+def _unscaled(config: PreTrainedConfig) -> PreTrainedConfig:
+    """Return the config without rotary scaling, some kinds of which look at positions, which hold nothing."""
+    config = copy.deepcopy(config)
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    for given in (rope, *rope.values()):  # for all layers, or for each type of them
+        if isinstance(given, dict) and "rope_type" in given:
+            given["rope_type"] = "default"
+    return config

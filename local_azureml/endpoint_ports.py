@@ -31,23 +31,22 @@ class EndpointPorts:
         """Return the endpoint that has a port."""
         return self._endpoints.get(port)
 
-    def open(self, endpoint: str, wished: int = 0) -> int:
-        """Return the endpoint's port, from now on open: the one that is wished for, unless it is taken."""
+    def open(self, endpoint: str, preferred: int = 0) -> int:
+        """Return the endpoint's port, from now on open: the preferred one, unless it is taken."""
         with self._lock:
             for port, name in self._endpoints.items():
                 if name == endpoint:
                     return port
             try:
-                listener = Listener(wished, self._connections)
+                listener = Listener(preferred, self._connections)
             except OSError:
-                if not wished:
+                if not preferred:
                     raise
                 listener = Listener(0, self._connections)
                 log.warning(
                     "port %d, which endpoint %s had, is taken: its address is at port %d from now on",
-                    *(wished, endpoint, listener.port),
+                    *(preferred, endpoint, listener.port),
                 )
-            listener.listen()  # clients may connect, and wait for a moment
             self._endpoints[listener.port] = endpoint
             self._soon(self._start, listener)
             return listener.port

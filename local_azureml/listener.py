@@ -52,6 +52,7 @@ class Listener(socket.socket):
         try:
             self.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was ours is free at once
             self.bind(("127.0.0.1", port))
+            self.listen()  # only then is a port surely ours; clients may connect, and wait for a moment
         except (OSError, OverflowError):
             self.close()
             raise

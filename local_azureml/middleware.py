@@ -35,7 +35,7 @@ CANONICAL = {segment.lower(): segment for segment in SEGMENTS}
 
 
 class AccessLog:
-    """Logs each answer: method, path without its query, which may hold a signature, and status.
+    """Logs each answer: port, method, path without its query, which may hold a signature, and status.
 
     The answer carries the request's correlation id, or a new one, as all of Azure's do.
     """
@@ -51,7 +51,8 @@ class AccessLog:
         async def noted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 MutableHeaders(scope=message)[CORRELATION] = correlation
-                log.info("%s %s %d", scope["method"], scope["raw_path"].decode("latin-1"), message["status"])
+                port, path = scope["server"][1], scope["raw_path"].decode("latin-1")
+                log.info("%d %s %s %d", port, scope["method"], path, message["status"])
             await send(message)
 
         await self.app(scope, receive, noted)

@@ -59,7 +59,7 @@ class EndpointPorts(Protocol):
     def endpoint(self, port: int) -> str | None:
         """Return the endpoint that has a port."""
 
-    def open(self, endpoint: str, wished: int = 0) -> int:
+    def open(self, endpoint: str, preferred: int = 0) -> int:
         """Return the endpoint's port, from now on open."""
 
     def close(self, endpoint: str) -> None:

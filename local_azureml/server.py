@@ -135,7 +135,11 @@ class Server:
             self._thread.join(0.02)
         from local_azureml.control_plane import endpoints
 
-        endpoints.reopen(self.context)
+        try:
+            endpoints.reopen(self.context)
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def warm(self) -> "Server":

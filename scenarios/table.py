@@ -36,5 +36,6 @@ def finish(table: str, took: str, rows: Iterable, page: Path | None) -> int:
         introduction, *_ = page.read_text("utf-8").partition("\n| ")
         page.write_text(f"{introduction}\n{table}\n\n{took}.\n", "utf-8")
     deviations = [f"{row.what}: {deviation}" for row in rows for deviation in row.deviations]
-    print("\n".join(deviations) or "every row is as it should be")
+    untried = [f"{row.what}: not tried" for row in rows if getattr(row, "status", 0) is None]
+    print("\n".join(deviations + untried) or "every row is as it should be")
     return 1 if deviations else 0

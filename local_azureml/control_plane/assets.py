@@ -127,7 +127,7 @@ def show(request: Request, kind: str, name: str, version: str) -> dict:
 def find(context: Context, kind: str, name: str, version: str) -> dict:
     """Return the document of a version, or refuse with the versions that there are."""
     if kind == "components" and version == DEFAULT_VERSION:
-        newest = find_container(context, kind, name)["properties"]["latestVersion"]
+        newest = find_container(context, kind, name)["properties"].get("latestVersion", "")
         return {**find(context, kind, name, newest), "id": f"{_base(kind, name)}/labels/default"}
     found = context.state.get(f"{_base(kind, name)}/versions/{version}")
     if found is None and _is_curated(kind, name):

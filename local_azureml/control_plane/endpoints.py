@@ -121,9 +121,9 @@ def _write(context: Context, name: str, body: dict, before: dict | None) -> JSON
     return operations.start(context, 200 if before else 201, _shown(document), work)
 
 
-def _open(context: Context, document: dict, wished: int = 0, **changes) -> None:
+def _open(context: Context, document: dict, preferred: int = 0, **changes) -> None:
     """Open an endpoint's port, and write its addresses and what else has changed."""
-    here = f"https://localhost:{context.endpoint_ports.open(document['name'], wished)}"
+    here = f"https://localhost:{context.endpoint_ports.open(document['name'], preferred)}"
     uris = {"scoringUri": f"{here}/score", "swaggerUri": f"{here}/swagger.json"}
     set_properties(context, document, **uris, **changes)
 

@@ -37,7 +37,9 @@ CLEAN = BeforeValidator(_clean)
 Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(max_length=255)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
-CountAsSent = Annotated[Count, WrapValidator(lambda value, check: check(value) and value)]  # be it text
+CountAsSent = Annotated[  # as text where it was sent as such
+    Count, WrapValidator(lambda value, check: str(check(value)) if isinstance(value, str) else check(value))
+]
 WORD = BeforeValidator(lambda value: json.dumps(value) if isinstance(value, bool) else value)
 Tags = dict[str, Annotated[str, Field(coerce_numbers_to_str=True), WORD]]
 URI = r"^([A-Za-z][A-Za-z0-9+.-]+:|/subscriptions/)\S"  # a scheme and what follows, or an Azure id

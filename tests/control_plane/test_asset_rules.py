@@ -126,6 +126,15 @@ def test_the_counts_of_a_components_distribution_are_text(client, step):
     assert made.resources.instance_count == 2
 
 
+@pytest.mark.parametrize("sent", [2.0, "2.0"])
+def test_a_count_that_is_not_written_as_a_whole_number_is_kept_as_one(http, arm, client, step, sent):
+    path = register(client, step("odd")).id
+    properties = http.get(path).json()["properties"]
+    properties["componentSpec"]["resources"] = {"instance_count": sent}
+    changed = http.put(path, json={"properties": properties}).json()["properties"]["componentSpec"]
+    assert changed["resources"]["instance_count"] == "2"
+
+
 def test_a_curated_environment_of_a_component_is_the_registrys(client, step):
     made = register(client, step("curated"))
     name = "AzureML-sklearn-1.0-ubuntu20.04-py38-cpu"

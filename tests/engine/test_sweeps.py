@@ -216,6 +216,13 @@ def test_a_sweep_is_canceled_with_its_trials(client, make_sweep):
     assert (client.jobs.get(job.name).status, states) == ("Canceled", {"Canceled"})
 
 
+def test_a_sweep_leaves_a_job_alone_that_has_the_name_of_a_trial(http, arm, client):
+    other = client.jobs.create_or_update(make_command("sleep 600", name="taken_0"))
+    assert put(http, arm, "taken", raw("true", "x", limits={"timeout": "PT1S"}))["status"] == "Failed"
+    assert client.jobs.get(other.name).status not in ("Canceled", "Failed")
+    client.jobs.begin_cancel(other.name).result()
+
+
 def test_a_trial_that_fails_is_not_the_best(client, make_sweep):
     text = "python log.py loss ${{inputs.a}}; exit ${{inputs.a}}"
     job = ended(client, make_sweep(text, {"a": choice(0, 3)}, goal="maximize"))

@@ -598,6 +598,12 @@ def test_turns_and_lengths_are_shown_in_a_table(link, run):
     assert line.split() == ["train", "4", "0", "2", "10", "10", "12", "60", "60"]
 
 
+def test_a_dataset_without_messages_is_refused_before_its_rows_are_fetched(link, run):
+    write_repository(link.root, "made/plain", {"train": [{"text": "x", "label": 1}] * 100})
+    said = sentence(run("--dataset", "made/plain"))
+    assert "no conversations in the columns text, label; known are `messages`" in said
+
+
 # Faults
 
 

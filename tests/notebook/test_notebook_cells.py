@@ -364,7 +364,9 @@ def test_a_failed_job_that_was_resumed_is_tried_again_by_its_cell(steps, client)
 
 def test_no_log_holds_a_token_a_key_or_a_signature(changed_order, client, environment, http):
     folder = Path(environment["HF_HOME"]).parent
-    key = client.online_endpoints.get_keys(changed_order[1]["address"]).primary_key
+    endpoint = changed_order[1]["endpoint"]
+    key = client.online_endpoints.get_keys(endpoint.name).primary_key
+    http.post(endpoint.scoring_uri, json={}, headers={"Authorization": f"Bearer {key}"})
     token = http.headers["Authorization"].removeprefix("Bearer ")
     secrets = json.loads((folder / "secrets.json").read_text()).values()
     logs = [file.read_text(errors="replace") for file in folder.rglob("*") if file.suffix in (".txt", ".log")]

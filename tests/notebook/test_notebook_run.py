@@ -63,7 +63,7 @@ def test_cluster_and_deployments_are_billed_and_nothing_is_left_running(ran):
 
 def test_the_emulators_page_marks_the_operations_that_the_notebook_uses(ran):
     pages = runpy.run_path(str(ROOT / "tools" / "refresh_pages.py"))
-    answers = re.findall(r"local_azureml: ([A-Z]+) (\S+) (\d+)$", ran.said, re.M)
+    answers = re.findall(r"local_azureml: \d+ ([A-Z]+) (\S+) (\d+)$", ran.said, re.M)
     played = [(method, path, re.compile(pages["pattern"](path))) for method, path, _ in pages["operations"]()]
     used = set()
     for asked, place in {(method, path) for method, path, status in answers if status != "501"}:

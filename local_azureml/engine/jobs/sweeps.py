@@ -8,7 +8,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from threading import Timer
+from threading import TIMEOUT_MAX, Timer
 
 from local_azureml.context import Context
 from local_azureml.control_plane import computes, datastores, jobs, outputs, shapes, sweep_shapes
@@ -38,6 +38,8 @@ class Sweeps:
         trials = {f"{name}_{number}": values for number, values in enumerate(_values(properties))}
         at_once = _at_once(self._context, properties, len(trials))
         journal.say(f"{len(trials)} trials, at most {at_once} side by side")
+        if taken := [child for child in trials if self._records.exists(child)]:
+            raise StepError("UserError", f"{taken[0]!r} is the name of another job")
         late: list[str] = []
 
         def stop() -> None:
@@ -75,8 +77,6 @@ class Sweeps:
     ) -> None:
         """Run one trial as the command job that it is."""
         self._steps.check(root, child)
-        if self._records.exists(child):
-            raise StepError("UserError", f"{child!r} is the name of another job")
         trial = _trial(properties, values)
         asked = {
             output: {key: value for key, value in given.items() if key not in OF_SWEEP}
@@ -245,7 +245,7 @@ def _timed(limit: str | None, time_out: Callable[[], None]) -> Iterator[None]:
     if not limit:
         yield
         return
-    timer = Timer(shapes.seconds(limit), time_out)
+    timer = Timer(min(shapes.seconds(limit), TIMEOUT_MAX), time_out)
     timer.daemon = True
     timer.start()
     try:

@@ -39,14 +39,15 @@ LEGAL = {
     "ignore_eos": ((bool,), lambda value: True, "true or false"),
     "return_full_text": ((bool,), lambda value: True, "true or false"),
     # what LangChain's client of Azure's endpoints sends: langchain_community.llms.azureml_endpoint
-    "stop": ((str, list), lambda value: _texts(value), "a text or a list of texts, none of them empty"),
+    "stop": ((str, list), lambda value: _texts(value), "a text of 1 to 100 characters, or at most 16 such"),
     # of vLLM, which serves chat models on Azure: docs.vllm.ai, SamplingParams
     "seed": ((int,), lambda value: 0 <= value < 2**63, "an integer from 0"),
 }
 
 
 def _texts(given: str | list) -> bool:
-    return all(isinstance(text, str) and text for text in ([given] if isinstance(given, str) else given))
+    texts = [given] if isinstance(given, str) else given
+    return len(texts) <= 16 and all(isinstance(text, str) and 0 < len(text) <= 100 for text in texts)
 
 
 def flat_or_nested(given: list) -> list[list[dict]]:

@@ -37,9 +37,7 @@ CLEAN = BeforeValidator(_clean)
 Text = Annotated[str, Field(max_length=100_000)]
 Name = Annotated[str, Field(max_length=255)]
 Count = Annotated[int, Field(ge=1, le=10_000)]
-CountAsSent = Annotated[  # as text where it was sent as such
-    Count, WrapValidator(lambda value, check: str(check(value)) if isinstance(value, str) else check(value))
-]
+AS_SENT = WrapValidator(lambda sent, check: str(check(sent)) if isinstance(sent, str) else check(sent))
 WORD = BeforeValidator(lambda value: json.dumps(value) if isinstance(value, bool) else value)
 Tags = dict[str, Annotated[str, Field(coerce_numbers_to_str=True), WORD]]
 URI = r"^([A-Za-z][A-Za-z0-9+.-]+:|/subscriptions/)\S"  # a scheme and what follows, or an Azure id
@@ -104,7 +102,7 @@ class Distribution(Shape, total=False):
     distributionType: Name
     distribution_type: Name
     processCountPerInstance: Count
-    process_count_per_instance: CountAsSent
+    process_count_per_instance: Annotated[Count, AS_SENT]
 
 
 class Described(Shape, total=False):
@@ -119,7 +117,7 @@ class Limits(Shape, total=False):
 
 class Resources(Shape, total=False):
     instanceCount: Count
-    instance_count: CountAsSent
+    instance_count: Annotated[Count, AS_SENT]
     instanceType: Name
 
 

@@ -28,7 +28,8 @@ from azure.ai.ml.entities import Environment
 from azure.identity import DefaultAzureCredential
 
 names = [os.environ[f"AZUREML_ARM_{name}"] for name in ("SUBSCRIPTION", "RESOURCEGROUP", "WORKSPACE_NAME")]
-workspace = MLClient(DefaultAzureCredential(), *names)
+# as the notebook does: on Python 3.12 telemetry ends in a traceback of its own when the kernel does
+workspace = MLClient(DefaultAzureCredential(), *names, enable_telemetry=False)
 job = command(
     command="python -c 'import mlflow; mlflow.log_metric(\\"answer\\", 42)'",
     environment=Environment(name="plain", version="1", image="python:3.11"),

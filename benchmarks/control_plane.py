@@ -32,7 +32,6 @@ CHANGED_LAST = "$orderBy=modifiedtime desc"
 VERSIONS, JOBS = 5000, 2000  # of a filled data folder
 REQUESTS = {
     "show the workspace": ("GET", WORKSPACE, None),
-    "make a cluster": ("PUT", f"{WORKSPACE}/computes/timed", CLUSTER),
     "show the cluster": ("GET", f"{WORKSPACE}/computes/timed", None),
     "list the clusters": ("GET", f"{WORKSPACE}/computes", None),
     "find a registry model": ("GET", f"{REGISTRY}/models/Phi-3-mini-4k-instruct/versions", None),
@@ -44,6 +43,7 @@ REQUESTS = {
     "list 25 versions": ("GET", f"{WORKSPACE}/models/timed/versions?$top=25", None),
     "list 25 changed last": ("GET", f"{WORKSPACE}/models/timed/versions?$top=25&{CHANGED_LAST}", None),
     "list a page of jobs": ("GET", f"{WORKSPACE}/jobs", None),
+    "make a cluster": ("PUT", f"{WORKSPACE}/computes/timed", CLUSTER),
 }
 REPETITIONS, CLIENTS, TURNS = 200, 20, 10
 
@@ -58,6 +58,7 @@ def main() -> None:
         return fill(folder)
     print(f"| request | median ms | 99 of 100 within ms | a second, {CLIENTS} clients |\n|---|---|---|---|")
     sessions = [client() for _ in range(CLIENTS)]
+    timed(sessions[0], *REQUESTS["make a cluster"])  # the first lets what jobs need be imported meanwhile
     for name, request in REQUESTS.items():
         times = sorted(timed(sessions[0], *request) for _ in range(REPETITIONS))
         started = time.perf_counter()

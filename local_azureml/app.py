@@ -107,6 +107,4 @@ def _bare(context: Context) -> FastAPI:
 
 def on_bad_request(request: Request, error: RequestValidationError) -> Response:
     """Turn a body or query that does not fit the operation into a 400 that names the field."""
-    first = error.errors()[0]
-    place = ".".join(str(part) for part in first["loc"])
-    return errors.answer(errors.user_error(f"{place}: {first['msg']}"))
+    return errors.answer(errors.unfit(error.errors()))

@@ -44,6 +44,11 @@ def user_error(message: str, detail: str = "BadArgument") -> AzureError:
     return AzureError(400, "UserError", message, detail)
 
 
+def unfit(found: list[dict], whose: str = "") -> AzureError:
+    """Return the 400 that names the first place of those that pydantic found unfit."""
+    return user_error(f"{whose}{'.'.join(map(str, found[0]['loc']))}: {found[0]['msg']}")
+
+
 def not_played(what: str, instead: str = "") -> AzureError:
     """Return the 501 for what exists on Azure and not here; `instead` names what there is."""
     there = instead and f"; {instead}"

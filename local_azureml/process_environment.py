@@ -41,6 +41,11 @@ LIBRARIES = {  # how the engine's libraries are to behave; a command's own are l
 }
 
 
+def cores() -> int:
+    """Return how many processor cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
 def processes_with(name: str, value: str, after: float = 0) -> list[psutil.Process]:
     """Return the processes that began after a moment, with a variable of that value."""
     found = []

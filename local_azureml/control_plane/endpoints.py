@@ -123,9 +123,11 @@ def _write(context: Context, name: str, body: dict, before: dict | None) -> JSON
 
 def _open(context: Context, document: dict, preferred: int = 0, **changes) -> None:
     """Open an endpoint's port, and write its addresses and what else has changed."""
-    here = f"https://localhost:{context.endpoint_ports.open(document['name'], preferred)}"
-    uris = {"scoringUri": f"{here}/score", "swaggerUri": f"{here}/swagger.json"}
-    set_properties(context, document, **uris, **changes)
+    port = context.endpoint_ports.open(document["name"], preferred)
+    if port != preferred or changes:
+        here = f"https://localhost:{port}"
+        uris = {"scoringUri": f"{here}/score", "swaggerUri": f"{here}/swagger.json"}
+        set_properties(context, document, **uris, **changes)
 
 
 def reopen(context: Context) -> None:

@@ -14,7 +14,7 @@ from local_azureml.control_plane.shapes import (
     Text,
     spelled,
 )
-from local_azureml.errors import AzureError, user_error
+from local_azureml.errors import unfit
 
 Number = Annotated[int, Field(ge=0, le=10_000)]
 Trials = Annotated[int, Field(ge=1, le=1000)]  # how-to-tune-hyperparameters: from 1 to 1000
@@ -78,10 +78,4 @@ def read(properties: dict) -> dict:
     try:
         return SWEEP.dump_python(SWEEP.validate_python(properties), mode="json")
     except ValidationError as error:
-        raise refusal("the sweep's", error) from error
-
-
-def refusal(whose: str, error: ValidationError) -> AzureError:
-    """Return the 400 that names the first place that doesn't fit."""
-    first = error.errors()[0]
-    return user_error(f"{whose} {'.'.join(map(str, first['loc']))}: {first['msg']}")
+        raise unfit(error.errors(), "the sweep's ") from error

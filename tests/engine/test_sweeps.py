@@ -4,7 +4,7 @@ import os
 import time
 
 import pytest
-from clients import SHORT, ended, log_of, make_command, reason
+from clients import FINAL, SHORT, ended, log_of, make_command, reason
 from conftest import PLAIN_JOB
 
 LOG = """\
@@ -179,7 +179,7 @@ def put(http, arm, name: str, properties: dict):
     """Submit a job, and return its properties when it has ended."""
     path = f"{arm.workspace}/jobs/{name}"
     http.put(path, json={"properties": properties}).raise_for_status()
-    while (found := http.get(path).json()["properties"])["status"] not in ("Completed", "Failed", "Canceled"):
+    while (found := http.get(path).json()["properties"])["status"] not in FINAL:
         time.sleep(0.1)
     return found
 

@@ -8,6 +8,8 @@ from pathlib import Path
 import psutil
 import torch
 
+from local_azureml import process_environment
+
 GIB = 1 << 30
 CGROUP_LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes")
 PLAYED = "LOCAL_AZUREML_MACHINE"  # a variable with fields of Machine in JSON, to play another machine
@@ -29,12 +31,10 @@ class Machine:
         """Return this machine, or the one that the variable tells to play."""
         played = json.loads(os.environ.get(PLAYED, "{}"))
         gpus = played.get("gpus", torch.cuda.device_count())
-        found = cls(gpus, _cores(), _free(gpus), _half(gpus), 0 if gpus else BF16_PAYS_FROM)
+        found = cls(
+            gpus, process_environment.cores(), _free(gpus), _half(gpus), 0 if gpus else BF16_PAYS_FROM
+        )
         return replace(found, **played)
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
 def _free(gpus: int) -> int:

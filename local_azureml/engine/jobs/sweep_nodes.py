@@ -5,10 +5,9 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from local_azureml.control_plane.shapes import Shape
-from local_azureml.control_plane.sweep_shapes import refusal
 from local_azureml.engine.jobs import command_steps, sampling
 from local_azureml.engine.jobs.command_steps import asked, camel
-from local_azureml.errors import user_error
+from local_azureml.errors import unfit, user_error
 
 TIMES = ("timeout", "trial_timeout")  # in a node, seconds
 
@@ -29,7 +28,7 @@ def read(node: dict, spec: dict, job: dict) -> dict:
     try:
         node = NODE.validate_python(node)
     except ValidationError as error:
-        raise refusal("the sweep node's", error) from error
+        raise unfit(error.errors(), "the sweep node's ") from error
     unknown = sorted(set(node.get("search_space") or {}) - set(spec.get("inputs") or {}))
     if unknown:
         raise user_error(f"the component {spec['name']} has no input {', '.join(unknown)} to search")

@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 import re
 import shutil
 from collections.abc import Callable, Iterator
@@ -10,6 +9,7 @@ from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from threading import TIMEOUT_MAX, Timer
 
+from local_azureml import process_environment
 from local_azureml.context import Context
 from local_azureml.control_plane import computes, datastores, jobs, outputs, shapes, sweep_shapes
 from local_azureml.data_plane import tracking
@@ -210,7 +210,7 @@ def _at_once(context: Context, properties: dict, trials: int) -> int:
     """Return how many trials run side by side: as asked, as the cluster has nodes and this machine cores."""
     trial = _trial(properties, {})
     asked = (properties.get("limits") or {}).get("maxConcurrentTrials", trials)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    cores = process_environment.cores()
     compute = jobs.compute_named(trial.get("computeId"))
     if compute == jobs.SERVERLESS:
         return min(asked, cores)

@@ -4,9 +4,10 @@ python -m local_azureml run --data-dir STATE -- python -m scenarios.samples [--p
 
 FOLDER holds notebooks and the files that they read, laid out as in their repository, and in
 FOLDER/web/HOST/PATH what they read from https://HOST/PATH or http://HOST/PATH, or by its other name with
-wasbs://. They run one after the other, in a copy, in kernels of the Python that runs this program; PART
-picks those whose path holds it. docs/samples.md is the page of the samples of Azure/azureml-examples, and
-says by what the copy differs; its table, and the paragraph above it that counts, are renewed.
+wasbs://. A web server of this program's own answers for the first two. The notebooks run one after the other,
+in a copy, in kernels of the Python that runs this program; PART picks those whose path holds it.
+docs/samples.md is the page of the samples of Azure/azureml-examples, and says by what the copy differs; its
+table, and the paragraph above it that counts, are renewed.
 """
 
 import argparse
@@ -19,10 +20,13 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from contextlib import redirect_stdout
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 from types import SimpleNamespace
 from urllib.parse import quote
 
@@ -88,9 +92,12 @@ def main() -> int:
         parser.error("start it by python -m local_azureml run -- python -m scenarios.samples FOLDER")
     workspace = connect().workspaces.get(identifiers.WORKSPACE)
     os.environ["MLFLOW_TRACKING_URI"] = workspace.mlflow_tracking_uri  # as on a compute instance
-    with tempfile.TemporaryDirectory(prefix="samples-") as temporary:
+    with (
+        tempfile.TemporaryDirectory(prefix="samples-") as temporary,
+        serving(options.folder / "web") as origin,
+    ):
         copy = (options.keep or Path(temporary) / "copy").resolve()
-        changed = prepare(options.folder.resolve(), copy)
+        changed = prepare(options.folder.resolve(), copy, origin)
         rows = [follow(copy, path, changed) for path in chosen]
     lines = {row.notebook: line(row) for row in rows}
     print(table(lines))
@@ -100,20 +107,33 @@ def main() -> int:
     return 0
 
 
-def prepare(folder: Path, copy: Path) -> dict[Path, set[str]]:
+@contextmanager
+def serving(folder: Path) -> Iterator[str]:
+    """Serve a folder's files on a free port, and give the address."""
+    with ThreadingHTTPServer(("127.0.0.1", 0), partial(Quiet, directory=folder)) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    """A server of files that says nothing of what it serves."""
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def prepare(folder: Path, copy: Path, origin: str) -> dict[Path, set[str]]:
     """Copy the samples, change them, and return what was changed in each file."""
     shutil.copytree(folder, copy, dirs_exist_ok=True)
-    web = folder / "web"
     addresses = {}
-    for file in filter(Path.is_file, web.rglob("*")):
-        host, *path = quote(str(file.relative_to(web))).split("/")
-        names = [f"{scheme}://{host}/{'/'.join(path)}" for scheme in ("https", "http")]
-        names.append(f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}")
-        # without spaces, at which a command would take it for several
-        context = copy / str(file.relative_to(folder)).replace(" ", "_")
-        context.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(file, context)
-        addresses |= dict.fromkeys(names, str(context))
+    for file in (copy / "web").rglob("*"):
+        host, *path = quote(str(file.relative_to(copy / "web"))).split("/")
+        if len(path) > 1:
+            addresses[f"wasbs://{path[0]}@{host}/{'/'.join(path[1:])}"] = str(file)
+        if file.is_file():
+            names = [f"{scheme}://{host}/{'/'.join(path)}" for scheme in ("https", "http")]
+            addresses |= dict.fromkeys(names, f"{origin}/{host}/{'/'.join(path)}")
     names = dict(zip(("subscription_id", "resource_group", "workspace_name"), IDS.values(), strict=False))
     (copy / "config.json").write_text(json.dumps(names))
     texts = [file for file in copy.rglob("*") if file.suffix in TEXTS and copy / "web" not in file.parents]

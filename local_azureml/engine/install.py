@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import sys
 import urllib.request
+from importlib.util import find_spec
 from pathlib import Path
 
 PIP = ["-m", "pip", "--disable-pip-version-check"]
@@ -35,7 +36,12 @@ PYTORCH = "https://download.pytorch.org/whl/cpu/torch/"
 
 
 def read_settings() -> dict[str, str]:
-    """Return pip's settings by name, as its files and the environment give them to `pip install`."""
+    """Return pip's settings by name, as its files and the environment give them to `pip install`.
+
+    Where this Python has no pip, as in an environment that uv made, there are none: uv's own count.
+    """
+    if not find_spec("pip"):
+        return {}
     listed = subprocess.run(
         [sys.executable, *PIP, "config", "list"], check=True, capture_output=True, text=True
     ).stdout

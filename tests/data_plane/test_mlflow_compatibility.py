@@ -72,6 +72,13 @@ def test_mlflow_3_finds_no_logged_models(environment):
     assert refused(run_client(sys.executable, environment)) == REFUSED | REFUSED_OF_NEW
 
 
+def test_a_model_is_registered_where_mlflow_1_asks_for_it(http):
+    made = http.post(
+        f"{tracking.PREFIX}/api/2.0/preview/mlflow/registered-models/create", json={"name": "m1"}
+    )
+    assert made.json()["registered_model"]["name"] == "m1"
+
+
 def test_a_call_that_azure_lacks_is_told_in_the_log_with_the_way_that_works(http, emulator):
     answer = http.post(f"{tracking.PREFIX}/api/2.0/mlflow/logged-models", json={"experiment_id": "0"})
     assert (answer.status_code, answer.content) == (404, b"")

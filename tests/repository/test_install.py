@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import venv
 from pathlib import Path
 
 import pytest
@@ -23,12 +24,12 @@ def install(tmp_path):
     asked = tmp_path / "asked"
     uv = tmp_path / "uv"
 
-    def run(uv_status: int = 0, **settings: str) -> tuple[subprocess.CompletedProcess, str]:
+    def run(uv_status: int = 0, python=sys.executable, **settings: str) -> tuple:
         uv.write_text(f'#!/bin/sh\n(echo "$@"; env) > {asked}\nexit {uv_status}\n')
         uv.chmod(0o755)
         own = {name: value for name, value in os.environ.items() if not name.startswith("PIP_")}
         own |= {"PATH": f"{tmp_path}{os.pathsep}{own['PATH']}", "PIP_CONFIG_FILE": str(tmp_path / "pip.conf")}
-        command = [sys.executable, ROOT / "local_azureml" / "engine" / "install.py", PRESENT]
+        command = [python, ROOT / "local_azureml" / "engine" / "install.py", PRESENT]
         ended = subprocess.run(command, env=own | settings, capture_output=True, text=True, timeout=60)
         return ended, asked.read_text() if asked.exists() else ""
 
@@ -59,6 +60,15 @@ def test_where_uv_does_not_succeed_pip_tries_the_same(install):
     ended, asked = install(uv_status=1)
     assert ended.returncode == 0 and asked and "already satisfied: pip" in ended.stdout
     assert "uv did not succeed: pip tries the same\n" in ended.stderr
+
+
+def test_where_there_is_no_pip_uv_works_with_settings_of_its_own(install, tmp_path):
+    venv.create(tmp_path / "venv")
+    ended, asked = install(
+        python=tmp_path / "venv" / "bin" / "python", UV_DEFAULT_INDEX="https://own.invalid"
+    )
+    assert (ended.returncode, ended.stderr) == (0, "")
+    assert "UV_DEFAULT_INDEX=https://own.invalid" in asked.splitlines()
 
 
 @pytest.mark.parametrize(

@@ -49,15 +49,33 @@ IDS = {
     "WORKSPACE": identifiers.WORKSPACE,
     "REGISTRY": registry.NAME,
 }
-PLACEHOLDER = re.compile(rf"<[\w -]*({'|'.join(IDS)})[\w -]*>", re.IGNORECASE)
+PLACEHOLDER = re.compile(
+    rf"<(?![\w -]*(connection|identity|UAI))[\w -]*(?P<what>{'|'.join(IDS)})[\w -]*>", re.IGNORECASE
+)
 INSTALLS = re.compile(r"^\s*[%!]\s*(pip|conda|az|apt|apt-get)\b.*\n?", re.MULTILINE)
 SIZE = re.compile(r"\bstandard_[a-z]+\d\w*", re.IGNORECASE)
 SIZES = {size["name"].lower() for size in json.loads((identifiers.SEEDS / "sizes.json").read_text("utf-8"))}
 CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 NOTHING = "nothing: it reached its end"
+TOO = "on Azure too"
 REFUSED = re.compile(r"API request to endpoint (\S+) failed with error code (\d+)")  # MLflow's words
+UNBUILT = re.compile(r"\(NotImplemented\) .+")
 PATIENCE = 900  # seconds for one cell
+SDK = "azure-ai-ml 1.35.1"
+ITSELF = (  # what is said where a sample or a library of today stops it on Azure too, and the source of that
+    (r"NameError: name '\w+' is not defined", "no cell that runs defines it"),
+    (r"'OnlineEndpointOperations' object has no attribute 'list_keys'", f"{SDK} calls it get_keys"),
+    (r"'EndpointAuthKeys' object has no attribute 'access_token'", "the notebook made it with keys"),
+    (r"'LROPoller' object has no attribute 'name'", "the notebook does not wait for the result"),
+    (r"'NodeOutput' object is not subscriptable", "the notebook takes an output for several"),
+    (
+        r"One of \(client, name, version\), \(source\) should",
+        "the changelog of azure-ai-ml, 0.1.0b8: no path=",
+    ),
+    (r"unexpected keyword argument 'normalize'", "scikit-learn lacks it from 1.2 on, and 1.5 is asked for"),
+    (r"in state JobStatus.RUNNING. Download is allowed only", "the notebook does not wait for the job"),
+)
 CAUSE = re.compile(r"^(?!UserError)(\S+(?:Error|Exception): .+|.+: command not found)$", re.MULTILINE)
 GUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")  # an author's subscription, say
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
@@ -146,7 +164,7 @@ def change(file: Path, addresses: dict[str, str]) -> set[str]:
     cells = notebook.cells if notebook else [SimpleNamespace(source=file.read_text("utf-8"))]
     longest_first = sorted(addresses.items(), key=lambda pair: -len(pair[0]))
     edits = {
-        "ids": lambda text: PLACEHOLDER.sub(lambda found: IDS[found[1].upper()], text),
+        "ids": lambda text: PLACEHOLDER.sub(lambda found: IDS[found["what"].upper()], text),
         "pip": lambda text: INSTALLS.sub("", text) if notebook else text,
         "web": lambda text: reduce(lambda text, pair: text.replace(*pair), longest_first, text),
         "size": lambda text: SIZE.sub(known_size, text),
@@ -171,8 +189,11 @@ def known_size(found: re.Match) -> str:
 def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
     """Run one notebook to its end or to the cell that stops it."""
     notebook = nbformat.read(copy / path, as_version=4)
-    nearby = set().union(*(names for file, names in changed.items() if path.parent in file.parents))
-    if expected := [name for name in CLUSTERS if any(name in cell.source for cell in notebook.cells)]:
+    nearby = changed[path].union(
+        *(names for file, names in changed.items() if path.parent in file.parents and file.suffix != ".ipynb")
+    )
+    sources = "\n".join(cell.source for cell in notebook.cells)
+    if expected := [name for name in CLUSTERS if re.search(rf"(?<![\w-]){name}(?![\w-])", sources)]:
         make_clusters(expected)
         nearby.add("cluster")
     code = [cell for cell in notebook.cells if cell.cell_type == "code" and cell.source.strip()]
@@ -187,6 +208,8 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
         client.execute()
     except CellExecutionError as error:
         reason = f"{error.ename}: {ESCAPES.sub('', error.evalue)}".replace(str(copy), "FOLDER")
+        if "(NotImplemented)" not in reason and (behind := UNBUILT.search(ESCAPES.sub("", error.traceback))):
+            reason += f": {behind[0]}"
     except CellTimeoutError:
         reason = f"a cell took more than {PATIENCE} s"
     except DeadKernelError:
@@ -195,7 +218,8 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
     ended = sum(map(succeeded, code))
     jobs, failures = outcomes(submitted() - before)
     changes = [name for name in CHANGES if name in nearby]
-    reason = reason or "; ".join(f"a job of its failed: {failure}" for failure in failures)
+    if failures and (not reason or reason.startswith(JobException.__name__)):
+        reason = "; ".join(f"a job of its failed: {failure}" for failure in failures)
     row = Row(str(path), changes, ended, len(code), time.monotonic() - begun, jobs, reason)
     print(line(row), file=sys.stderr)
     return row
@@ -208,16 +232,21 @@ def submitted() -> set[str]:
 
 def outcomes(names: set[str]) -> tuple[dict[str, int], list[str]]:
     """Wait for jobs, and return how many ended with each status, and why the failed ones did."""
-    client, counts, failures = connect(), Counter(), []
-    for name in sorted(names):
-        try:
-            with redirect_stdout(io.StringIO()) as log:
-                client.jobs.stream(name)
-        except JobException as error:
-            said = CAUSE.findall(log.getvalue()) or re.findall(r'"message": "(.+?)"', str(error))
-            failures.append(said[-1] if said else str(error))
-        counts[client.jobs.get(name).status] += 1
-    return dict(counts), failures
+    client = connect()
+    causes = [cause(client, name) for name in sorted(names)]
+    return dict(Counter(client.jobs.get(name).status for name in names)), [why for why in causes if why]
+
+
+def cause(client: MLClient, name: str) -> str:
+    """Wait for a job, and return why it or a part of it failed: the last error in its log, if it has one."""
+    try:
+        with redirect_stdout(io.StringIO()) as log:
+            client.jobs.stream(name)
+    except JobException as error:
+        parts = [part.name for part in client.jobs.list(parent_job_name=name) if part.status == "Failed"]
+        said = CAUSE.findall(log.getvalue()) or [cause(client, part) for part in parts]
+        return (said or re.findall(r'"message": "(.+?)"', str(error)) or [str(error)])[-1]
+    return ""
 
 
 def succeeded(cell: nbformat.NotebookNode) -> bool:
@@ -257,29 +286,30 @@ def line(row: Row) -> str:
         row.reason.partition("\nCode:")[0].replace(identifiers.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
     )
     reason = GUID.sub("ID", " ".join(reason.split()))
-    reason = reason[:300] + ("…" if len(reason) > 300 else "") + lack(reason) or NOTHING
+    reason = reason[:300] + ("…" if len(reason) > 300 else "") + there_too(reason) or NOTHING
     jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))
     cells = [row.notebook, ", ".join(row.changes), f"{row.cells} of {row.of}", jobs]
     return f"| {' | '.join([*cells, f'{row.seconds:.0f}', reason])} |"
 
 
-def lack(reason: str) -> str:
-    """Return what Azure's tracking server lacks too, where that is the reason, and where it is said."""
+def there_too(reason: str) -> str:
+    """Return why a sample stops on Azure as well, where that is known, and where it is said."""
     path, status = found.groups() if (found := REFUSED.search(reason)) else ("", "")
     verbs = ("GET", "POST", "PATCH", "DELETE")
-    lines = [line for line in TABLE if any(line.match(verb, path, {}) for verb in verbs)]
-    return next((f"; {line.lack}" for line in lines if str(line.status) == status), "")
+    lacks = [line for line in TABLE if any(line.match(verb, path, {}) for verb in verbs)]
+    said = [line.lack for line in lacks if str(line.status) == status]
+    said += [source for words, source in ITSELF if re.search(words, reason)]
+    return f"; {TOO}: {said[0]}" if said else ""
 
 
 def page(before: str, lines: dict[str, str]) -> str:
     """Return a page with these lines in its table, and above it the paragraph that counts them."""
     done = sum(NOTHING in line for line in lines.values())
     refused = sum("(NotImplemented)" in line for line in lines.values())
-    there_too = sum("Azure's tracking server lacks" in line for line in lines.values())
+    as_there = sum(TOO in line for line in lines.values())
     counts = (
-        f"{done} of {len(lines)} reach their end with every job completed, {refused} come to what the"
-        f" emulator refuses by\nname, with status 501, and {there_too} to what Azure's tracking server lacks"
-        " too."
+        f"{done} of {len(lines)} reach their end with every job completed, {as_there} stop where they would"
+        f" stop\n{TOO}, and {refused} come to what the emulator refuses by name, with status 501."
     )
     introduction = before.partition("\n\n| ")[0].rpartition("\n\n")[0]
     return f"{introduction}\n\n{counts}\n\n{table(lines)}\n"

@@ -21,9 +21,9 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stdout, suppress
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import cache, partial, reduce
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from threading import Thread
@@ -40,9 +40,9 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from local_azureml import identifiers
 from local_azureml.control_plane import registry
-from local_azureml.data_plane.mlflow_compatibility import TABLE
+from local_azureml.data_plane.mlflow_compatibility import ISSUES, LEARN, TABLE
 
-CHANGES = ("ids", "pip", "web", "size", "cluster")  # as docs/samples.md explains them
+CHANGES = ("ids", "pip", "source", "web", "size", "cluster")  # as docs/samples.md explains them
 IDS = {
     "SUBSCRIPTION": identifiers.SUBSCRIPTION,
     "RESOURCE": identifiers.GROUP,
@@ -55,12 +55,14 @@ PLACEHOLDER = re.compile(
 INSTALLS = re.compile(r"^\s*[%!]\s*(pip|conda|az|apt|apt-get)\b.*\n?", re.MULTILINE)
 SIZE = re.compile(r"\bstandard_[a-z]+\d\w*", re.IGNORECASE)
 SIZES = {size["name"].lower() for size in json.loads((identifiers.SEEDS / "sizes.json").read_text("utf-8"))}
+PATH = re.compile(r"(load_component\(\s*)path=")
 CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 NOTHING = "nothing: it reached its end"
 TOO = "on Azure too"
 REFUSED = re.compile(r"API request to endpoint (\S+) failed with error code (\d+)")  # MLflow's words
 UNBUILT = re.compile(r"\(NotImplemented\) .+")
+CONTAINER = re.compile(r"the container of (\S+)/(\S+) ended")
 PATIENCE = 900  # seconds for one cell
 SDK = "azure-ai-ml 1.35.1"
 ITSELF = (  # what is said where a sample or a library of today stops it on Azure too, and the source of that
@@ -68,16 +70,19 @@ ITSELF = (  # what is said where a sample or a library of today stops it on Azur
     (r"'OnlineEndpointOperations' object has no attribute 'list_keys'", f"{SDK} calls it get_keys"),
     (r"'EndpointAuthKeys' object has no attribute 'access_token'", "the notebook made it with keys"),
     (r"'LROPoller' object has no attribute 'name'", "the notebook does not wait for the result"),
-    (r"'NodeOutput' object is not subscriptable", "the notebook takes an output for several"),
-    (
-        r"One of \(client, name, version\), \(source\) should",
-        "the changelog of azure-ai-ml, 0.1.0b8: no path=",
-    ),
+    (r"'NodeOutput' object is not subscriptable", f"an output of {SDK} is an object"),
+    (r"'NoneType' object has no attribute 'properties'", f"`jobs.download` of {SDK} returns nothing"),
+    (r"Input path can't be empty", f"{SDK} has no Input(folder=)"),
+    (r"No such file or directory: \.\./tests/test_configs", "the repository has no such file"),
     (r"unexpected keyword argument 'normalize'", "scikit-learn lacks it from 1.2 on, and 1.5 is asked for"),
-    (r"in state JobStatus.RUNNING. Download is allowed only", "the notebook does not wait for the job"),
+    (r"No module named 'skops'", "MLflow saves with it from 3.14 on (github.com/mlflow/mlflow/pull/23987)"),
+    (r"artifacts from path 'model'", f"autologging makes a logged model, see {ISSUES}/44896"),
+    (r"cannot import name 'ResourceManagementClient'", "the changelog of azure-mgmt-resource, 25.0.0"),
+    (r"/blue/model/model'", f"{LEARN}/concept-online-deployment-model-specification: by the folder's name"),
 )
 CAUSE = re.compile(r"^(?!UserError)(\S+(?:Error|Exception): .+|.+: command not found)$", re.MULTILINE)
 GUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")  # an author's subscription, say
+DATA = re.compile(r"/[\w./-]+/(?=(deployments|environments|jobs|blobs|web)/)")  # the emulator's folder
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
 
@@ -166,6 +171,7 @@ def change(file: Path, addresses: dict[str, str]) -> set[str]:
     edits = {
         "ids": lambda text: PLACEHOLDER.sub(lambda found: IDS[found["what"].upper()], text),
         "pip": lambda text: INSTALLS.sub("", text) if notebook else text,
+        "source": lambda text: PATH.sub(r"\1source=", text),
         "web": lambda text: reduce(lambda text, pair: text.replace(*pair), longest_first, text),
         "size": lambda text: SIZE.sub(known_size, text),
     }
@@ -202,14 +208,19 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
         timeout=PATIENCE,
         kernel_name="python3",
         resources={"metadata": {"path": str(copy / path.parent)}},
+        on_cell_executed=lambda **_: wait(submitted() - before),
     )
     begun, reason, before = time.monotonic(), "", submitted()
     try:
         client.execute()
     except CellExecutionError as error:
-        reason = f"{error.ename}: {ESCAPES.sub('', error.evalue)}".replace(str(copy), "FOLDER")
+        said = ESCAPES.sub("", error.evalue).partition("\nCode:")[0]
+        reason = f"{error.ename}: {said}"
         if "(NotImplemented)" not in reason and (behind := UNBUILT.search(ESCAPES.sub("", error.traceback))):
             reason += f": {behind[0]}"
+        if ended := CONTAINER.search(reason):
+            said = CAUSE.findall(connect().online_deployments.get_logs(ended[2], ended[1], lines=1000))
+            reason += f": {said[-1]}" if said else ""
     except CellTimeoutError:
         reason = f"a cell took more than {PATIENCE} s"
     except DeadKernelError:
@@ -218,8 +229,9 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
     ended = sum(map(succeeded, code))
     jobs, failures = outcomes(submitted() - before)
     changes = [name for name in CHANGES if name in nearby]
-    if failures and (not reason or reason.startswith(JobException.__name__)):
-        reason = "; ".join(f"a job of its failed: {failure}" for failure in failures)
+    failed = "; ".join(f"a job of its failed: {failure}" for failure in failures)
+    reason = "; ".join(filter(None, ["" if failed and reason.startswith("JobException") else reason, failed]))
+    reason = reason.replace(str(copy), "FOLDER")
     row = Row(str(path), changes, ended, len(code), time.monotonic() - begun, jobs, reason)
     print(line(row), file=sys.stderr)
     return row
@@ -228,6 +240,13 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
 def submitted() -> set[str]:
     """Return the names of the workspace's jobs."""
     return {job.name for job in connect().jobs.list()}
+
+
+def wait(names: set[str]) -> None:
+    """Wait for jobs to end, whatever they come to, as the text around a cell asks of who reads it."""
+    for name in names:
+        with redirect_stdout(io.StringIO()), suppress(JobException):
+            connect().jobs.stream(name)
 
 
 def outcomes(names: set[str]) -> tuple[dict[str, int], list[str]]:
@@ -239,13 +258,15 @@ def outcomes(names: set[str]) -> tuple[dict[str, int], list[str]]:
 
 def cause(client: MLClient, name: str) -> str:
     """Wait for a job, and return why it or a part of it failed: the last error in its log, if it has one."""
-    try:
-        with redirect_stdout(io.StringIO()) as log:
+    with redirect_stdout(io.StringIO()), tempfile.TemporaryDirectory() as folder:
+        try:
             client.jobs.stream(name)
-    except JobException as error:
-        parts = [part.name for part in client.jobs.list(parent_job_name=name) if part.status == "Failed"]
-        said = CAUSE.findall(log.getvalue()) or [cause(client, part) for part in parts]
-        return (said or re.findall(r'"message": "(.+?)"', str(error)) or [str(error)])[-1]
+        except JobException as error:
+            parts = [part.name for part in client.jobs.list(parent_job_name=name) if part.status == "Failed"]
+            client.jobs.download(name, download_path=folder)
+            logs = [log.read_text("utf-8") for log in Path(folder).rglob("std_log.txt")]
+            said = CAUSE.findall("\n".join(logs)) or [cause(client, part) for part in parts]
+            return (said or re.findall(r'"message": "(.+?)"', str(error)) or [str(error)])[-1]
     return ""
 
 
@@ -254,6 +275,7 @@ def succeeded(cell: nbformat.NotebookNode) -> bool:
     return "shell.execute_reply" in cell.metadata.get("execution", {}) and not failed
 
 
+@cache
 def connect() -> MLClient:
     return MLClient(
         DefaultAzureCredential(), identifiers.SUBSCRIPTION, identifiers.GROUP, identifiers.WORKSPACE
@@ -282,9 +304,7 @@ def kept(page: str) -> dict[str, str]:
 
 
 def line(row: Row) -> str:
-    reason = (
-        row.reason.partition("\nCode:")[0].replace(identifiers.WORKSPACE_ID, "WORKSPACE").replace("|", "\\|")
-    )
+    reason = DATA.sub("DATA/", row.reason.replace(identifiers.WORKSPACE_ID, "WORKSPACE")).replace("|", "\\|")
     reason = GUID.sub("ID", " ".join(reason.split()))
     reason = reason[:300] + ("…" if len(reason) > 300 else "") + there_too(reason) or NOTHING
     jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))

@@ -146,11 +146,11 @@ async def describe(request: Request) -> Response:
     context = current(request)
     asked = request.headers.get("azureml-model-deployment")
     deployment = _pick(context, endpoints.find(context, request.path_params["endpoint"]), asked)
-    version = request.query_params.get("version", "2")
-    if not deployment["properties"].get("codeConfiguration") or version not in ("2", "2.0"):
-        asked = f"an OpenAPI description of {endpoints.label(deployment)} in version {version}"
-        raise not_played(asked, "scripts are described, in version 2")
     answer = await _ask(request, deployment, "/swagger.json")
+    if answer.status_code == 404:
+        version = request.query_params.get("version", "2")
+        asked = f"an OpenAPI description of {endpoints.label(deployment)} in version {version}"
+        raise not_played(asked, "of scripts version 2, and their own swagger3.json")
     return Response(answer.content, answer.status_code, _passed_on(answer.headers.raw))
 
 

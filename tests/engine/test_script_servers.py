@@ -165,7 +165,8 @@ def scripted(place, tmp_path_factory):
     """An endpoint of a script, with a description of it beside it."""
     folder = tmp_path_factory.mktemp("scripted")
     asked = script_of(folder, SCORE)
-    (folder / "code/swagger.json").write_text('{"swagger": "2.0", "info": {"title": "mine"}}')
+    for version in (2, 3):
+        (folder / f"code/swagger{version}.json").write_text(json.dumps({"info": {"title": version}}))
     return place("own-script", **asked).endpoint_name
 
 
@@ -231,8 +232,9 @@ def test_a_script_is_described_by_its_decorators(client, place, anonymous, tmp_p
     assert described(client, anonymous, "own-described", "?version=3").status_code == 501
 
 
-def test_a_script_without_decorators_is_described_by_a_file_beside_it(client, scripted, anonymous):
-    assert described(client, anonymous, scripted).json()["info"] == {"title": "mine"}
+@pytest.mark.parametrize(("asked", "version"), [("", 2), ("?version=2.0", 2), ("?version=3", 3)])
+def test_a_script_is_described_by_a_file_beside_it(client, scripted, anonymous, asked, version):
+    assert described(client, anonymous, scripted, asked).json()["info"] == {"title": version}
 
 
 RAW = """

@@ -16,6 +16,7 @@ from concurrent.futures import TimeoutError as TooSlow
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 from typing import NamedTuple
+from urllib.parse import parse_qs, urlsplit
 
 QUEUED = 2  # times the concurrency limit: what Azure holds in flight before it answers 429
 SENTENCE = "An unexpected error occurred in scoring script. Check the logs for more info."
@@ -58,10 +59,22 @@ def of_script(path):
 
 
 def description(schemas):
-    """Return the file swagger.json beside the code, or one with the schemas of a request and its answer."""
-    own = Path("swagger.json")
-    if own.is_file():
-        return own.read_text(encoding="utf-8")
+    """Return the descriptions by OpenAPI's version: files beside the code, or one with the schemas of `run`.
+
+    The names of the files are those of https://github.com/microsoft/azureml-inference-server.
+    """
+    files = {"2": ("swagger2.json", "swagger.json"), "3": ("swagger3.json",)}  # a later one wins
+    own = {
+        version: Path(name).read_text(encoding="utf-8")
+        for version, names in files.items()
+        for name in names
+        if Path(name).is_file()
+    }
+    return {"2": generated(schemas), **own}
+
+
+def generated(schemas):
+    """Return a description, in version 2, with the schemas of a request and its answer."""
     given, made = ({"schema": {"$ref": f"#/definitions/Service{way}"}} for way in ("Input", "Output"))
     body = {"in": "body", "name": "serviceInputPayload", **given}
     answers = {"200": {"description": "What the script returned", **made}}
@@ -208,7 +221,10 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing of what no one asked; `do_POST` says how each request ended."""
 
     def do_GET(self):
-        said = self.server.described if self.path.startswith("/swagger.json") else '{"status": "healthy"}'
+        said = '{"status": "healthy"}'
+        if self.path.startswith("/swagger.json"):
+            version = parse_qs(urlsplit(self.path).query).get("version", ["2"])[0]
+            said = self.server.described.get(version.replace(".0", ""))
         self._send(200 if said else 404, said or "", {"content-type": "application/json"})
 
     def do_POST(self):
@@ -233,7 +249,7 @@ def main(file):
     specification = json.loads(Path(file).read_text(encoding="utf-8"))
     begun = time.monotonic()
     script = specification["script"]
-    answer, described = of_script(script) if script else (of_model(specification["model"]), None)
+    answer, described = of_script(script) if script else (of_model(specification["model"]), {})
     print(f"loaded in {time.monotonic() - begun:.1f} s", flush=True)
     Server(specification, answer, described).serve_forever()
 

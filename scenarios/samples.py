@@ -22,7 +22,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout, suppress
-from dataclasses import dataclass
 from functools import cache, partial, reduce
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -40,9 +39,8 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from local_azureml import identifiers
 from local_azureml.control_plane import registry
-from local_azureml.data_plane.mlflow_compatibility import ISSUES, LEARN, TABLE
+from scenarios.samples_page import Row, kept, line, page, table
 
-CHANGES = ("ids", "pip", "source", "web", "size", "cluster")  # as docs/samples.md explains them
 IDS = {
     "SUBSCRIPTION": identifiers.SUBSCRIPTION,
     "RESOURCE": identifiers.GROUP,
@@ -58,45 +56,11 @@ SIZES = {size["name"].lower() for size in json.loads((identifiers.SEEDS / "sizes
 PATH = re.compile(r"(load_component\(\s*)path=")
 CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
-NOTHING = "nothing: it reached its end"
-TOO = "on Azure too"
-REFUSED = re.compile(r"API request to endpoint (\S+) failed with error code (\d+)")  # MLflow's words
 UNBUILT = re.compile(r"\(NotImplemented\) .+")
 CONTAINER = re.compile(r"the container of (\S+)/(\S+) ended")
 PATIENCE = 900  # seconds for one cell
-SDK = "azure-ai-ml 1.35.1"
-ITSELF = (  # what is said where a sample or a library of today stops it on Azure too, and the source of that
-    (r"NameError: name '\w+' is not defined", "no cell that runs defines it"),
-    (r"'OnlineEndpointOperations' object has no attribute 'list_keys'", f"{SDK} calls it get_keys"),
-    (r"'EndpointAuthKeys' object has no attribute 'access_token'", "the notebook made it with keys"),
-    (r"'LROPoller' object has no attribute 'name'", "the notebook does not wait for the result"),
-    (r"'NodeOutput' object is not subscriptable", f"an output of {SDK} is an object"),
-    (r"'NoneType' object has no attribute 'properties'", f"`jobs.download` of {SDK} returns nothing"),
-    (r"Input path can't be empty", f"{SDK} has no Input(folder=)"),
-    (r"No such file or directory: \.\./tests/test_configs", "the repository has no such file"),
-    (r"unexpected keyword argument 'normalize'", "scikit-learn lacks it from 1.2 on, and 1.5 is asked for"),
-    (r"No module named 'skops'", "MLflow saves with it from 3.14 on (github.com/mlflow/mlflow/pull/23987)"),
-    (r"artifacts from path 'model'", f"autologging makes a logged model, see {ISSUES}/44896"),
-    (r"cannot import name 'ResourceManagementClient'", "the changelog of azure-mgmt-resource, 25.0.0"),
-    (r"/blue/model/model'", f"{LEARN}/concept-online-deployment-model-specification: by the folder's name"),
-)
 CAUSE = re.compile(r"^(?!UserError)(\S+(?:Error|Exception): .+|.+: command not found)$", re.MULTILINE)
-GUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")  # an author's subscription, say
-DATA = re.compile(r"/[\w./-]+/(?=(deployments|environments|jobs|blobs|web)/)")  # the emulator's folder
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
-
-
-@dataclass
-class Row:
-    """How far one notebook came."""
-
-    notebook: str
-    changes: list[str]
-    cells: int  # of code, that ended
-    of: int
-    seconds: float
-    jobs: dict[str, int]  # that it submitted, by the status that each ended with
-    reason: str  # why it stopped, or why a job of its failed; empty if neither
 
 
 def main() -> int:
@@ -119,6 +83,7 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="samples-") as temporary,
         serving(options.folder / "web") as origin,
     ):
+        os.environ["TMPDIR"] = temporary  # of the kernels, in which the SDK's telemetry leaves folders
         copy = (options.keep or Path(temporary) / "copy").resolve()
         changed = prepare(options.folder.resolve(), copy, origin)
         rows = [follow(copy, path, changed) for path in chosen]
@@ -214,13 +179,7 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
     try:
         client.execute()
     except CellExecutionError as error:
-        said = ESCAPES.sub("", error.evalue).partition("\nCode:")[0]
-        reason = f"{error.ename}: {said}"
-        if "(NotImplemented)" not in reason and (behind := UNBUILT.search(ESCAPES.sub("", error.traceback))):
-            reason += f": {behind[0]}"
-        if ended := CONTAINER.search(reason):
-            said = CAUSE.findall(connect().online_deployments.get_logs(ended[2], ended[1], lines=1000))
-            reason += f": {said[-1]}" if said else ""
+        reason = why(error)
     except CellTimeoutError:
         reason = f"a cell took more than {PATIENCE} s"
     except DeadKernelError:
@@ -228,13 +187,23 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
     nbformat.write(notebook, copy / path)
     ended = sum(map(succeeded, code))
     jobs, failures = outcomes(submitted() - before)
-    changes = [name for name in CHANGES if name in nearby]
     failed = "; ".join(f"a job of its failed: {failure}" for failure in failures)
     reason = "; ".join(filter(None, ["" if failed and reason.startswith("JobException") else reason, failed]))
     reason = reason.replace(str(copy), "FOLDER")
-    row = Row(str(path), changes, ended, len(code), time.monotonic() - begun, jobs, reason)
+    row = Row(str(path), nearby, ended, len(code), time.monotonic() - begun, jobs, reason)
     print(line(row), file=sys.stderr)
     return row
+
+
+def why(error: CellExecutionError) -> str:
+    """Return why a cell failed: its error, and a refusal behind it or the last error in a container's log."""
+    reason = f"{error.ename}: {ESCAPES.sub('', error.evalue)}".partition("\nCode:")[0]
+    behind = UNBUILT.findall(ESCAPES.sub("", error.traceback))
+    if container := CONTAINER.search(reason):
+        endpoint, deployment = container.groups()
+        log = connect().online_deployments.get_logs(deployment, endpoint, lines=1000)
+        behind = CAUSE.findall(log)
+    return reason if not behind or behind[-1] in reason else f"{reason}: {behind[-1]}"
 
 
 def submitted() -> set[str]:
@@ -289,50 +258,6 @@ def make_clusters(names: list[str]) -> None:
         client.compute.begin_create_or_update(
             AmlCompute(name=name, size=CLUSTERS[name], max_instances=4)
         ).result()
-
-
-def table(lines: dict[str, str]) -> str:
-    """Return the table in Markdown, of lines by their notebooks."""
-    head = ["| notebook | changes | cells | jobs | seconds | what stops it |", "|---|---|---|---|---|---|"]
-    return "\n".join([*head, *(lines[notebook] for notebook in sorted(lines))])
-
-
-def kept(page: str) -> dict[str, str]:
-    """Return the lines that a page has, by their notebooks."""
-    lines = [line for line in page.splitlines() if ".ipynb | " in line]
-    return {line.split(" | ")[0].removeprefix("| "): line for line in lines}
-
-
-def line(row: Row) -> str:
-    reason = DATA.sub("DATA/", row.reason.replace(identifiers.WORKSPACE_ID, "WORKSPACE")).replace("|", "\\|")
-    reason = GUID.sub("ID", " ".join(reason.split()))
-    reason = reason[:300] + ("…" if len(reason) > 300 else "") + there_too(reason) or NOTHING
-    jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))
-    cells = [row.notebook, ", ".join(row.changes), f"{row.cells} of {row.of}", jobs]
-    return f"| {' | '.join([*cells, f'{row.seconds:.0f}', reason])} |"
-
-
-def there_too(reason: str) -> str:
-    """Return why a sample stops on Azure as well, where that is known, and where it is said."""
-    path, status = found.groups() if (found := REFUSED.search(reason)) else ("", "")
-    verbs = ("GET", "POST", "PATCH", "DELETE")
-    lacks = [line for line in TABLE if any(line.match(verb, path, {}) for verb in verbs)]
-    said = [line.lack for line in lacks if str(line.status) == status]
-    said += [source for words, source in ITSELF if re.search(words, reason)]
-    return f"; {TOO}: {said[0]}" if said else ""
-
-
-def page(before: str, lines: dict[str, str]) -> str:
-    """Return a page with these lines in its table, and above it the paragraph that counts them."""
-    done = sum(NOTHING in line for line in lines.values())
-    refused = sum("(NotImplemented)" in line for line in lines.values())
-    as_there = sum(TOO in line for line in lines.values())
-    counts = (
-        f"{done} of {len(lines)} reach their end with every job completed, {as_there} stop where they would"
-        f" stop\n{TOO}, and {refused} come to what the emulator refuses by name, with status 501."
-    )
-    introduction = before.partition("\n\n| ")[0].rpartition("\n\n")[0]
-    return f"{introduction}\n\n{counts}\n\n{table(lines)}\n"
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout, suppress
+from contextlib import contextmanager, redirect_stdout
 from functools import cache, partial, reduce
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -39,7 +39,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from local_azureml import identifiers
 from local_azureml.control_plane import registry
-from scenarios.samples_page import Row, kept, line, page, table
+from scenarios.samples_page import Row, kept, line, page
 
 IDS = {
     "SUBSCRIPTION": identifiers.SUBSCRIPTION,
@@ -57,8 +57,9 @@ PATH = re.compile(r"(load_component\(\s*)path=")
 CLUSTERS = {"cpu-cluster": "Standard_DS3_v2", "gpu-cluster": "Standard_NC4as_T4_v3"}
 TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 UNBUILT = re.compile(r"\(NotImplemented\) .+")
-CONTAINER = re.compile(r"the container of (\S+)/(\S+) ended")
+CONTAINER = re.compile(r"the container of (\S+)/(\S+) (?:ended|did not)")
 PATIENCE = 900  # seconds for one cell
+ENDED = ("Completed", "Failed", "Canceled")
 CAUSE = re.compile(r"^(?!UserError)(\S+(?:Error|Exception): .+|.+: command not found)$", re.MULTILINE)
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -83,15 +84,15 @@ def main() -> int:
         tempfile.TemporaryDirectory(prefix="samples-") as temporary,
         serving(options.folder / "web") as origin,
     ):
-        os.environ["TMPDIR"] = temporary  # of the kernels, in which the SDK's telemetry leaves folders
+        os.environ["TMPDIR"] = temporary  # where the kernels' SDK leaves folders of its telemetry
         copy = (options.keep or Path(temporary) / "copy").resolve()
         changed = prepare(options.folder.resolve(), copy, origin)
-        rows = [follow(copy, path, changed) for path in chosen]
-    lines = {row.notebook: line(row) for row in rows}
-    print(table(lines))
-    if options.page:
-        before = options.page.read_text("utf-8") if options.page.exists() else ""
-        options.page.write_text(page(before, kept(before) | lines), "utf-8")
+        for path in chosen:
+            said = line(follow(copy, path, changed))
+            print(said, flush=True)
+            if options.page:
+                before = options.page.read_text("utf-8") if options.page.exists() else ""
+                options.page.write_text(page(before, kept(before) | kept(said)), "utf-8")
     return 0
 
 
@@ -190,9 +191,7 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
     failed = "; ".join(f"a job of its failed: {failure}" for failure in failures)
     reason = "; ".join(filter(None, ["" if failed and reason.startswith("JobException") else reason, failed]))
     reason = reason.replace(str(copy), "FOLDER")
-    row = Row(str(path), nearby, ended, len(code), time.monotonic() - begun, jobs, reason)
-    print(line(row), file=sys.stderr)
-    return row
+    return Row(str(path), nearby, ended, len(code), time.monotonic() - begun, jobs, reason)
 
 
 def why(error: CellExecutionError) -> str:
@@ -212,17 +211,19 @@ def submitted() -> set[str]:
 
 
 def wait(names: set[str]) -> None:
-    """Wait for jobs to end, whatever they come to, as the text around a cell asks of who reads it."""
-    for name in names:
-        with redirect_stdout(io.StringIO()), suppress(JobException):
-            connect().jobs.stream(name)
+    """Wait for jobs to end, as the text around a cell asks of who reads it, as long as for a cell."""
+    until = time.monotonic() + PATIENCE
+    while any(job.name in names and job.status not in ENDED for job in connect().jobs.list()):
+        if time.monotonic() > until:
+            return
+        time.sleep(1)
 
 
 def outcomes(names: set[str]) -> tuple[dict[str, int], list[str]]:
     """Wait for jobs, and return how many ended with each status, and why the failed ones did."""
     client = connect()
     causes = [cause(client, name) for name in sorted(names)]
-    return dict(Counter(client.jobs.get(name).status for name in names)), [why for why in causes if why]
+    return dict(Counter(client.jobs.get(name).status for name in names)), list(filter(None, causes))
 
 
 def cause(client: MLClient, name: str) -> str:
@@ -233,7 +234,7 @@ def cause(client: MLClient, name: str) -> str:
         except JobException as error:
             parts = [part.name for part in client.jobs.list(parent_job_name=name) if part.status == "Failed"]
             client.jobs.download(name, download_path=folder)
-            logs = [log.read_text("utf-8") for log in Path(folder).rglob("std_log.txt")]
+            logs = [log.read_text("utf-8", "replace") for log in Path(folder).rglob("std_log.txt")]
             said = CAUSE.findall("\n".join(logs)) or [cause(client, part) for part in parts]
             return (said or re.findall(r'"message": "(.+?)"', str(error)) or [str(error)])[-1]
     return ""

@@ -12,23 +12,26 @@ NOTHING = "nothing: it reached its end"
 TOO = "on Azure too"
 REFUSED = re.compile(r"API request to endpoint (\S+) failed with error code (\d+)")  # MLflow's words
 SDK = f"azure-ai-ml {version('azure-ai-ml')}"
-ITSELF = (  # what is said where a sample or a library of today stops it on Azure too, and the source of that
-    (r"NameError: name '\w+' is not defined", "no cell that runs defines it"),
-    (r"'OnlineEndpointOperations' object has no attribute 'list_keys'", f"{SDK} calls it get_keys"),
-    (r"'EndpointAuthKeys' object has no attribute 'access_token'", "the notebook made it with keys"),
-    (r"'LROPoller' object has no attribute 'name'", "the notebook does not wait for the result"),
-    (r"'NodeOutput' object is not subscriptable", f"an output of {SDK} is an object"),
-    (r"'NoneType' object has no attribute 'properties'", f"`jobs.download` of {SDK} returns nothing"),
-    (r"Input path can't be empty", f"{SDK} has no Input(folder=)"),
-    (r"No such file or directory: \.\./tests/test_configs", "the repository has no such file"),
-    (r"unexpected keyword argument 'normalize'", "scikit-learn lacks it from 1.2 on, and 1.5 is asked for"),
+ITSELF = (  # a notebook and what stops it there too, since it or a library of today says so; and the source
+    (r": NameError: name '\w+' is not defined", "no cell that runs defines it"),
+    (r"online_endpoints\b.+'OnlineEndpointOperations' .+ 'list_keys'", f"{SDK} calls it get_keys"),
+    (r"progresive\b.+'EndpointAuthKeys' .+ 'access_token'", "the notebook made it with keys"),
+    (r"e2e-ml-workflow\b.+'LROPoller' .+ 'name'", "the notebook does not wait for the result"),
+    (r"cifar10\b.+'NodeOutput' object is not subscriptable", f"an output of {SDK} is an object"),
+    (r"tune-with-sklearn\b.+'NoneType' .+ 'properties'", f"`jobs.download` of {SDK} returns nothing"),
+    (r"datastore\b.+Input path can't be empty", f"{SDK} has no Input(folder=)"),
+    (r": ValidationException: No such file or directory: \.\./tests/", "the repository has no such file"),
+    (r"diabetes\b.+argument 'normalize'", "scikit-learn lacks it from 1.2 on, and 1.5 is asked for"),
     (r"No module named 'skops'", "MLflow saves with it from 3.14 on (github.com/mlflow/mlflow/pull/23987)"),
-    (r"artifacts from path 'model'", f"autologging makes a logged model, see {ISSUES}/44896"),
+    (r"xgboost\w*\b.+artifacts from path 'model'", f"autologging makes a logged model ({ISSUES}/44896)"),
     (r"cannot import name 'ResourceManagementClient'", "the changelog of azure-mgmt-resource, 25.0.0"),
-    (r"/blue/model/model'", f"{LEARN}/concept-online-deployment-model-specification: by the folder's name"),
+    (r"profiler\b.+SubscriptionNotFound", "the notebook names its author's subscription"),
+    (r"deploy-model\b.+/model/model'", f"{LEARN}/concept-online-deployment-model-specification"),
 )
 GUID = re.compile(r"\b[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\b")  # an author's subscription, say
-DATA = re.compile(r"/[\w./-]+/(?=(deployments|environments|jobs|blobs|web)/)")  # the emulator's folder
+DATA = re.compile(
+    r"(?<![\w/:])/(?!subscriptions/)[\w./-]+/(?=(deployments|environments|jobs|blobs|web)/)"
+)  # the emulator's folder
 
 
 @dataclass
@@ -60,7 +63,8 @@ def line(row: Row) -> str:
     """Return a row of the table."""
     reason = DATA.sub("DATA/", row.reason.replace(identifiers.WORKSPACE_ID, "WORKSPACE")).replace("|", "\\|")
     reason = GUID.sub("ID", " ".join(reason.split()))
-    reason = reason[:300] + ("…" if len(reason) > 300 else "") + there_too(reason) or NOTHING
+    too = there_too(f"{row.notebook}: {reason}")
+    reason = reason[:300] + ("…" if len(reason) > 300 else "") + too or NOTHING
     jobs = ", ".join(f"{count} {status.lower()}" for status, count in sorted(row.jobs.items()))
     cells = [
         row.notebook,
@@ -78,7 +82,7 @@ def there_too(reason: str) -> str:
     lacks = [line for line in TABLE if any(line.match(verb, path, {}) for verb in verbs)]
     said = [line.lack for line in lacks if str(line.status) == status]
     said += [source for words, source in ITSELF if re.search(words, reason)]
-    return f"; {TOO}: {said[0]}" if said else ""
+    return f"; {TOO}: {said[0]}" if said and "(NotImplemented)" not in reason else ""
 
 
 def page(before: str, lines: dict[str, str]) -> str:

@@ -20,7 +20,7 @@ from local_azureml.data_plane import artifacts
 
 log = logging.getLogger(__name__)
 API = "/api/2.0/mlflow/"
-BEFORE_2 = "/api/2.0/preview/mlflow/"  # where MLflow 1's clients ask for registered models
+BEFORE_2 = "/api/2.0/preview/mlflow/"  # where MLflow 1's clients ask for registered models and their versions
 SEARCHES = f"{API}runs/search"
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")  # in a filter
 FULL = "MLflow's whole server is on: logged models, traces, prompts and all else that Azure's has not"
@@ -162,7 +162,7 @@ class CompatibilityMiddleware:
         if (packed := Headers(scope=scope).get("content-encoding", "identity")) != "identity":
             told = f"a body in {packed!r} is not read here, since it may be of any size: send it as it is"
             return await JSONResponse({"message": told}, 415)(scope, receive, send)
-        scope = {**scope, "path": scope["path"].replace(BEFORE_2, API, 1)}
+        scope = {**scope, "path": scope["path"].replace(self._prefix + BEFORE_2, self._prefix + API, 1)}
         if self._context.full_mlflow or "authorization" not in Headers(scope=scope):
             return await self.app(scope, receive, send)
         method, path = scope["method"], scope["path"].partition(self._prefix)[2]

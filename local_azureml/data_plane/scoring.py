@@ -150,7 +150,9 @@ async def describe(request: Request) -> Response:
     if answer.status_code == 404:
         version = request.query_params.get("version", "2")
         asked = f"an OpenAPI description of {endpoints.label(deployment)} in version {version}"
-        raise not_played(asked, "of scripts version 2, and their own swagger3.json")
+        raise not_played(
+            asked, "there is version 2 of a script, and 3 where a file swagger3.json lies beside it"
+        )
     return Response(answer.content, answer.status_code, _passed_on(answer.headers.raw))
 
 

@@ -35,17 +35,14 @@ SOURCES = {"index-url", "extra-index-url", "find-links"}  # somebody has chosen 
 PYTORCH = "https://download.pytorch.org/whl/cpu/torch/"
 
 
-def read_settings() -> dict[str, str]:
+def read_settings(python: str) -> dict[str, str]:
     """Return pip's settings by name, as its files and the environment give them to `pip install`.
 
-    Where this Python has no pip, as in an environment that uv made, there are none: uv's own count.
+    They are what the pip of this Python says, or that of `python`; without either, uv's own settings count.
     """
-    if not find_spec("pip"):
-        return {}
-    listed = subprocess.run(
-        [sys.executable, *PIP, "config", "list"], check=True, capture_output=True, text=True
-    ).stdout
-    found = dict(line.split("=", 1) for line in listed.splitlines())
+    asked = [sys.executable if find_spec("pip") else python, *PIP, "config", "list"]
+    listed = subprocess.run(asked, capture_output=True, text=True)
+    found = dict(line.split("=", 1) for line in listed.stdout.splitlines())
     settings = {}
     for section in ("global", "install", ":env:"):  # a later one wins
         for name, value in found.items():
@@ -73,8 +70,10 @@ def install_with_uv(uv: str, python: str, settings: dict[str, str], arguments: l
     for name, between in (("UV_INDEX", " "), ("UV_CONSTRAINT", " "), ("UV_FIND_LINKS", ",")):  # of pip, lines
         if name in variables:
             variables[name] = between.join(variables[name].split())
-    chosen = {} if settings.keys() & SOURCES or not reached(PYTORCH) else {"UV_TORCH_BACKEND": "auto"}
-    return subprocess.run([*command, *arguments], env={**chosen, **os.environ, **variables}).returncode
+    variables = {**os.environ, **variables}
+    if not variables.keys() & {COUNTERPARTS[name] for name in SOURCES} and reached(PYTORCH):
+        variables.setdefault("UV_TORCH_BACKEND", "auto")
+    return subprocess.run([*command, *arguments], env=variables).returncode
 
 
 def reached(address: str) -> bool:
@@ -89,7 +88,7 @@ def main(arguments: list[str]) -> int:
     python = sys.executable
     if arguments[:1] == ["--python"]:
         _, python, *arguments = arguments
-    settings = read_settings()
+    settings = read_settings(python)
     if settings.keys() <= COUNTERPARTS.keys() | NOT_NEEDED and (uv := find_uv(python)):
         if install_with_uv(uv, python, settings, arguments) == 0:
             return 0

@@ -35,7 +35,7 @@ class Whole(NamedTuple):
 
 
 def of_script(path):
-    """Return what answers a request by a script's `run`, after its `init`, and its OpenAPI description."""
+    """Return what answers a request by a script's `run`, after its `init`, and its OpenAPI descriptions."""
     with contextlib.suppress(ImportError):
         import raw_http  # needs Flask, which whatever environment has that is made for it
 
@@ -48,29 +48,29 @@ def of_script(path):
     module.init()
     schemas = [{"type": "object", "example": {}}] * 2
     if "raw_http" in sys.modules and raw_http.DECORATED:
-        return of_raw_requests(module.run, raw_http), description(schemas)
+        return of_raw_requests(module.run, raw_http), descriptions(schemas)
     with contextlib.suppress(ImportError):
         from inference_schema import schema_util
 
         if schema_util.is_schema_decorated(module.run):
             schemas = [schema_util.get_input_schema(module.run), schema_util.get_output_schema(module.run)]
-            return of_text(lambda text: module.run(**json.loads(text))), description(schemas)
-    return of_text(module.run), description(schemas)
+            return of_text(lambda text: module.run(**json.loads(text))), descriptions(schemas)
+    return of_text(module.run), descriptions(schemas)
 
 
-def description(schemas):
+def descriptions(schemas):
     """Return the descriptions by OpenAPI's version: files beside the code, or one with the schemas of `run`.
 
     The names of the files are those of https://github.com/microsoft/azureml-inference-server.
     """
-    files = {"2": ("swagger2.json", "swagger.json"), "3": ("swagger3.json",)}  # a later one wins
-    own = {
-        version: Path(name).read_text(encoding="utf-8")
-        for version, names in files.items()
-        for name in names
-        if Path(name).is_file()
-    }
-    return {"2": generated(schemas), **own}
+    files = [
+        ("2", "swagger2.json"),
+        ("2", "swagger.json"),
+        ("3", "swagger3.json"),
+        ("3.1", "swagger3.1.json"),
+    ]
+    own = {version: Path(name).read_text(encoding="utf-8") for version, name in files if Path(name).is_file()}
+    return own if "2" in own else {"2": generated(schemas), **own}
 
 
 def generated(schemas):
@@ -224,7 +224,7 @@ class Handler(BaseHTTPRequestHandler):
         said = '{"status": "healthy"}'
         if self.path.startswith("/swagger.json"):
             version = parse_qs(urlsplit(self.path).query).get("version", ["2"])[0]
-            said = self.server.described.get(version.replace(".0", ""))
+            said = self.server.described.get({"2.0": "2", "3.0": "3"}.get(version, version))
         self._send(200 if said else 404, said or "", {"content-type": "application/json"})
 
     def do_POST(self):

@@ -39,6 +39,7 @@ from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernel
 
 from local_azureml import identifiers
 from local_azureml.control_plane import registry
+from local_azureml.control_plane.jobs import FINAL
 from scenarios.samples_page import Row, kept, line, page
 
 IDS = {
@@ -59,7 +60,6 @@ TEXTS = (".ipynb", ".py", ".yml", ".yaml", ".json", ".sh", ".R")
 UNBUILT = re.compile(r"\(NotImplemented\) .+")
 CONTAINER = re.compile(r"the container of (\S+)/(\S+) (?:ended|did not)")
 PATIENCE = 900  # seconds for one cell
-ENDED = ("Completed", "Failed", "Canceled")
 CAUSE = re.compile(r"^(?!UserError)(\S+(?:Error|Exception): .+|.+: command not found)$", re.MULTILINE)
 ESCAPES = re.compile(r"\x1b\[[0-9;]*m")
 
@@ -174,7 +174,7 @@ def follow(copy: Path, path: Path, changed: dict[Path, set[str]]) -> Row:
         timeout=PATIENCE,
         kernel_name="python3",
         resources={"metadata": {"path": str(copy / path.parent)}},
-        on_cell_executed=lambda **_: wait(submitted() - before),
+        on_cell_executed=lambda **_: wait(before),
     )
     begun, reason, before = time.monotonic(), "", submitted()
     try:
@@ -210,10 +210,10 @@ def submitted() -> set[str]:
     return {job.name for job in connect().jobs.list()}
 
 
-def wait(names: set[str]) -> None:
-    """Wait for jobs to end, as the text around a cell asks of who reads it, as long as for a cell."""
+def wait(before: set[str]) -> None:
+    """Wait for newer jobs to end, as the text around a cell asks of who reads it, as long as for a cell."""
     until = time.monotonic() + PATIENCE
-    while any(job.name in names and job.status not in ENDED for job in connect().jobs.list()):
+    while any(job.name not in before and job.status not in FINAL for job in connect().jobs.list()):
         if time.monotonic() > until:
             return
         time.sleep(1)

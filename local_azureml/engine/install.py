@@ -42,6 +42,8 @@ def read_settings(python: str) -> dict[str, str]:
     """
     asked = [sys.executable if find_spec("pip") else python, *PIP, "config", "list"]
     listed = subprocess.run(asked, capture_output=True, text=True)
+    if "No module named pip" not in listed.stderr:
+        listed.check_returncode()
     found = dict(line.split("=", 1) for line in listed.stdout.splitlines())
     settings = {}
     for section in ("global", "install", ":env:"):  # a later one wins

@@ -62,6 +62,12 @@ def test_where_uv_does_not_succeed_pip_tries_the_same(install):
     assert "uv did not succeed: pip tries the same\n" in ended.stderr
 
 
+def test_settings_of_pip_that_cannot_be_read_are_not_passed_over(install, tmp_path):
+    (tmp_path / "pip.conf").write_text("index-url = of no section")
+    ended, asked = install()
+    assert ended.returncode != 0 and asked == ""
+
+
 def test_where_there_is_no_pip_uv_works_with_settings_of_its_own(install, tmp_path):
     venv.create(tmp_path / "venv")
     ended, asked = install(
